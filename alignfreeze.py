@@ -1,0 +1,1116 @@
+#!/usr/bin/env python3
+"""AlignFreeze: realign a multilingual encoder on word pairs while half of its layers are frozen. One file, the whole method.
+
+A multilingual encoder is fine-tuned on English and tested in other languages. Before that it is *realigned*: words that
+translate each other, found in parallel text by a word aligner, are pulled together by a contrastive loss. Realignment
+helps some languages and harms others; freezing half of the layers meanwhile (`requires_grad = False`) keeps most of the
+gain and avoids most of the harm. All layers train again in fine-tuning.
+
+    python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --aligner dictionary --seed 31
+    python alignfreeze.py --model distilbert-base-multilingual-cased --strategy emb,0-2 --languages ar de fi --epochs 1
+    python alignfreeze.py --model ./my-encoder --data-dir ./my-data --strategy full --languages de --realign-languages de
+
+Read from top to bottom: tables, word pairs, realignment (the heart: `contrastive_loss` and `freeze`), tasks, fine-tuning
+and evaluation, one run, command line.
+
+Paper: Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers of
+Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
+Realignment: Gaschi, Cerda, Rastin, Toussaint. Exploring the Relationship between Alignment and Cross-lingual Transfer in
+Multilingual Transformers. Findings of ACL 2023. https://arxiv.org/abs/2306.02790
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 1. Tables: what the paper varies (its sections 3 and 4, and appendix A)
+# ----------------------------------------------------------------------------------------------------------------------
+
+MODELS = {  # the paper's encoders and their learning rate; any other encoder gets DEFAULT_LR
+    "distilbert-base-multilingual-cased": 2e-5,
+    "bert-base-multilingual-cased": 2e-5,
+    "xlm-roberta-base": 7.5e-6,
+}
+DEFAULT_LR = 2e-5
+
+TREEBANKS = {  # language: Universal Dependencies treebank; English to train, the other 34 to test (and to realign)
+    "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB", "ca": "Catalan-AnCora",
+    "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD", "el": "Greek-GDT", "es": "Spanish-GSD",
+    "fa": "Persian-PerDT", "fi": "Finnish-PUD", "fr": "French-GSD", "he": "Hebrew-HTB", "hi": "Hindi-HDTB",
+    "hu": "Hungarian-Szeged", "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD", "lt": "Lithuanian-ALKSNIS",
+    "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB", "pt": "Portuguese-GSD", "ro": "Romanian-RRT",
+    "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ", "sv": "Swedish-PUD", "ta": "Tamil-TTB",
+    "th": "Thai-PUD", "tr": "Turkish-PUD", "uk": "Ukrainian-IU", "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
+}  # fmt: skip
+SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
+
+UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
+
+OPUS = "Helsinki-NLP/opus-100"
+MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
+UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
+
+IGNORE = -100  # the label of positions that have none, as in cross_entropy's ignore_index
+
+
+class UserError(Exception):
+    """What is wrong with the input, where, and what to do about it, in one line; `main` prints it and returns 2."""
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 2. Word pairs: text -> words -> links (paper, section 2 and appendix A)
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """A sentence pair whose words are linked: `links` holds (index in source, index in target), one-to-one."""
+
+    language: str  # of the target side; the source side is English
+    source: list[str]
+    target: list[str]
+    links: Links
+    skipped: int = 0  # sentence pairs of this language passed over since the last one, for want of a link
+    reading: int = 1  # 2 when this language's text is being read for the second time, and so on
+
+
+Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
+
+UNSPACED_LANGUAGES = ("zh", "ja", "th")
+UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters of the scripts that write no spaces
+WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi and Tamil fall apart
+RUN = regex.compile(rf"(?:(?!\d){UNSPACED}\p{{M}}*)+|(?:(?!(?!\d){UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
+MARK = regex.compile(r"\p{M}")
+
+
+def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
+    """Split a sentence into words: runs of word characters (letters, digits, marks), or of other visible characters.
+
+    Chinese, Japanese and Thai (`zh ja th`) write no spaces: there, greedy longest match against `vocabulary` (a frozenset
+    is fastest), unknown characters of those scripts one by one, words in other scripts and numbers whole.
+    """
+    if lang not in UNSPACED_LANGUAGES:
+        return WORD.findall(text)
+    words, vocabulary = [], frozenset(vocabulary)
+    for run in RUN.findall(text):
+        words += longest_match(run, vocabulary) if regex.match(UNSPACED, run) else [run]
+    return words
+
+
+def longest_match(run: str, vocabulary: frozenset[str]) -> list[str]:
+    """Cut a run of characters into the longest words of `vocabulary` from the left; a mark stays with its character."""
+    cuts = [k for k in range(1, len(run)) if not MARK.match(run[k])] + [len(run)]
+    words, start, longest = [], 0, longest_word(vocabulary)
+    while start < len(run):
+        ends = [k for k in cuts if start < k <= start + longest] or [next(k for k in cuts if k > start)]
+        end = next((k for k in reversed(ends) if run[start:k] in vocabulary), ends[0])
+        words.append(run[start:end])
+        start = end
+    return words
+
+
+@lru_cache(maxsize=64)
+def longest_word(vocabulary: frozenset[str]) -> int:
+    return max(map(len, vocabulary), default=1)
+
+
+def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
+    """Keep the links whose two words have no other link; of these, drop links between identical strings."""
+    links = set(links)
+    sources, targets = Counter(i for i, _ in links), Counter(j for _, j in links)
+    return sorted((i, j) for i, j in links if sources[i] == targets[j] == 1 and source[i] != target[j])
+
+
+def dictionary_links(
+    source: list[str], target: list[str], forward: dict[str, set[str]], backward: dict[str, set[str]]
+) -> Links:
+    """Link words by a bilingual dictionary, as Gaschi et al. (2023) do: only where nothing is ambiguous. Case counts.
+
+    `source[i]` and `target[j]` are linked when exactly one of the distinct words of the target sentence is a translation
+    of `source[i]` (`forward`), it occurs there once, and `i` is the only position of the source sentence whose word
+    translates it (`backward`).
+    """
+    links, places = [], Counter(target)
+    for i, word in enumerate(source):
+        found = forward.get(word, set()) & places.keys()
+        if len(found) == 1:
+            (translation,) = found
+            back = backward.get(translation, ())
+            if places[translation] == 1 and [k for k, other in enumerate(source) if other in back] == [i]:
+                links.append((i, target.index(translation)))
+    return links
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of a UTF-8 file. UserError if it is missing, empty or not UTF-8."""
+    try:
+        with open(path, "rb") as lines:
+            number = 0
+            for number, line in enumerate(lines, 1):
+                yield number, line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; see 'Local data' in the README for the files of --data-dir"
+        ) from None
+    if number == 0:
+        raise UserError(f"{path}: the file is empty")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or absent, whoever else writes it and whenever the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
+        file.write(content)
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def fetch(url: str) -> Path:
+    """Download a plain file once; later runs read it from the cache. UserError when it cannot be had."""
+    path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
+    if not path.exists():
+        try:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                write_whole(path, response.read())  # read() raises when the connection breaks half-way
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(f"cannot download {url} ({error}); check the network, or use --data-dir") from None
+    return path
+
+
+def from_hub(name: str, config: str | None, split: str, streaming: bool = False) -> Iterable[dict]:
+    """The rows of a data set of the hub. UserError, in one line, whatever the library raises."""
+    try:
+        return datasets.load_dataset(name, config, split=split, streaming=streaming)
+    except Exception as error:  # the library raises dozens of types, from `httpx`, `fsspec`, `pyarrow` and itself
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"cannot load {name} {config} {split} ({reason}); check the network, or use --data-dir"
+        ) from None
+
+
+def parallel_text(language: str, data_dir: Path | None) -> Iterator[tuple[str, str]]:
+    """(English sentence, translation) line by line: `parallel/en-XX.tsv` of --data-dir, or OPUS-100 from the hub."""
+    if data_dir:
+        path = data_dir / "parallel" / f"{SOURCE}-{language}.tsv"
+        for number, line in read_lines(path):
+            if line.count("\t") != 1:
+                raise UserError(f"{path}:{number}: expected 'English TAB translation', found {line.count(chr(9))} tabs")
+            yield tuple(line.split("\t"))
+    else:
+        yield from streamed_text(language)
+
+
+def streamed_text(language: str, block: int = 10_000) -> Iterator[tuple[str, str]]:
+    """OPUS-100, downloaded as it is read, in blocks of lines that later runs find on disk."""
+    config, stream = "-".join(sorted((SOURCE, language))), None
+    for start in itertools.count(0, block):
+        path = CACHE / "opus-100" / config / f"{start}.json"
+        if not path.exists():
+            stream = stream or iter(from_hub(OPUS, config, "train", streaming=True).skip(start))
+            try:
+                rows = [row["translation"] for row in itertools.islice(stream, block)]
+                text = [(row[SOURCE], row[language]) for row in rows]
+            except Exception as error:  # as in `from_hub`: reading a stream is downloading
+                raise UserError(
+                    f"cannot read {OPUS} {config} ({error!r:.200}); check the network, or use --data-dir"
+                ) from None
+            write_whole(path, json.dumps(text, ensure_ascii=False).encode())
+        text = json.loads(path.read_bytes())
+        yield from map(tuple, text)
+        if len(text) < block:
+            return
+
+
+def read_dictionary(language: str, data_dir: Path | None) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """MUSE dictionaries, English to `language` and back; without a file for the way back, the first one is turned round."""
+    tables = {}
+    for a, b in ((SOURCE, language), (language, SOURCE)):
+        path = data_dir / "dictionary" / f"{a}-{b}.txt" if data_dir else fetch(MUSE_URL.format(a, b))
+        if a == language and not path.exists():
+            continue
+        table = tables[a] = defaultdict(set)
+        for number, line in read_lines(path):
+            words = line.split()
+            if len(words) != 2:
+                raise UserError(f"{path}:{number}: expected 'word translation', found {len(words)} words")
+            table[words[0]].add(words[1])
+    if language not in tables:
+        tables[language] = defaultdict(set)
+        for word, translations in tables[SOURCE].items():
+            for translation in translations:
+                tables[language][translation].add(word)
+    return tables[SOURCE], tables[language]
+
+
+def read_pharaoh(path: Path) -> list[Links]:
+    """Links of one sentence pair a line in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0."""
+    links = []
+    for number, line in read_lines(path):
+        if not regex.fullmatch(r"(\d+-\d+(\s+|$))*", line.strip()):
+            raise UserError(f"{path}:{number}: expected links such as '0-0 1-2', found {line[:60]!r}")
+        links.append([tuple(map(int, link.split("-"))) for link in line.split()])
+    return links
+
+
+def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
+    """Shuffle a stream through a buffer of `size` items, as the authors do."""
+    rng, buffer = random.Random(seed), []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+        else:
+            k = rng.randrange(size)
+            item, buffer[k] = buffer[k], item
+            yield item
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int, chunk: int = 32) -> Iterator[Pair]:
+    """Endless linked sentence pairs of English and `language`, shuffled by `seed`, aligned `chunk` at a time when needed.
+
+    Local files are read to their end here, before the first pair, so that a malformed line is found before training.
+    """
+    forward, backward, vocabulary = {}, {}, frozenset()
+    if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
+        forward, backward = read_dictionary(language, data_dir)
+    if language in UNSPACED_LANGUAGES:
+        vocabulary = frozenset().union(*forward.values())
+    lines = sum(1 for _ in parallel_text(language, data_dir)) if data_dir else None
+
+    if aligner == "dictionary":
+
+        def align(numbers: list[int], pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
+            return [dictionary_links(source, target, forward, backward) for source, target in pairs]
+    else:
+        path = Path(aligner) / f"{SOURCE}-{language}.txt"
+        stored = read_pharaoh(path)
+        if lines not in (None, len(stored)):
+            raise UserError(
+                f"{path}: {len(stored)} lines of links for {lines} sentence pairs; there must be one for each"
+            )
+
+        def align(numbers: list[int], pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
+            for number, (source, target) in zip(numbers, pairs):
+                if number >= len(stored):
+                    raise UserError(f"{path}: only {len(stored)} lines of links, but the parallel text goes on")
+                if any(i >= len(source) or j >= len(target) for i, j in stored[number]):
+                    size = f"{len(source)} English and {len(target)} {language} words"
+                    raise UserError(f"{path}:{number + 1}: a link lies outside the sentence pair ({size})")
+            return [stored[number] for number in numbers]
+
+    def endless() -> Iterator[Pair]:
+        skipped = 0
+        for reading in itertools.count(1):
+            linked = 0
+            text = shuffled(enumerate(parallel_text(language, data_dir)), f"{seed} {language} {reading}")
+            while batch := list(itertools.islice(text, chunk)):
+                pairs = [(split_words(en, SOURCE), split_words(xx, language, vocabulary)) for _, (en, xx) in batch]
+                for (source, target), links in zip(pairs, align([number for number, _ in batch], pairs)):
+                    if links := one_to_one(links, source, target):
+                        yield Pair(language, source, target, links, skipped, reading)
+                        linked, skipped = linked + 1, 0
+                    else:
+                        skipped += 1
+            if not linked:
+                raise UserError(
+                    f"{SOURCE}-{language}: the aligner '{aligner}' links no sentence pair of the whole text"
+                )
+
+    pairs = endless()
+    return itertools.chain([next(pairs)], pairs)  # the first pair is made now, for the error it may raise
+
+
+def interleave(streams: list[Iterator[Pair]]) -> Iterator[Pair]:
+    """One pair of each language in turn."""
+    return itertools.chain.from_iterable(zip(*streams))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 3. Realignment: pull the words of each pair together while some layers are frozen (paper, section 2)
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """A stretch of a tokenised sentence, special tokens included: the input of the encoder. All arrays are (T,)."""
+
+    sentence: int  # which sentence it comes from
+    ids: np.ndarray  # subword ids
+    words: np.ndarray  # the index of the word that each subword belongs to, -1 for special tokens
+    first: np.ndarray  # whether it is the first visible subword of its word, which represents the word
+
+
+def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows: bool = False) -> list[Window]:
+    """Tokenise sentences that are lists of words; at most `max_length` subwords, special tokens included.
+
+    XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that the first *visible*
+    subword represents the word. With `windows`, what does not fit goes on in further windows; without, it is cut off.
+    """
+    start, end = special_tokens(tokenizer)
+    room = max_length - len(start) - len(end)
+    blank = [i for i in tokenizer.convert_tokens_to_ids(["▁", "Ġ"]) if i not in (None, tokenizer.unk_token_id)]
+    encoded = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False)
+    result = []
+    for k, ids in enumerate(encoded["input_ids"]):
+        ids, words = np.array(ids, dtype=np.int64), np.array(encoded.word_ids(k), dtype=np.int64)
+        lone = np.isin(ids[:-1], blank) & (words[:-1] == words[1:])  # a blank with more of its word behind it
+        visible = ~np.append(lone, np.zeros(min(1, len(ids)), bool))
+        ids, words = ids[visible], words[visible]
+        first = np.diff(words, prepend=-1) != 0
+        edges = len(start), len(end)
+        for at in range(0, max(len(ids), 1) if windows else 1, room):
+            part = slice(at, at + room)
+            inside = np.pad(words[part], edges, constant_values=-1), np.pad(first[part], edges, constant_values=False)
+            result.append(Window(k, np.concatenate([start, ids[part], end]), *inside))
+    return result
+
+
+def special_tokens(tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts in front of a sentence and behind it, such as `[CLS]` and `[SEP]`."""
+    ids, mask = (tokenizer("a", return_special_tokens_mask=True)[k] for k in ("input_ids", "special_tokens_mask"))
+    return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
+
+
+def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
+    """Stack (T,) arrays into a (B, longest T) tensor, filled up with `value`."""
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def pad_inputs(ids: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
+    lengths = torch.tensor([len(row) for row in ids])
+    return {"input_ids": pad(ids, pad_id), "attention_mask": (torch.arange(lengths.max()) < lengths[:, None]).long()}
+
+
+def by_length(items: list, parts: int, length: Callable[[Any], int]) -> list[list]:
+    """Split a batch into parts of equal size and similar length, so that hardly any padding is computed."""
+    items, size = sorted(items, key=length), math.ceil(len(items) / parts)
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def parts_on(device: torch.device) -> int:
+    """In how many parts a batch is computed: on a CPU padding costs most, on a GPU it costs less than more launches."""
+    return 8 if device.type == "cpu" else 1
+
+
+def embed(model: nn.Module, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Look up the word embeddings of all parts of a batch at once: their gradient is a matrix of the whole vocabulary."""
+    ids = [part["input_ids"] for part in parts]
+    vectors = model.get_input_embeddings()(torch.cat([row.flatten() for row in ids])).split(
+        [row.numel() for row in ids]
+    )
+    others = [{name: tensor for name, tensor in part.items() if name != "input_ids"} for part in parts]
+    return [{**other, "inputs_embeds": v.view(*row.shape, -1)} for other, v, row in zip(others, vectors, ids)]
+
+
+class Batch(NamedTuple):
+    """B sentence pairs, ready for the encoder: 2B sentences, in parts of similar length."""
+
+    inputs: list[dict[str, Tensor]]  # of each part, input_ids and attention_mask, (its sentences, its longest T)
+    words: Tensor  # (N,) where the N words of all sentences are: positions in all parts flattened, one after the other
+    queries: Tensor  # (Q,) indices into `words`: every linked word, of either side,
+    targets: Tensor  # (Q,) and the word that it is linked to
+    cut: list[int]  # for each sentence pair, how many links were lost because a word lay behind `max_length` subwords
+
+    def to(self, device: torch.device) -> Batch:
+        inputs = [{name: tensor.to(device) for name, tensor in part.items()} for part in self.inputs]
+        return Batch(inputs, self.words.to(device), self.queries.to(device), self.targets.to(device), self.cut)
+
+
+def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int = 1) -> Batch:
+    """Turn linked sentence pairs into one batch; a sentence of more than `max_length` subwords is cut off there."""
+    sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
+    groups = by_length(encode_words(tokenizer, sentences, max_length), parts, lambda window: len(window.ids))
+    inputs = [pad_inputs([window.ids for window in group], tokenizer.pad_token_id) for group in groups]
+    word = [pad([np.where(window.first, window.words, -1) for window in group], -1) for group in groups]
+    sentence = [pad([np.full(len(window.ids), window.sentence) for window in group], 0) for group in groups]
+    word, sentence = (torch.cat([tensor.flatten() for tensor in part]) for part in (word, sentence))
+
+    places = (word >= 0).nonzero().squeeze(1)  # (N,) the first subword of every word
+    row = torch.full((len(sentences), max(map(len, sentences))), -1)  # (sentence, word) -> index into W, -1 if cut off
+    row[sentence[places], word[places]] = torch.arange(len(places))
+    pair = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(pair.links) for pair in pairs]))
+    i, j = torch.tensor([link for pair in pairs for link in pair.links]).T
+    source, target = row[pair, i], row[pair + len(pairs), j]
+    kept = (source >= 0) & (target >= 0)
+    cut = torch.bincount(pair[~kept], minlength=len(pairs)).tolist()
+    source, target = source[kept], target[kept]
+    return Batch(inputs, places, torch.cat([source, target]), torch.cat([target, source]), cut)
+
+
+def contrastive_loss(words: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
+    """The "strong" alignment loss of Wu and Dredze (2020, https://arxiv.org/abs/2010.02537); a scalar.
+
+        mean over queries (q, t) of  -log  exp(W_q . W_t / temperature)  /  sum over w != q of exp(W_q . W_w / temperature)
+
+    words: (N, d) projected vectors of all words of the batch, of both languages, linked or not; W are these at unit
+    length. queries, targets: (Q,) indices into `words`. Every other word of the batch is a negative.
+    """
+    words = F.normalize(words, dim=-1)
+    similarity = words[queries] @ words.T / temperature  # (Q, N)
+    similarity = similarity.scatter(1, queries[:, None], -math.inf)  # a word is not compared with itself
+    return F.cross_entropy(similarity, targets, reduction="sum") / max(len(queries), 1)
+
+
+def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
+    """The list of transformer layers of any encoder, found by its structure. UserError when there is none."""
+    depth = getattr(encoder.config, "num_hidden_layers", None)
+    for module in encoder.modules():  # from the outside to the inside
+        if isinstance(module, nn.ModuleList) and len(module) == depth and len(set(map(type, module))) == 1:
+            return module
+    kind = type(encoder).__name__
+    raise UserError(
+        f"{kind} has no list of {depth} transformer layers of one kind (shared layers?): cannot freeze by layer"
+    )
+
+
+def embeddings(encoder: nn.Module) -> nn.Module:
+    """Everything that turns subword ids into the first layer's input: the part of the encoder with its word embeddings."""
+    words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
+    parts = [part for part in encoder.children() if words in part.modules() and layers not in part.modules()]
+    return parts[0] if parts else words
+
+
+def parse_spec(spec: str, depth: int) -> tuple[set[int], bool]:
+    """(layers from 0, whether the embeddings too) named by `none`, `front`, `back`, or a list such as `emb,0-2,11`."""
+    half = depth // 2
+    spec = {"none": "", "front": f"0-{half - 1}", "back": f"{half}-{depth - 1}"}.get(spec, spec)
+    frozen = set()
+    for part in filter(None, spec.split(",")):
+        if match := regex.fullmatch(r"(\d+)(?:-(\d+))?", part):
+            low, high = int(match[1]), int(match[2] or match[1])
+            if not low <= high < depth:
+                raise UserError(f"layers '{part}' to freeze: this encoder has layers 0 to {depth - 1}")
+            frozen.update(range(low, high + 1))
+        elif part != "emb":
+            raise UserError(f"cannot freeze '{part}': use front, back, or a list such as 0-5 or emb,0-2,11")
+    return frozen, "emb" in spec.split(",")
+
+
+def freeze(model: nn.Module, spec: str) -> list[str]:
+    """Freeze the layers that `spec` names (see `parse_spec`); return the names of the parameters that no longer train.
+
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the upper half; as in the authors' code, the
+    embeddings keep training unless `emb` is named.
+    """
+    encoder = model.base_model
+    layers = transformer_layers(encoder)
+    numbers, with_embeddings = parse_spec(spec, len(layers))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for part in [layers[k] for k in numbers] + [embeddings(encoder)] * with_embeddings:
+        for parameter in part.parameters():
+            parameter.requires_grad = False
+    return [name for name in trained if not model.get_parameter(name).requires_grad]
+
+
+def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
+    """`hidden_states[layer]` of the encoder, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's.
+
+    No layer above it is computed: `hidden_states[k]` is the input of layer k, and the forward pass ends there.
+    """
+    layers = transformer_layers(encoder)
+    layer %= len(layers) + 1
+    if layer == len(layers):
+        return encoder(**inputs).last_hidden_state
+
+    class Reached(Exception):
+        pass
+
+    def stop(module, args):
+        raise Reached(args[0])
+
+    handle = layers[layer].register_forward_pre_hook(stop)
+    try:
+        encoder(**inputs)
+    except Reached as reached:
+        return reached.args[0]
+    finally:
+        handle.remove()
+
+
+def realignment_loss(
+    encoder: nn.Module, projection: nn.Module, batch: Batch, layer: int = -2, temperature: float = 0.1
+) -> Tensor:
+    """The loss of one batch of sentence pairs: hidden states of one layer -> vectors of words -> contrastive loss."""
+    hidden = [
+        hidden_state(encoder, part, layer) for part in embed(encoder, batch.inputs)
+    ]  # (sentences, T, hidden) each
+    words = projection(torch.cat([part.flatten(0, 1) for part in hidden])[batch.words])  # (N, 128)
+    return contrastive_loss(words.float(), batch.queries, batch.targets, temperature)
+
+
+def projection_head(hidden: int, size: int = 128) -> nn.Module:
+    """Maps hidden states to the space where words are compared; trained with the encoder, thrown away afterwards."""
+    return nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False))
+
+
+def count_pairs(seen: dict[str, Counter], pairs: list[Pair], cut: list[int]) -> None:
+    """Add up, by language, what realignment sees: sentence pairs, word pairs, and what was cut off or passed over."""
+    for pair, lost in zip(pairs, cut):
+        counts = seen.setdefault(pair.language, Counter())
+        counts.update(sentences=1, words=len(pair.links) - lost, cut=lost, skipped=pair.skipped)
+        counts["readings"] = pair.reading  # how often its text was begun
+
+
+def realign(
+    model: nn.Module, tokenizer: Any, pairs: Iterator[Pair], *, steps: int, spec: str = "none", batch_size: int = 16,
+    lr: float = DEFAULT_LR, layer: int = -2, temperature: float = 0.1, max_length: int = 96, precision: str = "fp32",
+    seed: int = 31,
+) -> dict[str, Counter]:  # fmt: skip
+    """Realign an encoder in place: `steps` batches of sentence pairs, the layers that `spec` names frozen meanwhile.
+
+    model: an encoder, or a model with one inside (`base_model`); only the encoder changes. layer: which of the hidden
+    states is realigned, as in the authors' code the output of the layer before the last. Adam at a constant learning
+    rate. Returns what was seen of each language. UserError when the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    encoder, device, seen = model.base_model.train(), model.device, {}
+    projection = projection_head(encoder.config.hidden_size).to(device)
+    frozen = freeze(encoder, spec)
+    trained = [p for p in itertools.chain(encoder.parameters(), projection.parameters()) if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr, fused=True)
+    with Progress(f"realign, {len(frozen)} parameters frozen", steps) as progress:
+        for _ in range(steps):
+            chunk = list(itertools.islice(pairs, batch_size))
+            batch = encode_pairs(tokenizer, chunk, max_length, parts_on(device))
+            count_pairs(seen, chunk, batch.cut)
+            with autocast(device, precision):
+                loss = realignment_loss(encoder, projection, batch.to(device), layer, temperature)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.update(loss)
+    encoder.requires_grad_(True)  # every layer trains again in fine-tuning
+    return seen
+
+
+class Progress:
+    """A bar with loss and time left when a person watches, one line when the stage ends; stops a stage that diverges."""
+
+    def __init__(self, stage: str, steps: int):
+        self.stage, self.losses, self.start = stage, [], time.time()
+        self.bar = tqdm(total=steps, desc=stage, leave=False, disable=None)  # None: silent unless a terminal
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def update(self, loss: Tensor, every: int = 20) -> None:
+        """Count a step. The loss stays on its device: only every 20 steps does this wait for its value."""
+        self.losses.append(loss.detach())
+        self.bar.update()
+        if len(self.losses) % every == 0:
+            self.bar.set_postfix(loss=f"{self.mean(-every, None):.3f}")
+
+    def mean(self, start: int | None, end: int | None) -> float:
+        value = torch.stack(self.losses[start:end]).float().mean().item()
+        if not math.isfinite(value):
+            hint = "try a lower learning rate, or --precision fp32"
+            raise UserError(f"{self.stage}: the loss is {value} within {len(self.losses)} steps; {hint}")
+        return value
+
+    def __exit__(self, kind, *_) -> None:
+        self.bar.close()
+        if kind is None and self.losses:
+            change = f"loss {self.mean(None, 20):.3f} -> {self.mean(-20, None):.3f}"
+            say(f"{self.stage}: {len(self.losses)} steps, {change}, {time.time() - self.start:.1f} s")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16: matrix products in bfloat16, weights and optimiser in float32. fp32: nothing is changed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 4. Tasks: load, encode, score for each; a new task is three functions here and a row in TASKS
+# ----------------------------------------------------------------------------------------------------------------------
+#
+# load(language, split, args)                        -> examples, a list of dicts
+# encode(tokenizer, examples, max_length, training)  -> features: what the encoder reads and its labels, as arrays, and
+#                                                       `example`, the index of the example that they come from
+# score(examples, features, logits)                  -> {metric: value}, the task's main metric first
+
+
+def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+    """Sentences of a Universal Dependencies treebank, words and tags from CoNLL-U (https://universaldependencies.org).
+
+    As in the authors' code, a multi-word range (`3-4 du _`) is a token of its own with tag `_`, 18 tags in all; with
+    --syntactic-words it is left out, and the 17 tags of the standard measure remain. Empty nodes (`8.1`) are no tokens.
+    """
+    if args.data_dir:
+        path = args.data_dir / "udpos" / language / f"{split}.conllu"
+    else:
+        treebank = TREEBANKS[language]
+        path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
+    examples, tokens, tags = [], [], []
+    for number, line in itertools.chain(read_lines(path), [(0, "")]):
+        if not line.strip():
+            if tokens:
+                examples.append({"tokens": tokens, "tags": tags})
+            tokens, tags = [], []
+        elif not line.startswith("#"):
+            columns = line.split("\t")
+            if len(columns) != 10 or not regex.fullmatch(r"\d+([-.]\d+)?", columns[0]) or not columns[1]:
+                raise UserError(f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
+            if "." in columns[0] or ("-" in columns[0] and args.syntactic_words):
+                continue
+            if columns[3] not in UPOS:
+                raise UserError(f"{path}:{number}: '{columns[3]}' is not one of the UPOS tags {' '.join(UPOS)}")
+            tokens.append(columns[1])
+            tags.append(UPOS.index(columns[3]))
+    if not examples:
+        raise UserError(f"{path}: no sentence in this file")
+    return examples
+
+
+def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
+    """Token classification: the first visible subword of a word carries its tag; long sentences go on in more windows."""
+    features = []
+    for window in encode_words(tokenizer, [example["tokens"] for example in examples], max_length, windows=True):
+        tags = np.array(examples[window.sentence]["tags"])
+        labels = np.where(window.first, tags[window.words], IGNORE)
+        features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
+    return features
+
+
+def score_accuracy(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+    """The share of labels that are predicted: of words (PoS tagging), or of sentence pairs (NLI)."""
+    labels = np.concatenate([feature["labels"] for feature in features])
+    predictions = np.concatenate([row.argmax(-1).reshape(-1) for row in logits])
+    return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
+
+
+class Task(NamedTuple):
+    """A row of TASKS."""
+
+    head: type  # the transformers class: an encoder and a classifier
+    labels: int  # how many
+    targets: list[str]  # the paper's target languages
+    epochs: int
+    test_length: int  # subwords, special tokens included
+    load: Callable
+    encode: Callable
+    score: Callable
+
+
+TASKS = {
+    "udpos": Task(
+        AutoModelForTokenClassification, len(UPOS), TARGETS, 5, 128, load_udpos, encode_tokens, score_accuracy
+    ),
+}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 5. Fine-tuning on English, evaluation in every language (paper, appendix A)
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def collate(features: list[dict], pad_id: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    """(what the encoder reads, (B, T) tensors; labels, (B, T) or (B, labels of an example)) of a batch of features."""
+    inputs = pad_inputs([feature["input_ids"] for feature in features], pad_id)
+    if "token_type_ids" in features[0]:
+        inputs["token_type_ids"] = pad([feature["token_type_ids"] for feature in features], 0)
+    labels = pad([feature["labels"] for feature in features], IGNORE)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}, labels.to(device)
+
+
+def task_logits(output) -> Tensor:
+    """(B, T, labels) for token classification, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
+
+
+def finetune(
+    model: nn.Module, features: list[dict], pad_id: int, *, epochs: int, batch_size: int = 32, lr: float = DEFAULT_LR,
+    precision: str = "fp32", seed: int = 31,
+) -> int:  # fmt: skip
+    """Fine-tune all layers of the model in place; return the number of steps.
+
+    Adam; the learning rate rises linearly over the first 10% of the steps, then falls linearly to 0.
+    """
+    torch.manual_seed(seed)
+    model.train()
+    order, steps = random.Random(seed), epochs * math.ceil(len(features) / batch_size)
+    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    with Progress("fine-tune", steps) as progress:
+        for _ in range(epochs):
+            epoch = order.sample(features, len(features))
+            for start in range(0, len(epoch), batch_size):
+                batch = epoch[start : start + batch_size]
+                loss = task_loss(model, batch, pad_id, parts_on(model.device), precision)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                progress.update(loss)
+    return steps
+
+
+def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, precision: str = "fp32") -> Tensor:
+    """The mean cross-entropy over all labels of a batch, computed in `parts` of similar length."""
+    groups = by_length(batch, parts, lambda feature: len(feature["input_ids"]))
+    inputs, labels = zip(*(collate(group, pad_id, model.device) for group in groups))
+    with autocast(model.device, precision):
+        logits = [task_logits(model(**part)).flatten(0, -2) for part in embed(model, inputs)]
+    return F.cross_entropy(torch.cat(logits).float(), torch.cat([l.flatten() for l in labels]), ignore_index=IGNORE)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, features: list[dict], pad_id: int, precision: str = "fp32", size: int = 32) -> list:
+    """The logits of every feature, in order, as arrays without padding: (T, labels), (labels,) or (2, T)."""
+    model.eval()
+    logits: list = [None] * len(features)
+    by_length = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
+    for start in range(0, len(by_length), size):
+        chunk = by_length[start : start + size]
+        inputs, _ = collate([features[k] for k in chunk], pad_id, model.device)
+        with autocast(model.device, precision):
+            output = task_logits(model(**inputs)).float().cpu().numpy()
+        for k, row in zip(chunk, output):
+            length = len(features[k]["labels"])
+            logits[k] = row[:length] if row.ndim == 2 else row
+    return logits
+
+
+def evaluate(
+    model: nn.Module, task: Task, examples: list[dict], features: list[dict], pad_id: int, precision: str = "fp32"
+) -> dict[str, float]:
+    """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
+    return task.score(examples, features, predict(model, features, pad_id, precision))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 6. One run: check everything, realign, fine-tune, evaluate, write the record
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def load_tokenizer(name: str) -> tuple[Any, Any]:
+    """(tokenizer, config) of an encoder. UserError, before anything is computed, for a model that cannot be used."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
+    except Exception as error:  # whatever the library raises: no such model, no network, a broken file
+        raise UserError(
+            f"--model {name}: cannot load it ({reason(error)}); give a hub id or a local directory"
+        ) from None
+    if config.is_encoder_decoder or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        kind = "a sequence-to-sequence model" if config.is_encoder_decoder else "not an encoder of text"
+        raise UserError(f"--model {name}: {config.model_type} is {kind}; take an encoder such as xlm-roberta-base")
+    if not tokenizer.is_fast:
+        raise UserError(f"--model {name}: {type(tokenizer).__name__} is no fast tokenizer; word positions need one")
+    return tokenizer, config
+
+
+def load_model(name: str, task: Task) -> nn.Module:
+    """The encoder with a fresh classifier on top."""
+    try:
+        return task.head.from_pretrained(name, num_labels=task.labels, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(f"--model {name}: cannot load its weights ({reason(error)})") from None
+
+
+def resolve(args: argparse.Namespace) -> dict:
+    """Fill in the paper's value wherever a flag was not given; return the settings that differ from the paper's.
+
+    These go into the record's name, so that two different runs never share one.
+    """
+    task, lr = TASKS[args.task], MODELS.get(Path(args.model).name, DEFAULT_LR)
+    paper = {
+        "data_dir": None, "languages": task.targets, "limit_train": None, "limit_test": None, "syntactic_words": False,
+        "max_length": 96, "epochs": task.epochs, "batch_size": 32, "lr": lr, "precision": "fp32",
+    }  # fmt: skip
+    realignment = {
+        "realign_languages": TARGETS, "realign_steps": None, "realign_batch_size": 16, "realign_lr": lr,
+        "layer": -2, "temperature": 0.1,
+    }  # fmt: skip
+    if args.strategy == "baseline":  # no realignment: its settings do not matter, one baseline serves all of them
+        vars(args).update(dict.fromkeys(realignment), aligner="none", schedule="none")
+    else:
+        paper |= realignment
+    for name, value in paper.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    return {name: getattr(args, name) for name, value in paper.items() if getattr(args, name) != value}
+
+
+def plain(value: Any) -> Any:
+    """A setting as it stands in a record: of a path, only the last part, as paths say nothing to other people."""
+    return value.name if isinstance(value, Path) else value
+
+
+def record_name(args: argparse.Namespace, changed: dict) -> str:
+    """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and whatever differs from the paper's settings."""
+    name = "_".join(
+        map(str, (Path(args.model).name, args.task, args.strategy, args.schedule, Path(args.aligner).name, args.seed))
+    )
+    for key, value in changed.items():
+        value = "-".join(value) if isinstance(value, list) else str(plain(value))
+        name += f"_{key.replace('_', '-')}={value}"
+    if len(name) > 200:  # file systems allow 255
+        name = f"{name[:180]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name
+
+
+def check_flags(args: argparse.Namespace, config: Any) -> None:
+    """Whatever can be known to be wrong before any data is read. UserError."""
+    depth = config.num_hidden_layers
+    if args.strategy != "baseline":
+        parse_spec(spec_of(args.strategy), depth)
+        if not -depth - 1 <= args.layer <= depth:
+            raise UserError(f"--layer {args.layer}: this encoder has hidden states {-depth - 1} to {depth}")
+    for flag, codes in (("languages", args.languages), ("realign-languages", args.realign_languages or [])):
+        unknown = [code for code in codes if code not in TREEBANKS] if not args.data_dir else []
+        if unknown:
+            raise UserError(
+                f"--{flag}: unknown language '{unknown[0]}'; without --data-dir, choose from {' '.join(TARGETS)}"
+            )
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.out).close()
+    except OSError as error:
+        raise UserError(f"--out {args.out}: cannot write there ({error.strerror}); choose another folder") from None
+
+
+def spec_of(strategy: str) -> str:
+    """What a strategy freezes."""
+    return "none" if strategy in ("baseline", "full") else strategy
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the fastest there is. On a GPU, only deterministic algorithms: same seed, same record."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not to be had here ({reason(error)})") from None
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
+    """Write the realigned encoder as a directory that --model takes; whole or absent."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        model.base_model.save_pretrained(f"{scratch}/model")
+        tokenizer.save_pretrained(f"{scratch}/model")
+        os.replace(f"{scratch}/model", folder)
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
+    changed = resolve(args)
+    path = args.out / f"{record_name(args, changed)}.json"
+    if path.exists() and not args.overwrite:
+        say(f"{path} exists: nothing to do (--overwrite repeats the run)")
+        return path
+    task, device, realigned = TASKS[args.task], choose_device(args.device), args.strategy != "baseline"
+    tokenizer, config = load_tokenizer(args.model)
+    check_flags(args, config)
+    clock = [("", time.time())]  # (stage, when it ended)
+
+    languages = [SOURCE] + [code for code in dict.fromkeys(args.languages) if code != SOURCE]
+    train = task.load(SOURCE, "train", args)[: args.limit_train]
+    tests = {code: task.load(code, "test", args)[: args.limit_test] for code in languages}
+    features = task.encode(tokenizer, train, args.max_length, True)
+    test_features = {code: task.encode(tokenizer, tests[code], task.test_length, False) for code in languages}
+    counts = ", ".join(f"{code} {len(tests[code])}" for code in languages)
+    say(f"{args.task}: {len(train)} English training examples in {len(features)} windows; test examples: {counts}")
+    clock.append(("data", time.time()))
+
+    pairs, seen, steps = None, {}, {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
+    if realigned:
+        steps["realign"] = args.realign_steps or steps["finetune"]
+        codes = args.realign_languages
+        pairs = interleave([linked_pairs(code, args.aligner, args.data_dir, args.seed) for code in codes])
+        clock.append(("pairs", time.time()))
+    torch.manual_seed(args.seed)  # for the first weights of the classifier
+    model = load_model(args.model, task).to(device)
+    say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
+    clock.append(("model", time.time()))
+
+    if realigned:
+        seen = realign(
+            model, tokenizer, pairs, spec=spec_of(args.strategy), steps=steps["realign"], lr=args.realign_lr,
+            batch_size=args.realign_batch_size, layer=args.layer, temperature=args.temperature, precision=args.precision,
+            max_length=args.max_length, seed=args.seed,
+        )  # fmt: skip
+        say_pairs(seen)
+        clock.append(("realign", time.time()))
+    if args.save_model:
+        save_encoder(model, tokenizer, args.save_model)
+    finetune(
+        model, features, tokenizer.pad_token_id, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
+        precision=args.precision, seed=args.seed,
+    )  # fmt: skip
+    clock.append(("finetune", time.time()))
+    scores = {}
+    for code in tqdm(languages, desc="evaluate", leave=False, disable=None):
+        result = evaluate(model, task, tests[code], test_features[code], tokenizer.pad_token_id, args.precision)
+        scores[code] = {metric: round(value, 6) for metric, value in result.items()}
+    clock.append(("evaluate", time.time()))
+
+    seconds = {stage: round(end - start, 1) for (_, start), (stage, end) in itertools.pairwise(clock)}
+    write_record(path, args, scores, steps, seconds, seen, device)
+    say_scores(scores)
+    say(f"record: {path}")
+    return path
+
+
+def write_record(path: Path, args, scores: dict, steps: dict, seconds: dict, seen: dict, device: torch.device) -> None:
+    """One JSON file for one run: what was run, with what, for how long, and the scores. No path of this machine in it."""
+    config = {
+        key: plain(value)
+        for key, value in vars(args).items()
+        if key not in ("out", "overwrite", "device", "save_model")
+    }
+    record = {
+        **{key: config[key] for key in ("model", "task", "strategy", "schedule", "aligner", "seed")},
+        "scores": scores,
+        "config": config,
+        "steps": steps,
+        "seconds": seconds,
+        "pairs": seen,
+        "versions": {
+            "python": platform.python_version(),
+            **{library.__name__: library.__version__ for library in (torch, transformers, datasets)},
+            "alignfreeze.py": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        },
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def say_pairs(seen: dict[str, dict[str, int]]) -> None:
+    """What realignment saw, and what it passed over."""
+    total = {key: sum(counts[key] for counts in seen.values()) for key in ("sentences", "words", "cut", "skipped")}
+    say("realigned on {sentences} sentence pairs with {words} word pairs; {skipped} sentence pairs without a link passed "
+        "over, {cut} word pairs cut off by --max-length".format(**total))  # fmt: skip
+    again = [f"{code} {counts['readings']} times" for code, counts in seen.items() if counts["readings"] > 1]
+    if again:
+        say(f"parallel text shorter than the training, so it was read again: {', '.join(again)}")
+
+
+def say_scores(scores: dict[str, dict[str, float]]) -> None:
+    """The table at the end of a run: a line for each language, then the average over target languages."""
+    metrics = list(scores[SOURCE])
+    targets = [values for code, values in scores.items() if code != SOURCE]
+    rows = dict(scores)
+    if targets:
+        rows["average"] = {metric: sum(values[metric] for values in targets) / len(targets) for metric in metrics}
+    say(f"\n{'language':10}" + "".join(f"{metric:>12}" for metric in metrics))
+    for code, values in rows.items():
+        say(f"{code:10}" + "".join(f"{100 * values[metric]:12.1f}" for metric in metrics))
+    say("(percent; the average is over the target languages, without English)\n")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# 7. Command line
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are a single line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags. Those whose default depends on task and model are None here, until `resolve` fills in the paper's."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # fmt: off
+    add = parser.add_argument_group("what to run").add_argument
+    add("--model", default="distilbert-base-multilingual-cased", metavar="ID|DIR", help="encoder (default: %(default)s)")
+    add("--task", default="udpos", choices=TASKS, help="default: %(default)s")
+    add("--strategy", default="front",
+        help="baseline: no realignment; full: nothing frozen; front, back, 0-5, emb,0-2,11: what is (default: %(default)s)")
+    add("--schedule", default="before", choices=["before"], help="realign before fine-tuning")
+    add("--aligner", default="dictionary", help="dictionary, or a directory of Pharaoh files en-XX.txt (default: %(default)s)")
+    add("--seed", type=int, default=31, help="the paper's are 31 42 66 23 17 (default: %(default)s)")
+    add("--languages", nargs="+", metavar="XX", help="targets; English is always tested (default: the task's in the paper)")
+    add("--realign-languages", nargs="+", metavar="XX", help="to realign with English (default: the paper's 34)")
+    add = parser.add_argument_group("hyper-parameters").add_argument
+    add("--epochs", type=int, help="of fine-tuning (default: 5; xnli 2)")
+    add("--batch-size", type=int, help="examples in a fine-tuning step (default: 32)")
+    add("--lr", type=float, help="highest learning rate of fine-tuning (default: 2e-5; xlm-roberta-base 7.5e-6)")
+    add("--realign-steps", type=int, help="default: as many as fine-tuning takes")
+    add("--realign-batch-size", type=int, help="sentence pairs in a realignment step (default: 16)")
+    add("--realign-lr", type=float, help="constant learning rate of realignment (default: as --lr)")
+    add("--layer", type=int, help="hidden states to realign: 0 embeddings, -1 the last layer's (default: -2, as the authors)")
+    add("--temperature", type=float, help="of the contrastive loss (default: 0.1)")
+    add("--max-length", type=int, help="subwords of a sentence in training (default: 96)")
+    add("--precision", choices=["fp32", "bf16"], help="default: fp32, as the paper")
+    add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, multi-word ranges left out")
+    add = parser.add_argument_group("data and output").add_argument
+    add("--data-dir", type=Path, metavar="DIR", help="local files instead of the hub; the README shows the layout")
+    add("--limit-train", type=int, metavar="N", help="only the first N training examples, for a quick look")
+    add("--limit-test", type=int, metavar="N", help="only the first N test examples of a language, for a quick look")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add("--save-model", type=Path, metavar="DIR", help="write the realigned encoder, before fine-tuning, to a new directory")
+    add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="folder of the record (default: %(default)s)")
+    add("--overwrite", action="store_true", help="repeat a run whose record exists")
+    # fmt: on
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if type(value) in (int, float) and name not in ("seed", "layer") and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, or 2 for a user's error, which is printed in one line."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        run(parse_args(argv))
+        return 0
+    except UserError as error:
+        message = str(error)
+    except OSError as error:  # a full disk, a file without permission
+        message = f"{error.filename}: {error.strerror}" if error.filename else reason(error)
+    print(f"alignfreeze: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
