@@ -872,6 +872,9 @@ def resolve(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name, value in paper.items() if getattr(args, name) != value}
 
 
+ELSEWHERE = ("out", "overwrite", "device", "save_model")  # flags that say where things go, not what is computed
+
+
 def plain(value: Any) -> Any:
     """A setting as it stands in a record: of a path, only the last part, as paths say nothing to other people."""
     return value.name if isinstance(value, Path) else value
@@ -998,11 +1001,8 @@ def run(args: argparse.Namespace) -> Path:
 
 def write_record(path: Path, args, scores: dict, steps: dict, seconds: dict, seen: dict, device: torch.device) -> None:
     """One JSON file for one run: what was run, with what, for how long, and the scores. No path of this machine in it."""
-    config = {
-        key: plain(value)
-        for key, value in vars(args).items()
-        if key not in ("out", "overwrite", "device", "save_model")
-    }
+    config = {key: plain(value) for key, value in vars(args).items() if key not in ELSEWHERE}
+    config |= {key: Path(config[key]).name for key in ("model", "aligner")}
     record = {
         **{key: config[key] for key in ("model", "task", "strategy", "schedule", "aligner", "seed")},
         "scores": scores,
