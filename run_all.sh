@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# The paper's grid, the toy world, the tests. Needs bash and Python 3.10 or newer; whatever else is missing goes into .venv.
+#
+#   ./run_all.sh             every model, task, strategy, aligner and seed of the paper; finished runs are skipped
+#   ./run_all.sh --dry-run   only print the commands that are left, one a line:
+#                            ./run_all.sh --dry-run | xargs -P 4 -I{} bash -c '{}'
+#   ./run_all.sh toy         an invented world, from nothing to its table; no network, under 5 minutes on two cores
+#   ./run_all.sh test        the tests
+#
+# From the environment, with the paper's values as defaults (lists are separated by spaces):
+#   MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS   what to loop over
+#   LANGUAGES             target languages, if not all of the task's
+#   FLAGS                 more flags for alignfreeze.py, such as "--precision bf16" or "--data-dir DIR"
+#   OUT                   folder for the records (results/runs)
+#   PYTHON                the Python interpreter (python3)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' run_all.sh; }
+
+# Does this interpreter have these packages? (Looks, does not import: importing takes seconds.)
+has() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "${@:2}"; }
+
+# Set PYTHON to an interpreter that has the packages named; make .venv from requirements.txt if need be.
+set_up() {
+  local wanted=${PYTHON:-python3}
+  command -v "$wanted" >/dev/null || { echo "run_all.sh: no '$wanted'; install Python 3.10 or newer, or set PYTHON" >&2; exit 2; }
+  "$wanted" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    { echo "run_all.sh: '$wanted' is older than Python 3.10; set PYTHON to a newer one" >&2; exit 2; }
+  if has "$wanted" "$@"; then PYTHON=$wanted; return; fi
+  PYTHON=.venv/bin/python
+  if ! { [ -x $PYTHON ] && has $PYTHON "$@"; }; then
+    echo "run_all.sh: '$wanted' lacks $*: installing requirements.txt into .venv (once; several minutes)" >&2
+    "$wanted" -m venv .venv && $PYTHON -m pip install --quiet --requirement requirements.txt >&2 ||
+      { echo "run_all.sh: could not make .venv; see above, or set PYTHON to an interpreter with the packages" >&2; exit 2; }
+  fi
+}
+
+# The commands of the grid that are left to do, one a line; how many are done goes to stderr.
+grid() {
+  local model task strategy schedule aligner seed name total=0 left=0 python=${PYTHON:-python3}
+  for model in $MODELS; do for task in $TASKS; do for seed in $SEEDS; do for strategy in $STRATEGIES; do
+    for schedule in $SCHEDULES; do for aligner in $ALIGNERS; do
+      name=${model##*/}_${task}_${strategy}_${schedule}_${aligner}_$seed
+      if [ "$strategy" = baseline ]; then  # one baseline serves every schedule and aligner
+        [ "$schedule $aligner" = "${SCHEDULES%% *} ${ALIGNERS%% *}" ] || continue
+        name=${model##*/}_${task}_baseline_none_none_$seed
+      fi
+      total=$((total + 1))
+      if [ -z "$FLAGS$LANGUAGES" ] && [ -e "$OUT/$name.json" ]; then continue; fi  # with flags, alignfreeze.py looks itself
+      left=$((left + 1))
+      echo "$python alignfreeze.py --model $model --task $task --strategy $strategy --schedule $schedule" \
+        "--aligner $aligner --seed $seed --out $OUT${LANGUAGES:+ --languages $LANGUAGES}${FLAGS:+ $FLAGS}"
+    done; done
+  done; done; done; done
+  echo "run_all.sh: $total runs in the grid, $((total - left)) done, $left left" >&2
+}
+
+# Run commands from stdin one after the other; a failed one is reported at the end and does not stop the others.
+run_commands() {
+  local command commands=() failed=()
+  mapfile -t commands
+  for command in ${commands[@]+"${commands[@]}"}; do
+    echo "[$((++count)) of ${#commands[@]}, ${#failed[@]} failed] $command"
+    $command </dev/null || { [ $? -lt 128 ] || exit 130; failed+=("$command"); }
+  done
+  [ ${#failed[@]} -eq 0 ] && return
+  printf 'run_all.sh: %d of %d runs failed:\n' ${#failed[@]} ${#commands[@]} >&2
+  printf '  %s\n' "${failed[@]}" >&2
+  return 1
+}
+
+toy() {
+  local world=results/toy/world
+  export HF_HUB_OFFLINE=1
+  if [ ! -d $world ]; then  # made under another name first, so that it is whole or absent
+    rm -rf $world.part
+    "$PYTHON" tests/toy_world.py $world.part --models xlmr
+    mv $world.part $world
+  fi
+  MODELS=$world/models/xlmr OUT=results/toy/runs LANGUAGES="qaa qab qac"
+  FLAGS="--data-dir $world/data --realign-languages $LANGUAGES --epochs 4 --lr 2e-4 --realign-lr 2e-4 --device cpu"
+  grid | run_commands
+  "$PYTHON" results/report.py $OUT
+  echo "The toy world shows that the method runs, not that the paper is right: see the README."
+}
+
+count=0 DRY_RUN=
+for argument; do
+  case $argument in
+    --dry-run) DRY_RUN=1 ;;
+    -h | --help) usage; exit ;;
+    toy | test) COMMAND=$argument ;;
+    *) echo "run_all.sh: no command '$argument'; ./run_all.sh --help shows them" >&2; exit 2 ;;
+  esac
+done
+: "${MODELS:=distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}"
+: "${TASKS:=udpos}" "${STRATEGIES:=baseline full front back}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
+: "${SEEDS:=31 42 66 23 17}" "${LANGUAGES:=}" "${FLAGS:=}" "${OUT:=results/runs}"
+
+case ${COMMAND:-grid} in
+  test) set_up torch transformers datasets pytest; exec "$PYTHON" -m pytest tests ;;
+  toy) set_up torch transformers datasets; SEEDS=31; toy ;;
+  grid)
+    set_up torch transformers datasets
+    if [ $DRY_RUN ]; then grid; else grid | run_commands; fi ;;
+esac
