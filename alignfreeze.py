@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""AlignFreeze: realign a multilingual encoder on word pairs while half of its layers are frozen. One file, the whole method.
+"""AlignFreeze: realign a multilingual encoder on word pairs while half of its layers are frozen. The whole method.
 
 A multilingual encoder is fine-tuned on English and tested in other languages. Before that it is *realigned*: words that
 translate each other, found in parallel text by a word aligner, are pulled together by a contrastive loss. Realignment
@@ -7,28 +7,26 @@ helps some languages and harms others; freezing half of the layers meanwhile (`r
 gain and avoids most of the harm. All layers train again in fine-tuning.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --aligner dictionary --seed 31
-    python alignfreeze.py --model distilbert-base-multilingual-cased --strategy emb,0-2 --languages ar de fi --epochs 1
-    python alignfreeze.py --model ./my-encoder --data-dir ./my-data --strategy full --languages de --realign-languages de
+    python alignfreeze.py --model distilbert-base-multilingual-cased --strategy emb,0-2 --languages ar de --epochs 1
+    python alignfreeze.py --model ./my-encoder --data-dir ./my-data --languages de --realign-languages de fr
 
-Read from top to bottom: tables, word pairs, realignment (the heart: `contrastive_loss` and `freeze`), tasks, fine-tuning
-and evaluation, one run, command line.
+Read from top to bottom: tables, word pairs, realignment (the heart: `contrastive_loss` and `freeze`), tasks,
+fine-tuning and evaluation, one run, command line.
 
 Paper: Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers of
 Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
-Realignment: Gaschi, Cerda, Rastin, Toussaint. Exploring the Relationship between Alignment and Cross-lingual Transfer in
-Multilingual Transformers. Findings of ACL 2023. https://arxiv.org/abs/2306.02790
+Realignment: Gaschi, Cerda, Rastin, Toussaint. Exploring the Relationship between Alignment and Cross-lingual
+Transfer in Multilingual Transformers. Findings of ACL 2023. https://arxiv.org/abs/2306.02790
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import http.client
 import itertools
 import json
 import math
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -36,7 +34,7 @@ import time
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import lru_cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,40 +45,37 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 1. Tables: what the paper varies (its sections 3 and 4, and appendix A)
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- 1. Tables: what the paper varies (its sections 3 and 4, and appendix A) -----------------------------------------
 
-MODELS = {  # the paper's encoders and their learning rate; any other encoder gets DEFAULT_LR
-    "distilbert-base-multilingual-cased": 2e-5,
-    "bert-base-multilingual-cased": 2e-5,
-    "xlm-roberta-base": 7.5e-6,
-}
-DEFAULT_LR = 2e-5
+DEFAULT_LR = 2e-5  # the learning rate of both stages, for encoders that are not in the next line
+MODELS = {"distilbert-base-multilingual-cased": 2e-5, "bert-base-multilingual-cased": 2e-5, "xlm-roberta-base": 7.5e-6}
 
 TREEBANKS = {  # language: Universal Dependencies treebank; English to train, the other 34 to test (and to realign)
-    "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB", "ca": "Catalan-AnCora",
-    "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD", "el": "Greek-GDT", "es": "Spanish-GSD",
-    "fa": "Persian-PerDT", "fi": "Finnish-PUD", "fr": "French-GSD", "he": "Hebrew-HTB", "hi": "Hindi-HDTB",
-    "hu": "Hungarian-Szeged", "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD", "lt": "Lithuanian-ALKSNIS",
-    "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB", "pt": "Portuguese-GSD", "ro": "Romanian-RRT",
-    "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ", "sv": "Swedish-PUD", "ta": "Tamil-TTB",
-    "th": "Thai-PUD", "tr": "Turkish-PUD", "uk": "Ukrainian-IU", "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
+    "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB",
+    "ca": "Catalan-AnCora", "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD", "el": "Greek-GDT",
+    "es": "Spanish-GSD", "fa": "Persian-PerDT", "fi": "Finnish-PUD", "fr": "French-GSD", "he": "Hebrew-HTB",
+    "hi": "Hindi-HDTB", "hu": "Hungarian-Szeged", "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD",
+    "lt": "Lithuanian-ALKSNIS", "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB",
+    "pt": "Portuguese-GSD", "ro": "Romanian-RRT", "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ",
+    "sv": "Swedish-PUD", "ta": "Tamil-TTB", "th": "Thai-PUD", "tr": "Turkish-PUD", "uk": "Ukrainian-IU",
+    "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
 }  # fmt: skip
 SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
 
-UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
+# `_`: multi-word ranges such as `3-4`
+UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # noqa: SIM905
 
 OPUS = "Helsinki-NLP/opus-100"
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
 
+PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
+RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
 IGNORE = -100  # the label of positions that have none, as in cross_entropy's ignore_index
 
 
@@ -88,9 +83,18 @@ class UserError(Exception):
     """What is wrong with the input, where, and what to do about it, in one line; `main` prints it and returns 2."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 2. Word pairs: text -> words -> links (paper, section 2 and appendix A)
-# ----------------------------------------------------------------------------------------------------------------------
+@contextmanager
+def explained(problem: str) -> Iterator[None]:
+    """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError of one line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{problem} ({' '.join(str(error).split())[:200] or type(error).__name__})") from None
+
+
+# ---- 2. Word pairs: text -> words -> links (paper, section 2 and appendix A) -----------------------------------------
 
 
 class Pair(NamedTuple):
@@ -105,19 +109,20 @@ class Pair(NamedTuple):
 
 
 Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
+Dictionary = dict[str, set[str]]  # word -> its translations
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")
-UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters of the scripts that write no spaces
+UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters of the scripts that write no spaces
 WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi and Tamil fall apart
-RUN = regex.compile(rf"(?:(?!\d){UNSPACED}\p{{M}}*)+|(?:(?!(?!\d){UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
+RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
 MARK = regex.compile(r"\p{M}")
 
 
 def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
     """Split a sentence into words: runs of word characters (letters, digits, marks), or of other visible characters.
 
-    Chinese, Japanese and Thai (`zh ja th`) write no spaces: there, greedy longest match against `vocabulary` (a frozenset
-    is fastest), unknown characters of those scripts one by one, words in other scripts and numbers whole.
+    Chinese, Japanese and Thai (`zh ja th`) write no spaces: there, greedy longest match against `vocabulary` (fastest
+    as a frozenset), unknown characters of those scripts one by one, words in other scripts and numbers whole.
     """
     if lang not in UNSPACED_LANGUAGES:
         return WORD.findall(text)
@@ -129,19 +134,14 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
 
 def longest_match(run: str, vocabulary: frozenset[str]) -> list[str]:
     """Cut a run of characters into the longest words of `vocabulary` from the left; a mark stays with its character."""
+    words, start = [], 0
     cuts = [k for k in range(1, len(run)) if not MARK.match(run[k])] + [len(run)]
-    words, start, longest = [], 0, longest_word(vocabulary)
     while start < len(run):
-        ends = [k for k in cuts if start < k <= start + longest] or [next(k for k in cuts if k > start)]
+        ends = [k for k in cuts if k > start]
         end = next((k for k in reversed(ends) if run[start:k] in vocabulary), ends[0])
         words.append(run[start:end])
         start = end
     return words
-
-
-@lru_cache(maxsize=64)
-def longest_word(vocabulary: frozenset[str]) -> int:
-    return max(map(len, vocabulary), default=1)
 
 
 def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
@@ -151,13 +151,11 @@ def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
     return sorted((i, j) for i, j in links if sources[i] == targets[j] == 1 and source[i] != target[j])
 
 
-def dictionary_links(
-    source: list[str], target: list[str], forward: dict[str, set[str]], backward: dict[str, set[str]]
-) -> Links:
+def dictionary_links(source: list[str], target: list[str], forward: Dictionary, backward: Dictionary) -> Links:
     """Link words by a bilingual dictionary, as Gaschi et al. (2023) do: only where nothing is ambiguous. Case counts.
 
-    `source[i]` and `target[j]` are linked when exactly one of the distinct words of the target sentence is a translation
-    of `source[i]` (`forward`), it occurs there once, and `i` is the only position of the source sentence whose word
+    `source[i]` and `target[j]` are linked when exactly one of the distinct words of the target sentence translates
+    `source[i]` (`forward`), it occurs there once, and `i` is the only position of the source sentence whose word
     translates it (`backward`).
     """
     links, places = [], Counter(target)
@@ -179,11 +177,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(lines, 1):
                 yield number, line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number + 1}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+        raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; see 'Local data' in the README for the files of --data-dir"
-        ) from None
+        raise UserError(f"{path}: {error.strerror}; the README says which files --data-dir must hold") from None
     if number == 0:
         raise UserError(f"{path}: the file is empty")
 
@@ -201,23 +197,9 @@ def fetch(url: str) -> Path:
     """Download a plain file once; later runs read it from the cache. UserError when it cannot be had."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                write_whole(path, response.read())  # read() raises when the connection breaks half-way
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(f"cannot download {url} ({error}); check the network, or use --data-dir") from None
+        with explained(f"cannot download {url}; check the network, or use --data-dir"):
+            write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # read() raises if the connection breaks
     return path
-
-
-def from_hub(name: str, config: str | None, split: str, streaming: bool = False) -> Iterable[dict]:
-    """The rows of a data set of the hub. UserError, in one line, whatever the library raises."""
-    try:
-        return datasets.load_dataset(name, config, split=split, streaming=streaming)
-    except Exception as error:  # the library raises dozens of types, from `httpx`, `fsspec`, `pyarrow` and itself
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"cannot load {name} {config} {split} ({reason}); check the network, or use --data-dir"
-        ) from None
 
 
 def parallel_text(language: str, data_dir: Path | None) -> Iterator[tuple[str, str]]:
@@ -234,18 +216,15 @@ def parallel_text(language: str, data_dir: Path | None) -> Iterator[tuple[str, s
 
 def streamed_text(language: str, block: int = 10_000) -> Iterator[tuple[str, str]]:
     """OPUS-100, downloaded as it is read, in blocks of lines that later runs find on disk."""
-    config, stream = "-".join(sorted((SOURCE, language))), None
+    config, stream, at = "-".join(sorted((SOURCE, language))), None, None  # `at`: the stream's next line
     for start in itertools.count(0, block):
         path = CACHE / "opus-100" / config / f"{start}.json"
         if not path.exists():
-            stream = stream or iter(from_hub(OPUS, config, "train", streaming=True).skip(start))
-            try:
-                rows = [row["translation"] for row in itertools.islice(stream, block)]
+            with explained(f"cannot read {OPUS} {config}; check the network, or use --data-dir"):
+                if at != start:
+                    stream = iter(datasets.load_dataset(OPUS, config, split="train", streaming=True).skip(start))
+                rows, at = [row["translation"] for row in itertools.islice(stream, block)], start + block
                 text = [(row[SOURCE], row[language]) for row in rows]
-            except Exception as error:  # as in `from_hub`: reading a stream is downloading
-                raise UserError(
-                    f"cannot read {OPUS} {config} ({error!r:.200}); check the network, or use --data-dir"
-                ) from None
             write_whole(path, json.dumps(text, ensure_ascii=False).encode())
         text = json.loads(path.read_bytes())
         yield from map(tuple, text)
@@ -253,8 +232,8 @@ def streamed_text(language: str, block: int = 10_000) -> Iterator[tuple[str, str
             return
 
 
-def read_dictionary(language: str, data_dir: Path | None) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
-    """MUSE dictionaries, English to `language` and back; without a file for the way back, the first one is turned round."""
+def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, Dictionary]:
+    """MUSE dictionaries, English to `language` and back; without a file for the way back, the first is turned round."""
     tables = {}
     for a, b in ((SOURCE, language), (language, SOURCE)):
         path = data_dir / "dictionary" / f"{a}-{b}.txt" if data_dir else fetch(MUSE_URL.format(a, b))
@@ -298,8 +277,8 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     yield from buffer
 
 
-def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int, chunk: int = 32) -> Iterator[Pair]:
-    """Endless linked sentence pairs of English and `language`, shuffled by `seed`, aligned `chunk` at a time when needed.
+def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int) -> Iterator[Pair]:
+    """Endless linked sentence pairs of English and `language`, shuffled by `seed`, aligned as they are asked for.
 
     Local files are read to their end here, before the first pair, so that a malformed line is found before training.
     """
@@ -308,46 +287,42 @@ def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int, 
         forward, backward = read_dictionary(language, data_dir)
     if language in UNSPACED_LANGUAGES:
         vocabulary = frozenset().union(*forward.values())
-    lines = sum(1 for _ in parallel_text(language, data_dir)) if data_dir else None
 
-    if aligner == "dictionary":
+    path = Path(aligner) / f"{SOURCE}-{language}.txt"
+    stored = None if aligner == "dictionary" else read_pharaoh(path)
 
-        def align(numbers: list[int], pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
-            return [dictionary_links(source, target, forward, backward) for source, target in pairs]
-    else:
-        path = Path(aligner) / f"{SOURCE}-{language}.txt"
-        stored = read_pharaoh(path)
-        if lines not in (None, len(stored)):
-            raise UserError(
-                f"{path}: {len(stored)} lines of links for {lines} sentence pairs; there must be one for each"
-            )
+    def align(number: int, line: tuple[str, str]) -> tuple[list[str], list[str], Links]:
+        source, target = split_words(line[0], SOURCE), split_words(line[1], language, vocabulary)
+        if stored is None:
+            return source, target, dictionary_links(source, target, forward, backward)
+        if number >= len(stored):
+            raise UserError(f"{path}: {number} lines of links, but the parallel text goes on; align all of it")
+        if any(i >= len(source) or j >= len(target) for i, j in stored[number]):
+            size = f"{len(source)} English and {len(target)} {language} words"
+            raise UserError(f"{path}:{number + 1}: a link points outside the sentence pair of {size}")
+        return source, target, stored[number]
 
-        def align(numbers: list[int], pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
-            for number, (source, target) in zip(numbers, pairs):
-                if number >= len(stored):
-                    raise UserError(f"{path}: only {len(stored)} lines of links, but the parallel text goes on")
-                if any(i >= len(source) or j >= len(target) for i, j in stored[number]):
-                    size = f"{len(source)} English and {len(target)} {language} words"
-                    raise UserError(f"{path}:{number + 1}: a link lies outside the sentence pair ({size})")
-            return [stored[number] for number in numbers]
+    if data_dir:
+        lines = 0
+        for lines, line in enumerate(parallel_text(language, data_dir), 1):
+            if stored is not None:
+                align(lines - 1, line)
+        if stored is not None and len(stored) > lines:
+            raise UserError(f"{path}: {len(stored)} lines of links for {lines} sentence pairs; is it of this text?")
 
     def endless() -> Iterator[Pair]:
         skipped = 0
         for reading in itertools.count(1):
             linked = 0
-            text = shuffled(enumerate(parallel_text(language, data_dir)), f"{seed} {language} {reading}")
-            while batch := list(itertools.islice(text, chunk)):
-                pairs = [(split_words(en, SOURCE), split_words(xx, language, vocabulary)) for _, (en, xx) in batch]
-                for (source, target), links in zip(pairs, align([number for number, _ in batch], pairs)):
-                    if links := one_to_one(links, source, target):
-                        yield Pair(language, source, target, links, skipped, reading)
-                        linked, skipped = linked + 1, 0
-                    else:
-                        skipped += 1
+            for number, line in shuffled(enumerate(parallel_text(language, data_dir)), f"{seed} {language} {reading}"):
+                source, target, links = align(number, line)
+                if links := one_to_one(links, source, target):
+                    yield Pair(language, source, target, links, skipped, reading)
+                    linked, skipped = linked + 1, 0
+                else:
+                    skipped += 1
             if not linked:
-                raise UserError(
-                    f"{SOURCE}-{language}: the aligner '{aligner}' links no sentence pair of the whole text"
-                )
+                raise UserError(f"{SOURCE}-{language}: aligner '{aligner}' links no sentence pair of the whole text")
 
     pairs = endless()
     return itertools.chain([next(pairs)], pairs)  # the first pair is made now, for the error it may raise
@@ -358,9 +333,7 @@ def interleave(streams: list[Iterator[Pair]]) -> Iterator[Pair]:
     return itertools.chain.from_iterable(zip(*streams))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 3. Realignment: pull the words of each pair together while some layers are frozen (paper, section 2)
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- 3. Realignment: pull the words of each pair together while some layers are frozen (paper, section 2) ------------
 
 
 class Window(NamedTuple):
@@ -378,18 +351,19 @@ def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows
     XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that the first *visible*
     subword represents the word. With `windows`, what does not fit goes on in further windows; without, it is cut off.
     """
-    start, end = special_tokens(tokenizer)
-    room = max_length - len(start) - len(end)
-    blank = [i for i in tokenizer.convert_tokens_to_ids(["▁", "Ġ"]) if i not in (None, tokenizer.unk_token_id)]
+    probe = tokenizer(["a"], is_split_into_words=True, return_special_tokens_mask=True)
+    special = np.array(probe["special_tokens_mask"], bool)
+    start, end = np.split(np.array(probe["input_ids"])[special], [special.argmin()])  # such as [CLS] and [SEP]
+    mark = probe.tokens()[special.argmin()][0]  # what this tokenizer writes for a blank: XLM-R ▁, byte-level BPE Ġ
+    blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
+    edges, room = (len(start), len(end)), max_length - len(start) - len(end)
     encoded = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False)
     result = []
     for k, ids in enumerate(encoded["input_ids"]):
         ids, words = np.array(ids, dtype=np.int64), np.array(encoded.word_ids(k), dtype=np.int64)
-        lone = np.isin(ids[:-1], blank) & (words[:-1] == words[1:])  # a blank with more of its word behind it
-        visible = ~np.append(lone, np.zeros(min(1, len(ids)), bool))
-        ids, words = ids[visible], words[visible]
+        lone = (ids == blank) & (words == np.append(words[1:], -1))  # a blank with more of its word behind it
+        ids, words = ids[~lone], words[~lone]
         first = np.diff(words, prepend=-1) != 0
-        edges = len(start), len(end)
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
             inside = np.pad(words[part], edges, constant_values=-1), np.pad(first[part], edges, constant_values=False)
@@ -397,15 +371,9 @@ def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows
     return result
 
 
-def special_tokens(tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts in front of a sentence and behind it, such as `[CLS]` and `[SEP]`."""
-    ids, mask = (tokenizer("a", return_special_tokens_mask=True)[k] for k in ("input_ids", "special_tokens_mask"))
-    return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
-
-
 def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
     """Stack (T,) arrays into a (B, longest T) tensor, filled up with `value`."""
-    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
+    return nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def pad_inputs(ids: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
@@ -420,19 +388,12 @@ def by_length(items: list, parts: int, length: Callable[[Any], int]) -> list[lis
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def parts_on(device: torch.device) -> int:
-    """In how many parts a batch is computed: on a CPU padding costs most, on a GPU it costs less than more launches."""
-    return 8 if device.type == "cpu" else 1
-
-
 def embed(model: nn.Module, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Look up the word embeddings of all parts of a batch at once: their gradient is a matrix of the whole vocabulary."""
-    ids = [part["input_ids"] for part in parts]
-    vectors = model.get_input_embeddings()(torch.cat([row.flatten() for row in ids])).split(
-        [row.numel() for row in ids]
-    )
-    others = [{name: tensor for name, tensor in part.items() if name != "input_ids"} for part in parts]
-    return [{**other, "inputs_embeds": v.view(*row.shape, -1)} for other, v, row in zip(others, vectors, ids)]
+    """Look up the word embeddings of all parts at once: each look-up costs a gradient as large as the vocabulary."""
+    shapes = [part["input_ids"].shape for part in parts]
+    vectors = model.get_input_embeddings()(torch.cat([part["input_ids"].flatten() for part in parts]))
+    split = [v.view(*shape, -1) for v, shape in zip(vectors.split([shape.numel() for shape in shapes]), shapes)]
+    return [{**part, "input_ids": None, "inputs_embeds": v} for part, v in zip(parts, split)]
 
 
 class Batch(NamedTuple):
@@ -444,12 +405,8 @@ class Batch(NamedTuple):
     targets: Tensor  # (Q,) and the word that it is linked to
     cut: list[int]  # for each sentence pair, how many links were lost because a word lay behind `max_length` subwords
 
-    def to(self, device: torch.device) -> Batch:
-        inputs = [{name: tensor.to(device) for name, tensor in part.items()} for part in self.inputs]
-        return Batch(inputs, self.words.to(device), self.queries.to(device), self.targets.to(device), self.cut)
 
-
-def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int = 1) -> Batch:
+def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int = 1, device: Any = "cpu") -> Batch:
     """Turn linked sentence pairs into one batch; a sentence of more than `max_length` subwords is cut off there."""
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     groups = by_length(encode_words(tokenizer, sentences, max_length), parts, lambda window: len(window.ids))
@@ -466,17 +423,18 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int 
     source, target = row[pair, i], row[pair + len(pairs), j]
     kept = (source >= 0) & (target >= 0)
     cut = torch.bincount(pair[~kept], minlength=len(pairs)).tolist()
-    source, target = source[kept], target[kept]
-    return Batch(inputs, places, torch.cat([source, target]), torch.cat([target, source]), cut)
+    source, target = source[kept].to(device), target[kept].to(device)
+    inputs = [{name: tensor.to(device) for name, tensor in part.items()} for part in inputs]
+    return Batch(inputs, places.to(device), torch.cat([source, target]), torch.cat([target, source]), cut)
 
 
 def contrastive_loss(words: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
     """The "strong" alignment loss of Wu and Dredze (2020, https://arxiv.org/abs/2010.02537); a scalar.
 
-        mean over queries (q, t) of  -log  exp(W_q . W_t / temperature)  /  sum over w != q of exp(W_q . W_w / temperature)
+        mean over queries (q, t) of  -log  exp(W_q . W_t / tau)  /  sum over w != q of exp(W_q . W_w / tau)
 
     words: (N, d) projected vectors of all words of the batch, of both languages, linked or not; W are these at unit
-    length. queries, targets: (Q,) indices into `words`. Every other word of the batch is a negative.
+    length, and tau is the temperature. queries, targets: (Q,) indices into `words`. All other words are negatives.
     """
     words = F.normalize(words, dim=-1)
     similarity = words[queries] @ words.T / temperature  # (Q, N)
@@ -491,22 +449,21 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth and len(set(map(type, module))) == 1:
             return module
     kind = type(encoder).__name__
-    raise UserError(
-        f"{kind} has no list of {depth} transformer layers of one kind (shared layers?): cannot freeze by layer"
-    )
+    raise UserError(f"{kind} has no list of {depth} transformer layers of its own each: cannot freeze layers of it")
 
 
 def embeddings(encoder: nn.Module) -> nn.Module:
-    """Everything that turns subword ids into the first layer's input: the part of the encoder with its word embeddings."""
+    """Everything that turns subword ids into the first layer's input: the part that holds the word embeddings."""
     words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
-    parts = [part for part in encoder.children() if words in part.modules() and layers not in part.modules()]
-    return parts[0] if parts else words
+    return next(
+        (part for part in encoder.children() if words in part.modules() and layers not in part.modules()), words
+    )
 
 
 def parse_spec(spec: str, depth: int) -> tuple[set[int], bool]:
-    """(layers from 0, whether the embeddings too) named by `none`, `front`, `back`, or a list such as `emb,0-2,11`."""
+    """(layers from 0, whether the embeddings too) that `none`, `full`, `front`, `back` or `emb,0-2,11` freezes."""
     half = depth // 2
-    spec = {"none": "", "front": f"0-{half - 1}", "back": f"{half}-{depth - 1}"}.get(spec, spec)
+    spec = {"none": "", "full": "", "front": f"0-{half - 1}", "back": f"{half}-{depth - 1}"}.get(spec, spec)
     frozen = set()
     for part in filter(None, spec.split(",")):
         if match := regex.fullmatch(r"(\d+)(?:-(\d+))?", part):
@@ -560,28 +517,16 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
         handle.remove()
 
 
-def realignment_loss(
-    encoder: nn.Module, projection: nn.Module, batch: Batch, layer: int = -2, temperature: float = 0.1
-) -> Tensor:
+def realignment_loss(encoder, projection, batch: Batch, layer: int = -2, temperature: float = 0.1) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors of words -> contrastive loss."""
-    hidden = [
-        hidden_state(encoder, part, layer) for part in embed(encoder, batch.inputs)
-    ]  # (sentences, T, hidden) each
-    words = projection(torch.cat([part.flatten(0, 1) for part in hidden])[batch.words])  # (N, 128)
+    hidden = [hidden_state(encoder, part, layer).flatten(0, 1) for part in embed(encoder, batch.inputs)]
+    words = projection(torch.cat(hidden)[batch.words])  # (subwords, hidden) -> (N, 128)
     return contrastive_loss(words.float(), batch.queries, batch.targets, temperature)
 
 
 def projection_head(hidden: int, size: int = 128) -> nn.Module:
     """Maps hidden states to the space where words are compared; trained with the encoder, thrown away afterwards."""
     return nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False))
-
-
-def count_pairs(seen: dict[str, Counter], pairs: list[Pair], cut: list[int]) -> None:
-    """Add up, by language, what realignment sees: sentence pairs, word pairs, and what was cut off or passed over."""
-    for pair, lost in zip(pairs, cut):
-        counts = seen.setdefault(pair.language, Counter())
-        counts.update(sentences=1, words=len(pair.links) - lost, cut=lost, skipped=pair.skipped)
-        counts["readings"] = pair.reading  # how often its text was begun
 
 
 def realign(
@@ -601,30 +546,32 @@ def realign(
     frozen = freeze(encoder, spec)
     trained = [p for p in itertools.chain(encoder.parameters(), projection.parameters()) if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr, fused=True)
-    with Progress(f"realign, {len(frozen)} parameters frozen", steps) as progress:
-        for _ in range(steps):
-            chunk = list(itertools.islice(pairs, batch_size))
-            batch = encode_pairs(tokenizer, chunk, max_length, parts_on(device))
-            count_pairs(seen, chunk, batch.cut)
-            with autocast(device, precision):
-                loss = realignment_loss(encoder, projection, batch.to(device), layer, temperature)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            progress.update(loss)
+    still = sum(encoder.get_parameter(name).numel() for name in frozen) / encoder.num_parameters()
+    progress = Progress(f"realign, {still:.0%} of the parameters frozen", steps)
+    for _ in range(steps):
+        chunk = list(itertools.islice(pairs, batch_size))
+        batch = encode_pairs(tokenizer, chunk, max_length, PARTS.get(device.type, 1), device)
+        for pair, cut in zip(chunk, batch.cut):
+            counts = seen.setdefault(pair.language, Counter())
+            counts.update(sentences=1, words=len(pair.links) - cut, cut=cut, skipped=pair.skipped)
+            counts["readings"] = pair.reading  # how often its text was begun
+        with autocast(device, precision):
+            loss = realignment_loss(encoder, projection, batch, layer, temperature)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        progress.update(loss)
+    progress.finish()
     encoder.requires_grad_(True)  # every layer trains again in fine-tuning
     return seen
 
 
 class Progress:
-    """A bar with loss and time left when a person watches, one line when the stage ends; stops a stage that diverges."""
+    """A bar with loss and time left when a person watches, a line when the stage ends; stops one that diverges."""
 
     def __init__(self, stage: str, steps: int):
         self.stage, self.losses, self.start = stage, [], time.time()
         self.bar = tqdm(total=steps, desc=stage, leave=False, disable=None)  # None: silent unless a terminal
-
-    def __enter__(self) -> Progress:
-        return self
 
     def update(self, loss: Tensor, every: int = 20) -> None:
         """Count a step. The loss stays on its device: only every 20 steps does this wait for its value."""
@@ -636,15 +583,13 @@ class Progress:
     def mean(self, start: int | None, end: int | None) -> float:
         value = torch.stack(self.losses[start:end]).float().mean().item()
         if not math.isfinite(value):
-            hint = "try a lower learning rate, or --precision fp32"
-            raise UserError(f"{self.stage}: the loss is {value} within {len(self.losses)} steps; {hint}")
+            raise UserError(f"{self.stage}: the loss is {value} by step {len(self.losses)}; lower the learning rate")
         return value
 
-    def __exit__(self, kind, *_) -> None:
+    def finish(self) -> None:
         self.bar.close()
-        if kind is None and self.losses:
-            change = f"loss {self.mean(None, 20):.3f} -> {self.mean(-20, None):.3f}"
-            say(f"{self.stage}: {len(self.losses)} steps, {change}, {time.time() - self.start:.1f} s")
+        change = f"loss {self.mean(None, 20):.3f} -> {self.mean(-20, None):.3f}"
+        say(f"{self.stage}: {len(self.losses)} steps, {change}, {time.time() - self.start:.1f} s")
 
 
 def say(line: str) -> None:
@@ -656,13 +601,10 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 4. Tasks: load, encode, score for each; a new task is three functions here and a row in TASKS
-# ----------------------------------------------------------------------------------------------------------------------
-#
+# ---- 4. Tasks: a new one is three functions here and a row in TASKS -----------------------------------------------
 # load(language, split, args)                        -> examples, a list of dicts
-# encode(tokenizer, examples, max_length, training)  -> features: what the encoder reads and its labels, as arrays, and
-#                                                       `example`, the index of the example that they come from
+# encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`, and `example`, the
+#                                                       index of the example that they come from
 # score(examples, features, logits)                  -> {metric: value}, the task's main metric first
 
 
@@ -699,7 +641,7 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
 
 
 def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
-    """Token classification: the first visible subword of a word carries its tag; long sentences go on in more windows."""
+    """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
     features = []
     for window in encode_words(tokenizer, [example["tokens"] for example in examples], max_length, windows=True):
         tags = np.array(examples[window.sentence]["tags"])
@@ -729,15 +671,11 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "udpos": Task(
-        AutoModelForTokenClassification, len(UPOS), TARGETS, 5, 128, load_udpos, encode_tokens, score_accuracy
-    ),
+    "udpos": Task(AutoModelForTokenClassification, 18, TARGETS, 5, 128, load_udpos, encode_tokens, score_accuracy),
 }
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 5. Fine-tuning on English, evaluation in every language (paper, appendix A)
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- 5. Fine-tuning on English, evaluation in every language (paper, appendix A) -------------------------------------
 
 
 def collate(features: list[dict], pad_id: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
@@ -767,17 +705,18 @@ def finetune(
     order, steps = random.Random(seed), epochs * math.ceil(len(features) / batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    with Progress("fine-tune", steps) as progress:
-        for _ in range(epochs):
-            epoch = order.sample(features, len(features))
-            for start in range(0, len(epoch), batch_size):
-                batch = epoch[start : start + batch_size]
-                loss = task_loss(model, batch, pad_id, parts_on(model.device), precision)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                progress.update(loss)
+    progress = Progress("fine-tune", steps)
+    for _ in range(epochs):
+        epoch = order.sample(features, len(features))
+        for start in range(0, len(epoch), batch_size):
+            batch = epoch[start : start + batch_size]
+            loss = task_loss(model, batch, pad_id, PARTS.get(model.device.type, 1), precision)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            progress.update(loss)
+    progress.finish()
     return steps
 
 
@@ -787,81 +726,49 @@ def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, 
     inputs, labels = zip(*(collate(group, pad_id, model.device) for group in groups))
     with autocast(model.device, precision):
         logits = [task_logits(model(**part)).flatten(0, -2) for part in embed(model, inputs)]
-    return F.cross_entropy(torch.cat(logits).float(), torch.cat([l.flatten() for l in labels]), ignore_index=IGNORE)
+    labels = torch.cat([part.flatten() for part in labels])
+    return F.cross_entropy(torch.cat(logits).float(), labels, ignore_index=IGNORE)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, features: list[dict], pad_id: int, precision: str = "fp32", size: int = 32) -> list:
-    """The logits of every feature, in order, as arrays without padding: (T, labels), (labels,) or (2, T)."""
+def evaluate(model, task: Task, examples: list, features: list[dict], pad_id: int, precision="fp32", size=32) -> dict:
+    """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
     model.eval()
-    logits: list = [None] * len(features)
-    by_length = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
-    for start in range(0, len(by_length), size):
-        chunk = by_length[start : start + size]
+    logits: list = [None] * len(features)  # of each feature, without padding: (T, labels), (labels,) or (2, T)
+    order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
         inputs, _ = collate([features[k] for k in chunk], pad_id, model.device)
         with autocast(model.device, precision):
             output = task_logits(model(**inputs)).float().cpu().numpy()
         for k, row in zip(chunk, output):
-            length = len(features[k]["labels"])
-            logits[k] = row[:length] if row.ndim == 2 else row
-    return logits
+            logits[k] = row[: len(features[k]["labels"])] if row.ndim == 2 else row
+    return {metric: round(value, 6) for metric, value in task.score(examples, features, logits).items()}
 
 
-def evaluate(
-    model: nn.Module, task: Task, examples: list[dict], features: list[dict], pad_id: int, precision: str = "fp32"
-) -> dict[str, float]:
-    """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
-    return task.score(examples, features, predict(model, features, pad_id, precision))
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# 6. One run: check everything, realign, fine-tune, evaluate, write the record
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-def reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+# ---- 6. One run: check everything, realign, fine-tune, evaluate, write the record ------------------------------------
 
 
 def load_tokenizer(name: str) -> tuple[Any, Any]:
     """(tokenizer, config) of an encoder. UserError, before anything is computed, for a model that cannot be used."""
-    try:
+    with explained(f"--model {name}: no hub id and no local directory that loads"):
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
-    except Exception as error:  # whatever the library raises: no such model, no network, a broken file
-        raise UserError(
-            f"--model {name}: cannot load it ({reason(error)}); give a hub id or a local directory"
-        ) from None
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         kind = "a sequence-to-sequence model" if config.is_encoder_decoder else "not an encoder of text"
         raise UserError(f"--model {name}: {config.model_type} is {kind}; take an encoder such as xlm-roberta-base")
-    if not tokenizer.is_fast:
-        raise UserError(f"--model {name}: {type(tokenizer).__name__} is no fast tokenizer; word positions need one")
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
+        raise UserError(f"--model {name}: needs a fast tokenizer with a padding token, not {type(tokenizer).__name__}")
     return tokenizer, config
 
 
-def load_model(name: str, task: Task) -> nn.Module:
-    """The encoder with a fresh classifier on top."""
-    try:
-        return task.head.from_pretrained(name, num_labels=task.labels, dtype=torch.float32)
-    except Exception as error:
-        raise UserError(f"--model {name}: cannot load its weights ({reason(error)})") from None
-
-
 def resolve(args: argparse.Namespace) -> dict:
-    """Fill in the paper's value wherever a flag was not given; return the settings that differ from the paper's.
-
-    These go into the record's name, so that two different runs never share one.
-    """
+    """Fill in the paper's value wherever a flag was not given; return what differs from it, for the record's name."""
     task, lr = TASKS[args.task], MODELS.get(Path(args.model).name, DEFAULT_LR)
-    paper = {
-        "data_dir": None, "languages": task.targets, "limit_train": None, "limit_test": None, "syntactic_words": False,
-        "max_length": 96, "epochs": task.epochs, "batch_size": 32, "lr": lr, "precision": "fp32",
-    }  # fmt: skip
-    realignment = {
-        "realign_languages": TARGETS, "realign_steps": None, "realign_batch_size": 16, "realign_lr": lr,
-        "layer": -2, "temperature": 0.1,
-    }  # fmt: skip
+    paper = {"data_dir": None, "limit_train": None, "limit_test": None, "languages": task.targets, "precision": "fp32"}
+    paper |= {"max_length": 96, "epochs": task.epochs, "batch_size": 32, "lr": lr, "syntactic_words": False}
+    realignment = {"realign_languages": TARGETS, "realign_steps": None, "realign_batch_size": 16, "realign_lr": lr}
+    realignment |= {"layer": -2, "temperature": 0.1}
     if args.strategy == "baseline":  # no realignment: its settings do not matter, one baseline serves all of them
         vars(args).update(dict.fromkeys(realignment), aligner="none", schedule="none")
     else:
@@ -872,59 +779,49 @@ def resolve(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name, value in paper.items() if getattr(args, name) != value}
 
 
-ELSEWHERE = ("out", "overwrite", "device", "save_model")  # flags that say where things go, not what is computed
-
-
-def plain(value: Any) -> Any:
-    """A setting as it stands in a record: of a path, only the last part, as paths say nothing to other people."""
-    return value.name if isinstance(value, Path) else value
+def shown(args: argparse.Namespace) -> dict:
+    """The settings as a record shows them: of a path only the last part, and nothing of where things go."""
+    paths, elsewhere = ("model", "aligner", "data_dir"), ("out", "overwrite", "device", "save_model")
+    values = {key: value for key, value in vars(args).items() if key not in elsewhere}
+    return {key: Path(value).absolute().name if key in paths and value else value for key, value in values.items()}
 
 
 def record_name(args: argparse.Namespace, changed: dict) -> str:
     """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and whatever differs from the paper's settings."""
+    values = {key: "-".join(value) if isinstance(value, list) else str(value) for key, value in shown(args).items()}
     name = "_".join(
-        map(str, (Path(args.model).name, args.task, args.strategy, args.schedule, Path(args.aligner).name, args.seed))
+        [values[key] for key in RECORD_KEYS] + [f"{key.replace('_', '-')}={values[key]}" for key in changed]
     )
-    for key, value in changed.items():
-        value = "-".join(value) if isinstance(value, list) else str(plain(value))
-        name += f"_{key.replace('_', '-')}={value}"
     if len(name) > 200:  # file systems allow 255
         name = f"{name[:180]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
 
 
-def check_flags(args: argparse.Namespace, config: Any) -> None:
+def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     """Whatever can be known to be wrong before any data is read. UserError."""
-    depth = config.num_hidden_layers
+    depth, task = getattr(config, "num_hidden_layers", 0), TASKS[args.task]
     if args.strategy != "baseline":
-        parse_spec(spec_of(args.strategy), depth)
+        parse_spec(args.strategy, depth)
         if not -depth - 1 <= args.layer <= depth:
             raise UserError(f"--layer {args.layer}: this encoder has hidden states {-depth - 1} to {depth}")
-    for flag, codes in (("languages", args.languages), ("realign-languages", args.realign_languages or [])):
-        unknown = [code for code in codes if code not in TREEBANKS] if not args.data_dir else []
-        if unknown:
-            raise UserError(
-                f"--{flag}: unknown language '{unknown[0]}'; without --data-dir, choose from {' '.join(TARGETS)}"
-            )
-    try:
+    if not 8 <= args.max_length <= longest:
+        raise UserError(f"--max-length {args.max_length}: must be 8 to {longest} subwords with this encoder")
+    for flag, known in (("languages", [SOURCE, *task.targets]), ("realign_languages", TARGETS)):
+        unknown = [code for code in getattr(args, flag) or [] if code not in known]
+        if unknown and not args.data_dir:
+            raise UserError(f"--{flag.replace('_', '-')}: no '{unknown[0]}' on the hub; take some of {' '.join(known)}")
+    if args.save_model and args.save_model.exists():
+        raise UserError(f"--save-model {args.save_model}: exists already; name a new directory")
+    with explained(f"--out {args.out}: cannot write there; choose another folder"):
         args.out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.out).close()
-    except OSError as error:
-        raise UserError(f"--out {args.out}: cannot write there ({error.strerror}); choose another folder") from None
-
-
-def spec_of(strategy: str) -> str:
-    """What a strategy freezes."""
-    return "none" if strategy in ("baseline", "full") else strategy
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest there is. On a GPU, only deterministic algorithms: same seed, same record."""
-    try:
+    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms."""
+    with explained(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not to be had here ({reason(error)})") from None
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -933,6 +830,7 @@ def choose_device(name: str | None) -> torch.device:
 
 def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
     """Write the realigned encoder as a directory that --model takes; whole or absent."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         model.base_model.save_pretrained(f"{scratch}/model")
         tokenizer.save_pretrained(f"{scratch}/model")
@@ -948,34 +846,35 @@ def run(args: argparse.Namespace) -> Path:
         return path
     task, device, realigned = TASKS[args.task], choose_device(args.device), args.strategy != "baseline"
     tokenizer, config = load_tokenizer(args.model)
-    check_flags(args, config)
+    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf))
+    check_flags(args, config, longest)
     clock = [("", time.time())]  # (stage, when it ended)
 
     languages = [SOURCE] + [code for code in dict.fromkeys(args.languages) if code != SOURCE]
     train = task.load(SOURCE, "train", args)[: args.limit_train]
     tests = {code: task.load(code, "test", args)[: args.limit_test] for code in languages}
     features = task.encode(tokenizer, train, args.max_length, True)
-    test_features = {code: task.encode(tokenizer, tests[code], task.test_length, False) for code in languages}
-    counts = ", ".join(f"{code} {len(tests[code])}" for code in languages)
-    say(f"{args.task}: {len(train)} English training examples in {len(features)} windows; test examples: {counts}")
+    test_features = {c: task.encode(tokenizer, tests[c], min(task.test_length, longest), False) for c in languages}
+    say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
+    say("test examples: " + ", ".join(f"{code} {len(tests[code])}" for code in languages))
     clock.append(("data", time.time()))
 
     pairs, seen, steps = None, {}, {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
     if realigned:
         steps["realign"] = args.realign_steps or steps["finetune"]
-        codes = args.realign_languages
-        pairs = interleave([linked_pairs(code, args.aligner, args.data_dir, args.seed) for code in codes])
+        pairs = interleave([linked_pairs(c, args.aligner, args.data_dir, args.seed) for c in args.realign_languages])
         clock.append(("pairs", time.time()))
     torch.manual_seed(args.seed)  # for the first weights of the classifier
-    model = load_model(args.model, task).to(device)
+    with explained(f"--model {args.model}: cannot load its weights"):
+        model = task.head.from_pretrained(args.model, num_labels=task.labels, dtype=torch.float32).to(device)
     say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
     clock.append(("model", time.time()))
 
     if realigned:
         seen = realign(
-            model, tokenizer, pairs, spec=spec_of(args.strategy), steps=steps["realign"], lr=args.realign_lr,
-            batch_size=args.realign_batch_size, layer=args.layer, temperature=args.temperature, precision=args.precision,
-            max_length=args.max_length, seed=args.seed,
+            model, tokenizer, pairs, spec=args.strategy, steps=steps["realign"], batch_size=args.realign_batch_size,
+            lr=args.realign_lr, layer=args.layer, temperature=args.temperature, max_length=args.max_length,
+            precision=args.precision, seed=args.seed,
         )  # fmt: skip
         say_pairs(seen)
         clock.append(("realign", time.time()))
@@ -988,8 +887,7 @@ def run(args: argparse.Namespace) -> Path:
     clock.append(("finetune", time.time()))
     scores = {}
     for code in tqdm(languages, desc="evaluate", leave=False, disable=None):
-        result = evaluate(model, task, tests[code], test_features[code], tokenizer.pad_token_id, args.precision)
-        scores[code] = {metric: round(value, 6) for metric, value in result.items()}
+        scores[code] = evaluate(model, task, tests[code], test_features[code], tokenizer.pad_token_id, args.precision)
     clock.append(("evaluate", time.time()))
 
     seconds = {stage: round(end - start, 1) for (_, start), (stage, end) in itertools.pairwise(clock)}
@@ -1000,74 +898,56 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def write_record(path: Path, args, scores: dict, steps: dict, seconds: dict, seen: dict, device: torch.device) -> None:
-    """One JSON file for one run: what was run, with what, for how long, and the scores. No path of this machine in it."""
-    config = {key: plain(value) for key, value in vars(args).items() if key not in ELSEWHERE}
-    config |= {key: Path(config[key]).name for key in ("model", "aligner")}
-    record = {
-        **{key: config[key] for key in ("model", "task", "strategy", "schedule", "aligner", "seed")},
-        "scores": scores,
-        "config": config,
-        "steps": steps,
-        "seconds": seconds,
-        "pairs": seen,
-        "versions": {
-            "python": platform.python_version(),
-            **{library.__name__: library.__version__ for library in (torch, transformers, datasets)},
-            "alignfreeze.py": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
-        },
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
+    """One JSON file for one run: what was run, with what, for how long, and the scores. No path in it."""
+    config, source = shown(args), Path(__file__).read_bytes()
+    record = {key: config[key] for key in RECORD_KEYS}
+    record |= {"scores": scores, "config": config, "steps": steps, "seconds": seconds, "pairs": seen}
+    record["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, datasets)}
+    record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": hashlib.sha256(source).hexdigest()}
+    record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def say_pairs(seen: dict[str, dict[str, int]]) -> None:
     """What realignment saw, and what it passed over."""
     total = {key: sum(counts[key] for counts in seen.values()) for key in ("sentences", "words", "cut", "skipped")}
-    say("realigned on {sentences} sentence pairs with {words} word pairs; {skipped} sentence pairs without a link passed "
-        "over, {cut} word pairs cut off by --max-length".format(**total))  # fmt: skip
-    again = [f"{code} {counts['readings']} times" for code, counts in seen.items() if counts["readings"] > 1]
-    if again:
-        say(f"parallel text shorter than the training, so it was read again: {', '.join(again)}")
+    say("realigned on {sentences} sentence pairs with {words} word pairs".format(**total))
+    say("passed over: {skipped} sentence pairs without a link, {cut} word pairs behind --max-length".format(**total))
+    for code, counts in seen.items():
+        if counts["readings"] > 1:
+            say(f"{SOURCE}-{code}: parallel text shorter than the training, begun {counts['readings']} times")
 
 
 def say_scores(scores: dict[str, dict[str, float]]) -> None:
     """The table at the end of a run: a line for each language, then the average over target languages."""
-    metrics = list(scores[SOURCE])
     targets = [values for code, values in scores.items() if code != SOURCE]
-    rows = dict(scores)
-    if targets:
-        rows["average"] = {metric: sum(values[metric] for values in targets) / len(targets) for metric in metrics}
-    say(f"\n{'language':10}" + "".join(f"{metric:>12}" for metric in metrics))
-    for code, values in rows.items():
-        say(f"{code:10}" + "".join(f"{100 * values[metric]:12.1f}" for metric in metrics))
-    say("(percent; the average is over the target languages, without English)\n")
+    average = {metric: sum(values[metric] for values in targets) / max(len(targets), 1) for metric in scores[SOURCE]}
+    say(f"\n{'percent':10}" + "".join(f"{metric:>12}" for metric in average))
+    for code, values in [*scores.items(), *([("average", average)] if targets else [])]:
+        say(f"{code:10}" + "".join(f"{100 * value:12.1f}" for value in values.values()))
+    say(f"(the average is over the {len(targets)} target languages, without English)\n")
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# 7. Command line
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are a single line."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (--help lists the flags)")
+# ---- 7. Command line -------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags. Those whose default depends on task and model are None here, until `resolve` fills in the paper's."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(message: str):  # argparse's own would print the whole usage in front of it
+        raise UserError(f"{message} (--help lists the flags)")
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = error
     # fmt: off
     add = parser.add_argument_group("what to run").add_argument
-    add("--model", default="distilbert-base-multilingual-cased", metavar="ID|DIR", help="encoder (default: %(default)s)")
+    add("--model", default=next(iter(MODELS)), metavar="ID|DIR", help="encoder (default: %(default)s)")
     add("--task", default="udpos", choices=TASKS, help="default: %(default)s")
-    add("--strategy", default="front",
-        help="baseline: no realignment; full: nothing frozen; front, back, 0-5, emb,0-2,11: what is (default: %(default)s)")
+    add("--strategy", default="front", help="baseline, full, front, back, or layers as in emb,0-2 (default: front)")
     add("--schedule", default="before", choices=["before"], help="realign before fine-tuning")
-    add("--aligner", default="dictionary", help="dictionary, or a directory of Pharaoh files en-XX.txt (default: %(default)s)")
+    add("--aligner", default="dictionary", help="dictionary (default), or a folder of Pharaoh files en-XX.txt")
     add("--seed", type=int, default=31, help="the paper's are 31 42 66 23 17 (default: %(default)s)")
-    add("--languages", nargs="+", metavar="XX", help="targets; English is always tested (default: the task's in the paper)")
+    add("--languages", nargs="+", metavar="XX", help="targets, besides English (default: the paper's)")
     add("--realign-languages", nargs="+", metavar="XX", help="to realign with English (default: the paper's 34)")
     add = parser.add_argument_group("hyper-parameters").add_argument
     add("--epochs", type=int, help="of fine-tuning (default: 5; xnli 2)")
@@ -1075,8 +955,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, help="highest learning rate of fine-tuning (default: 2e-5; xlm-roberta-base 7.5e-6)")
     add("--realign-steps", type=int, help="default: as many as fine-tuning takes")
     add("--realign-batch-size", type=int, help="sentence pairs in a realignment step (default: 16)")
-    add("--realign-lr", type=float, help="constant learning rate of realignment (default: as --lr)")
-    add("--layer", type=int, help="hidden states to realign: 0 embeddings, -1 the last layer's (default: -2, as the authors)")
+    add("--realign-lr", type=float, help="constant learning rate of realignment (default: as for --lr)")
+    add("--layer", type=int, help="hidden states to realign; -1 is the last layer (default: -2, as the authors)")
     add("--temperature", type=float, help="of the contrastive loss (default: 0.1)")
     add("--max-length", type=int, help="subwords of a sentence in training (default: 96)")
     add("--precision", choices=["fp32", "bf16"], help="default: fp32, as the paper")
@@ -1086,8 +966,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--limit-train", type=int, metavar="N", help="only the first N training examples, for a quick look")
     add("--limit-test", type=int, metavar="N", help="only the first N test examples of a language, for a quick look")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--save-model", type=Path, metavar="DIR", help="write the realigned encoder, before fine-tuning, to a new directory")
-    add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="folder of the record (default: %(default)s)")
+    add("--save-model", type=Path, metavar="DIR", help="a new folder for the realigned encoder, before fine-tuning")
+    add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="for the record (default: %(default)s)")
     add("--overwrite", action="store_true", help="repeat a run whose record exists")
     # fmt: on
     args = parser.parse_args(argv)
@@ -1098,7 +978,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0, or 2 for a user's error, which is printed in one line."""
+    """0, or 2 for a user's error, which is printed in one line, or 130 when interrupted."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -1106,8 +986,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except UserError as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("alignfreeze: interrupted; no record was written", file=sys.stderr)
+        return 130
     except OSError as error:  # a full disk, a file without permission
-        message = f"{error.filename}: {error.strerror}" if error.filename else reason(error)
+        message = str(error)
     print(f"alignfreeze: {message}", file=sys.stderr)
     return 2
 

@@ -1,0 +1,21 @@
+"""Tests import the module from the repository's root, and helpers from this folder; they share a toy world."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """The toy world: data/, and models/{distilbert,bert,xlmr} with random weights. Not to be written to."""
+    import toy_world
+
+    folder = tmp_path_factory.mktemp("world")
+    texts = toy_world.build_data(folder)
+    for architecture in ("distilbert", "bert", "xlmr"):
+        toy_world.build_model(folder, architecture, texts, steps=0)
+    return folder

@@ -1,0 +1,564 @@
+"""Words become subwords, and subwords batches: which subword stands for a word, and what does not fit.
+
+Three kinds of tokenizer: of XLM-R (Unigram, `▁` for a blank, `<s> ... </s>`), of BERT (WordPiece, `[CLS] ... [SEP]`)
+and of RoBERTa and ModernBERT (byte-level BPE, `Ġ` for a blank). For cases written by hand their subwords are listed
+below, so that one sees what a word is cut into; for random sentences they are trained on a little text.
+"""
+
+import argparse
+import itertools
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+import alignfreeze as af
+
+# -------------------------------------------------------------------------------------------------------- tokenizers
+
+TEXT = """the cat sat on the mat , the cats sat on the mats . unbelievable ! walking and talking , believe it or not
+the dog walks , the dogs walked . a believable talk on a walk . 你好，世界。我喜欢北京，你好。 北京，世界，你喜欢。
+xã hội học sinh xã hội . हिन्दी में लिखें हिन्दी में । தமிழ் மொழி . le chat était là , l'été . die Katze sitzt da ."""
+SPECIAL = {"xlmr": ["<s>", "<pad>", "</s>", "<unk>"], "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]}
+SPECIAL["roberta"] = SPECIAL["xlmr"]
+PIECES = {
+    "xlmr": "▁ ▁the ▁cat s ▁un believ able ▁xã ▁hội ， _ של Ġ orġ",
+    "bert": "the cat ##s un ##believ ##able xã hội ， _ של Ġ ##orġ",
+    "roberta": "Ġ t h e c a s ï ¼ Į Ġt Ġth Ġthe Ġc Ġca Ġcat",
+}
+MERGES = [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t")]
+
+
+def wrapped(kind: str, backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer as transformers loads it, with the special tokens of its kind."""
+    if kind == "bert":
+        pad, unk, start, end = SPECIAL[kind]
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    else:
+        start, pad, end, unk = SPECIAL[kind]
+        roberta = kind == "roberta"
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(True) if roberta else pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=start, cls_token=start, eos_token=end, sep_token=end, pad_token=pad,
+        unk_token=unk,
+    )  # fmt: skip
+
+
+def with_special_tokens(kind: str, backend: Tokenizer) -> Tokenizer:
+    start, end = ("[CLS]", "[SEP]") if kind == "bert" else ("<s>", "</s>")
+    ids = [(token, backend.token_to_id(token)) for token in (start, end)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
+    return backend
+
+
+def listed(kind: str) -> PreTrainedTokenizerFast:
+    """The tokenizer that knows exactly the subwords of PIECES."""
+    vocabulary = SPECIAL[kind] + PIECES[kind].split()
+    ids = {piece: k for k, piece in enumerate(vocabulary)}
+    if kind == "xlmr":
+        model = models.Unigram([(piece, -1.0) for piece in vocabulary], unk_id=ids["<unk>"], byte_fallback=False)
+    elif kind == "bert":
+        model = models.WordPiece(ids, unk_token="[UNK]")
+    else:
+        model = models.BPE(ids, MERGES)
+    return wrapped(kind, with_special_tokens(kind, Tokenizer(model)))
+
+
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on TEXT."""
+    options = {"vocab_size": 150, "special_tokens": SPECIAL[kind], "show_progress": False}
+    if kind == "xlmr":
+        model, trainer = models.Unigram(), trainers.UnigramTrainer(unk_token="<unk>", **options)
+    elif kind == "bert":
+        model, trainer = models.WordPiece(unk_token="[UNK]"), trainers.WordPieceTrainer(**options)
+    else:
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        options["vocab_size"] = 330
+        model, trainer = models.BPE(), trainers.BpeTrainer(initial_alphabet=alphabet, **options)
+    backend = Tokenizer(model)
+    wrapped(kind, backend)  # its pre-tokenizer
+    backend.train_from_iterator(TEXT.split("\n"), trainer)
+    return wrapped(kind, with_special_tokens(kind, backend))
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> dict[str, PreTrainedTokenizerFast]:
+    return {kind: listed(kind) for kind in SPECIAL}
+
+
+@pytest.fixture(scope="module", params=list(SPECIAL))
+def tokenizer(request) -> PreTrainedTokenizerFast:
+    return trained(request.param)
+
+
+def show(tokenizer, window: af.Window) -> str:
+    """A window in one line: every subword, `:` the word that it belongs to, `*` if it represents that word."""
+    assert len(window.ids) == len(window.words) == len(window.first)
+    return " ".join(
+        token if word == -1 and not first else f"{token}:{word}{'*' * int(first)}"
+        for token, word, first in zip(tokenizer.convert_ids_to_tokens(window.ids), window.words, window.first)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize(
+    "kind, words, expected",
+    [
+        # the first subword represents the word; special tokens belong to none
+        ("xlmr", ["the", "cats"], "<s> ▁the:0* ▁cat:1* s:1 </s>"),
+        ("bert", ["the", "cats"], "[CLS] the:0* cat:1* ##s:1 [SEP]"),
+        ("roberta", ["the", "cats"], "<s> Ġthe:0* Ġcat:1* s:1 </s>"),
+        ("xlmr", ["unbelievable"], "<s> ▁un:0* believ:0 able:0 </s>"),
+        ("bert", ["unbelievable", "，"], "[CLS] un:0* ##believ:0 ##able:0 ，:1* [SEP]"),
+        ("xlmr", ["cat", "cat"], "<s> ▁cat:0* ▁cat:1* </s>"),
+        ("xlmr", [], "<s> </s>"),
+        ("bert", [], "[CLS] [SEP]"),
+        # a lone blank in front of a word is removed, and the first visible subword represents the word
+        ("xlmr", ["，"], "<s> ，:0* </s>"),
+        ("xlmr", ["cats", "，", "cat"], "<s> ▁cat:0* s:0 ，:1* ▁cat:2* </s>"),
+        ("xlmr", ["▁▁，", "cat"], "<s> ，:0* ▁cat:1* </s>"),
+        ("roberta", ["，", "cat"], "<s> ï:0* ¼:0 Į:0 Ġcat:1* </s>"),
+        ("roberta", ["cat", "a"], "<s> Ġcat:0* a:1* </s>"),
+        # it is kept when it is all there is of a word
+        ("xlmr", ["▁"], "<s> ▁:0* </s>"),
+        ("xlmr", [" ", "cat"], "<s> ▁:0* ▁cat:1* </s>"),
+        ("xlmr", ["▁", "，"], "<s> ▁:0* ，:1* </s>"),
+        ("xlmr", ["▁", "▁"], "<s> ▁:0* ▁:1* </s>"),
+        ("roberta", [" ", "cat", " "], "<s> Ġ:0* Ġcat:1* Ġ:2* </s>"),
+        # what no subword matches is one unknown subword, and represents its word
+        ("xlmr", ["☃", "cat"], "<s> <unk>:0* ▁cat:1* </s>"),
+        ("bert", ["☃", "cat"], "[CLS] [UNK]:0* cat:1* [SEP]"),
+        # a Vietnamese form with a space in it is one word, and so is a Hebrew one with clitic marks
+        ("xlmr", ["xã hội", "cat"], "<s> ▁xã:0* ▁hội:0 ▁cat:1* </s>"),
+        ("bert", ["xã hội", "cat"], "[CLS] xã:0* hội:0 cat:1* [SEP]"),
+        ("roberta", ["the cat", "cat"], "<s> Ġthe:0* Ġcat:0 Ġcat:1* </s>"),
+        ("xlmr", ["_של_", "cat"], "<s> _:0* של:0 _:0 ▁cat:1* </s>"),
+        ("bert", ["_של_", "_"], "[CLS] _:0* של:0 _:0 _:1* [SEP]"),
+        # the Maltese letter `Ġ` is no blank where blanks are written otherwise
+        ("xlmr", ["Ġorġ"], "<s> Ġ:0* orġ:0 </s>"),
+        ("bert", ["Ġorġ"], "[CLS] Ġ:0* ##orġ:0 [SEP]"),
+    ],
+)
+def test_the_first_visible_subword_represents_a_word(by_hand, kind, words, expected):
+    for windows in (False, True):
+        (window,) = af.encode_words(by_hand[kind], [words], 96, windows)
+        assert show(by_hand[kind], window) == expected
+
+
+@pytest.mark.parametrize(
+    "kind, words, max_length, expected",
+    [
+        ("xlmr", ["the", "cats", "unbelievable"], 8, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 able:2 </s>"),
+        ("xlmr", ["the", "cats", "unbelievable"], 7, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 </s>"),
+        ("xlmr", ["the", "cats", "unbelievable"], 6, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* </s>"),
+        ("xlmr", ["the", "cats", "unbelievable"], 5, "<s> ▁the:0* ▁cat:1* s:1 </s>"),
+        ("xlmr", ["the", "cats", "unbelievable"], 4, "<s> ▁the:0* ▁cat:1* </s>"),
+        ("xlmr", ["the", "cats", "unbelievable"], 3, "<s> ▁the:0* </s>"),
+        ("bert", ["the", "cats", "unbelievable"], 6, "[CLS] the:0* cat:1* ##s:1 un:2* [SEP]"),
+        ("roberta", ["the", "cats", "cats"], 5, "<s> Ġthe:0* Ġcat:1* s:1 </s>"),
+        ("xlmr", ["，", "，", "，"], 5, "<s> ，:0* ，:1* ，:2* </s>"),  # a removed blank takes no room
+        ("xlmr", ["，", "，", "，"], 4, "<s> ，:0* ，:1* </s>"),
+    ],
+)
+def test_a_sentence_is_cut_at_max_length_subwords_special_tokens_included(by_hand, kind, words, max_length, expected):
+    (window,) = af.encode_words(by_hand[kind], [words], max_length)
+    assert show(by_hand[kind], window) == expected
+
+
+@pytest.mark.parametrize(
+    "kind, max_length, expected",
+    [
+        ("xlmr", 8, ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 able:2 </s>"]),
+        ("xlmr", 7, ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 </s>", "<s> able:2 </s>"]),
+        ("xlmr", 6, ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* </s>", "<s> believ:2 able:2 </s>"]),  # a border within a word
+        ("xlmr", 5, ["<s> ▁the:0* ▁cat:1* s:1 </s>", "<s> ▁un:2* believ:2 able:2 </s>"]),  # one between two
+        ("xlmr", 4, ["<s> ▁the:0* ▁cat:1* </s>", "<s> s:1 ▁un:2* </s>", "<s> believ:2 able:2 </s>"]),
+        ("bert", 6, ["[CLS] the:0* cat:1* ##s:1 un:2* [SEP]", "[CLS] ##believ:2 ##able:2 [SEP]"]),
+    ],
+)
+def test_what_does_not_fit_goes_on_in_further_windows(by_hand, kind, max_length, expected):
+    sentences = [["the"], ["the", "cats", "unbelievable"], [], ["cat"]]
+    windows = af.encode_words(by_hand[kind], sentences, max_length, windows=True)
+    assert [show(by_hand[kind], window) for window in windows if window.sentence == 1] == expected
+    assert [window.sentence for window in windows] == [0] + [1] * len(expected) + [2, 3]
+
+
+def test_a_tag_stands_on_the_first_visible_subword_and_nowhere_else(by_hand):
+    examples = [{"tokens": ["the", "cats", "，", "unbelievable"], "tags": [5, 7, 12, 0]}, {"tokens": [], "tags": []}][
+        :1
+    ]
+    x = af.IGNORE
+    (feature,) = af.encode_tokens(by_hand["xlmr"], examples, 96, True)
+    assert by_hand["xlmr"].convert_ids_to_tokens(feature["input_ids"]) == (
+        ["<s>", "▁the", "▁cat", "s", "，", "▁un", "believ", "able", "</s>"]
+    )
+    assert feature["labels"].tolist() == [x, 5, 7, x, 12, 0, x, x, x]
+    features = af.encode_tokens(by_hand["xlmr"], examples * 2, 8, False)
+    assert [feature["labels"].tolist() for feature in features] == [[x, 5, 7, x, 12, 0, x, x], [x, x, x]] * 2
+    assert [feature["example"] for feature in features] == [0, 0, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------------ random sentences
+
+WORDS = TEXT.split() + ["北京", "，", "。", "☃", "☃☃", "xã hội", "catwalk", "unmatched", "Z", "_", "▁", "été", "世界，"]
+
+
+def random_sentence(rng: random.Random, longest: int = 30) -> list[str]:
+    return rng.choices(WORDS, k=rng.randint(1, longest))
+
+
+def visible_subwords(tokenizer, word: str) -> list[int]:
+    """The ids of one word, tokenised alone; a blank with more of the word behind it is left out."""
+    encoding = tokenizer.backend_tokenizer.encode([word], is_pretokenized=True, add_special_tokens=False)
+    last = len(encoding.ids) - 1
+    return [i for k, (i, token) in enumerate(zip(encoding.ids, encoding.tokens)) if k == last or token not in "▁Ġ"]
+
+
+def ends(tokenizer) -> tuple[int, int]:
+    return tokenizer.cls_token_id, tokenizer.sep_token_id
+
+
+def test_a_trained_tokenizer_does_put_lone_blanks_in_front_of_words(tokenizer):
+    tokens = [
+        tokenizer.backend_tokenizer.encode([word], is_pretokenized=True, add_special_tokens=False) for word in WORDS
+    ]
+    lone = {word for word, one in zip(WORDS, tokens) if len(one) > 1 and one.tokens[0] in "▁Ġ"}
+    assert bool(lone) == (ends(tokenizer) != (2, 3))  # 2, 3: [CLS], [SEP]
+    assert any(len(visible_subwords(tokenizer, word)) > 2 for word in WORDS)
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 7, 16, 96])
+def test_windows_lose_no_subword_and_represent_every_word_once(tokenizer, max_length):
+    rng = random.Random(max_length)
+    sentences = [random_sentence(rng, 60) for _ in range(30)]
+    windows = af.encode_words(tokenizer, sentences, max_length, windows=True)
+    for number, sentence in enumerate(sentences):
+        parts = [window for window in windows if window.sentence == number]
+        assert all(len(part.ids) == max_length for part in parts[:-1])
+        assert 2 < len(parts[-1].ids) <= max_length
+        assert all((part.ids[0], part.ids[-1]) == ends(tokenizer) for part in parts)
+        assert all(not part.first[[0, -1]].any() and (part.words[[0, -1]] == -1).all() for part in parts)
+        subwords = [
+            (i, k, n == 0) for k, w in enumerate(sentence) for n, i in enumerate(visible_subwords(tokenizer, w))
+        ]
+        found = [row for part in parts for row in zip(part.ids[1:-1], part.words[1:-1], part.first[1:-1])]
+        assert found == subwords
+
+
+@pytest.mark.parametrize("max_length", [3, 5, 12, 96])
+def test_without_windows_a_sentence_is_the_first_of_its_windows(tokenizer, max_length):
+    rng = random.Random(max_length)
+    sentences = [random_sentence(rng) for _ in range(30)]
+    windows = af.encode_words(tokenizer, sentences, max_length, windows=True)
+    firsts = [next(window for window in windows if window.sentence == k) for k in range(len(sentences))]
+    cut = af.encode_words(tokenizer, sentences, max_length)
+    assert [show(tokenizer, window) for window in cut] == [show(tokenizer, window) for window in firsts]
+    assert [window.sentence for window in cut] == list(range(len(sentences)))
+
+
+@pytest.mark.parametrize("max_length", [3, 8, 96])
+def test_no_word_is_lost_or_labelled_twice_however_long_the_sentence(tokenizer, max_length):
+    rng = random.Random(max_length)
+    examples = []
+    for _ in range(20):
+        tokens = random_sentence(rng, 200)
+        examples.append({"tokens": tokens, "tags": rng.choices(range(18), k=len(tokens))})
+    features = af.encode_tokens(tokenizer, examples, max_length, True)
+    for number, example in enumerate(examples):
+        rows = [(i, label) for f in features if f["example"] == number for i, label in zip(f["input_ids"], f["labels"])]
+        labelled = [(i, label) for i, label in rows if label != af.IGNORE]
+        firsts = [visible_subwords(tokenizer, word)[0] for word in example["tokens"]]
+        assert labelled == list(zip(firsts, example["tags"]))
+
+
+# ---------------------------------------------------------------------------------------------------- sentence pairs
+
+
+def random_pairs(rng: random.Random, count: int, longest: int = 20) -> list[af.Pair]:
+    pairs = []
+    for _ in range(count):
+        source, target = random_sentence(rng, longest), random_sentence(rng, longest)
+        size = rng.randint(1, min(len(source), len(target)))
+        links = zip(rng.sample(range(len(source)), size), rng.sample(range(len(target)), size))
+        pairs.append(af.Pair("xx", source, target, sorted(links)))
+    return pairs
+
+
+def places(batch: af.Batch) -> list[tuple]:
+    """What a perfectly discerning encoder would give out: for each position the whole sentence, and where in it."""
+    return [
+        (tuple(ids[mask.bool()].tolist()), position)
+        for part in batch.inputs
+        for ids, mask in zip(part["input_ids"], part["attention_mask"])
+        for position in range(len(ids))
+    ]
+
+
+def slow_places(tokenizer, words: list[str], max_length: int) -> list[tuple | None]:
+    """For each word of a sentence the place of its first visible subword, None if it is cut off."""
+    ids, starts = [], []
+    for word in words:
+        starts.append(len(ids))
+        ids += visible_subwords(tokenizer, word)
+    room = max_length - 2
+    start, end = ends(tokenizer)
+    sentence = (start, *ids[:room], end)
+    return [(sentence, at + 1) if at < room else None for at in starts]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8])
+@pytest.mark.parametrize("max_length", [8, 16, 96])
+def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(tokenizer, parts, max_length):
+    rng, seen = random.Random(max_length), Counter()
+    for size in (1, 5, 16):
+        pairs = random_pairs(rng, size)
+        batch = af.encode_pairs(tokenizer, pairs, max_length, parts)
+        words, queries, cut = Counter(), Counter(), []
+        for pair in pairs:
+            source, target = (slow_places(tokenizer, side, max_length) for side in (pair.source, pair.target))
+            words.update(place for place in source + target if place)
+            kept = [(source[i], target[j]) for i, j in pair.links if source[i] and target[j]]
+            queries.update(kept)
+            queries.update((b, a) for a, b in kept)  # both directions
+            cut.append(len(pair.links) - len(kept))
+        vectors = places(batch)
+        found = [vectors[k] for k in batch.words.tolist()]
+        assert Counter(found) == words  # all words of both sides, linked or not
+        assert Counter((found[q], found[t]) for q, t in zip(batch.queries.tolist(), batch.targets.tolist())) == queries
+        assert batch.cut == cut
+        seen.update(kept=sum(queries.values()), cut=sum(cut))
+    assert seen["kept"] > 10
+    assert seen["cut"] > 10 or max_length == 96
+
+
+def test_a_link_within_one_sentence_pair_is_never_mixed_up_with_another_pair(by_hand):
+    pairs = [af.Pair("xx", ["the", "cat"], ["cats", "the"], [(0, 1), (1, 0)])]
+    pairs += [af.Pair("xx", ["cat"], ["the", "the", "the", "，"], [(0, 3)])]
+    batch = af.encode_pairs(by_hand["xlmr"], pairs, 96)
+    ids = torch.cat([part["input_ids"].flatten() for part in batch.inputs])[batch.words]
+    tokens = np.array(by_hand["xlmr"].convert_ids_to_tokens(ids))
+    links = list(zip(tokens[batch.queries], tokens[batch.targets]))
+    assert sorted(links) == sorted([("▁the", "▁the")] * 2 + [("▁cat", "▁cat")] * 2 + [("▁cat", "，"), ("，", "▁cat")])
+    assert len(tokens) == 9
+
+
+@pytest.mark.parametrize("parts", [1, 8])
+def test_links_beyond_the_cut_are_dropped_and_counted(by_hand, parts):
+    unlinked = af.Pair("xx", ["cats", "cat"], ["the", "unbelievable", "cat"], [(1, 2)])
+    half = af.Pair("xx", ["the", "cat", "cats"], ["cat", "the"], [(0, 1), (2, 0)])
+    batch = af.encode_pairs(by_hand["bert"], [unlinked, half, unlinked], 5, parts)  # room for 3 subwords
+    assert batch.cut == [1, 0, 1]  # `cats` of the second pair: its first subword is the last that fits
+    assert len(batch.queries) == len(batch.targets) == 4
+    batch = af.encode_pairs(by_hand["bert"], [unlinked], 5, parts)
+    assert (batch.cut, len(batch.queries), len(batch.targets), len(batch.words)) == ([1], 0, 0, 4)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 8, 100])
+def test_a_batch_in_parts_holds_every_sentence_once_and_pads_it_only_to_the_longest_of_its_part(tokenizer, parts):
+    pairs = random_pairs(random.Random(parts), 16)
+    batch = af.encode_pairs(tokenizer, pairs, 40, parts)
+    assert len(batch.inputs) == min(parts, 32)
+    sentences = Counter()
+    for part in batch.inputs:
+        ids, mask = part["input_ids"], part["attention_mask"]
+        assert ids.shape == mask.shape
+        assert mask.sum(1).max() == ids.shape[1]
+        assert (ids[mask == 0] == tokenizer.pad_token_id).all()
+        assert (mask.diff(dim=1) <= 0).all()  # ones, then zeros
+        sentences.update(tuple(row[m.bool()].tolist()) for row, m in zip(ids, mask))
+    sides = itertools.chain.from_iterable((pair.source, pair.target) for pair in pairs)
+    assert sentences == Counter(slow_places(tokenizer, words, 40)[0][0] for words in sides)
+
+
+# ------------------------------------------------------------------------------------------------- parts and padding
+
+
+@pytest.mark.parametrize(
+    "count, parts, sizes",
+    [
+        (8, 1, [8]),
+        (8, 2, [4, 4]),
+        (8, 8, [1] * 8),
+        (10, 4, [3, 3, 3, 1]),
+        (3, 8, [1, 1, 1]),
+        (1, 8, [1]),
+        (9, 8, [2, 2, 2, 2, 1]),
+    ],
+)
+def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, parts, sizes):
+    items = ["x" * length + str(k) for k, length in enumerate(random.Random(count).choices(range(50), k=count))]
+    groups = af.by_length(list(items), parts, len)
+    assert [len(group) for group in groups] == sizes
+    assert sorted(itertools.chain(*groups)) == sorted(items)
+    for shorter, longer in itertools.pairwise(groups):
+        assert max(map(len, shorter)) <= min(map(len, longer))
+
+
+def test_eight_parts_hold_hardly_any_padding():
+    lengths = random.Random(0).choices(range(5, 96), k=32)
+    padding = {
+        parts: sum(max(group) * len(group) - sum(group) for group in af.by_length(lengths, parts, int))
+        for parts in (1, 8)
+    }
+    assert padding[1] > 0.5 * sum(lengths)
+    assert padding[8] < 0.1 * sum(lengths)
+
+
+def test_collated_features_are_padded_at_their_end():
+    rows = [([5, 6, 7], [1, af.IGNORE, 2]), ([8], [3])]
+    features = [{"input_ids": np.array(ids), "labels": np.array(labels)} for ids, labels in rows]
+    inputs, labels = af.collate(features, 9, torch.device("cpu"))
+    assert {name: tensor.tolist() for name, tensor in inputs.items()} == {
+        "input_ids": [[5, 6, 7], [8, 9, 9]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+    }
+    assert labels.tolist() == [[1, af.IGNORE, 2], [3, af.IGNORE, af.IGNORE]]
+
+
+def test_a_subword_that_looks_like_padding_is_still_attended_to():
+    features = [
+        {"input_ids": np.array([9, 9]), "labels": np.array([0, 1])},
+        {"input_ids": np.array([9]), "labels": np.array([0])},
+    ]
+    inputs, _ = af.collate(features, 9, torch.device("cpu"))
+    assert inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+def test_segments_and_labels_of_whole_examples_are_collated_too():
+    """Sentence pairs have segments, and one label for an example of any length."""
+    rows = [([5, 6, 7], [0, 1, 1], 2), ([8, 4], [0, 1], 0)]
+    features = [
+        {"input_ids": np.array(ids), "token_type_ids": np.array(segments), "labels": np.array([label])}
+        for ids, segments, label in rows
+    ]
+    inputs, labels = af.collate(features, 9, torch.device("cpu"))
+    assert inputs["token_type_ids"].tolist() == [[0, 1, 1], [0, 1, 0]]
+    assert labels.tolist() == [[2], [0]]
+
+
+def test_windows_of_a_treebank_collate_to_what_they_were(tokenizer):
+    rng = random.Random(0)
+    examples = [{"tokens": (words := random_sentence(rng)), "tags": [3] * len(words)} for _ in range(9)]
+    features = af.encode_tokens(tokenizer, examples, 16, True)
+    inputs, labels = af.collate(features, tokenizer.pad_token_id, torch.device("cpu"))
+    for k, feature in enumerate(features):
+        length = len(feature["input_ids"])
+        assert inputs["input_ids"][k, :length].tolist() == feature["input_ids"].tolist()
+        assert labels[k, :length].tolist() == feature["labels"].tolist()
+        assert inputs["attention_mask"][k].sum() == length
+    assert (labels == 3).sum() == sum(len(example["tokens"]) for example in examples)
+    assert set(labels.unique().tolist()) == {af.IGNORE, 3}
+
+
+# ----------------------------------------------------------------------------------------------------------- CoNLL-U
+
+
+def conllu(*rows: str) -> str:
+    """`ID|FORM|UPOS` as a line of ten columns; anything else as it is."""
+    lines = []
+    for row in rows:
+        if row.count("|") == 2:
+            number, form, tag = row.split("|")
+            row = "\t".join([number, form, "_", tag] + ["_"] * 6)
+        lines.append(row)
+    return "\n".join(lines) + "\n"
+
+
+def load(tmp_path: Path, content: str, syntactic_words: bool = False) -> list[tuple[list[str], list[str]]]:
+    """(tokens, names of the tags) of each sentence."""
+    path = tmp_path / "udpos/fr/test.conllu"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode())
+    args = argparse.Namespace(data_dir=tmp_path, syntactic_words=syntactic_words)
+    examples = af.load_udpos("fr", "test", args)
+    return [(example["tokens"], [af.UPOS[tag] for tag in example["tags"]]) for example in examples]
+
+
+FRENCH = ["# text = Il parle du chat", "1|Il|PRON", "2|parle|VERB", "3-4|du|_", "3|de|ADP", "4|le|DET", "5|chat|NOUN"]
+
+
+def test_the_tags_are_the_17_of_universal_dependencies_and_the_one_of_ranges():
+    names = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _"
+    assert sorted(af.UPOS) == sorted(names.split())
+    assert af.TASKS["udpos"].labels == 18
+
+
+def test_multi_word_ranges_are_tokens_with_a_tag_of_their_own(tmp_path):
+    tokens, tags = ["Il", "parle", "du", "de", "le", "chat"], ["PRON", "VERB", "_", "ADP", "DET", "NOUN"]
+    assert load(tmp_path, conllu(*FRENCH)) == [(tokens, tags)]
+
+
+def test_syntactic_words_leave_multi_word_ranges_out(tmp_path):
+    tokens, tags = ["Il", "parle", "de", "le", "chat"], ["PRON", "VERB", "ADP", "DET", "NOUN"]
+    assert load(tmp_path, conllu(*FRENCH), syntactic_words=True) == [(tokens, tags)]
+
+
+@pytest.mark.parametrize("syntactic_words", [False, True])
+def test_empty_nodes_are_no_tokens(tmp_path, syntactic_words):
+    rows = ["0.1|zero|PRON", "1|Sue|PROPN", "2|likes|VERB", "2.1|likes|VERB", "3|tea|NOUN", "8.10|x|_"]
+    expected = [(["Sue", "likes", "tea"], ["PROPN", "VERB", "NOUN"])]
+    assert load(tmp_path, conllu(*rows), syntactic_words) == expected
+
+
+@pytest.mark.parametrize("form", ["xã hội", "_", "_של_", "10 000", "#", "#tag", "▁", "3-4", "a\u00a0b", "e\u0301"])
+def test_a_form_is_kept_as_it_is(tmp_path, form):
+    assert load(tmp_path, conllu(f"1|{form}|X", "2|x|NOUN")) == [([form, "x"], ["X", "NOUN"])]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        conllu("1|a|X", "2|b|X", "", "1|c|X", ""),
+        conllu("1|a|X", "2|b|X", "", "", "", "1|c|X"),  # more blank lines than needed, none at the end
+        conllu(
+            "", "# a comment", "1|a|X", "# another\twith\ttabs", "2|b|X", "  ", "# only a comment", "", "1|c|X", "", ""
+        ),
+        conllu("1|a|X", "2|b|X", "", "1|c|X").rstrip("\n"),
+        conllu("1|a|X", "2|b|X", "", "1|c|X", "").replace("\n", "\r\n"),
+    ],
+)
+def test_blank_lines_end_sentences_and_comments_are_skipped(tmp_path, content):
+    assert [tokens for tokens, _ in load(tmp_path, content)] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "2\tb\tX",  # three columns
+        "2 b _ X _ _ _ _ _ _",  # no tabs
+        "x|b|X",
+        "2|b|WORD",
+        "2|b|noun",
+        "2||X",
+        "-2|b|X",
+        "not a line",
+    ],
+)
+def test_a_malformed_line_is_an_error_that_names_file_and_line(tmp_path, row):
+    with pytest.raises(af.UserError, match=r"test\.conllu:3:") as error:
+        load(tmp_path, conllu("# comment", "1|a|X", row, "", "1|c|X"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_without_a_sentence_is_an_error(tmp_path):
+    with pytest.raises(af.UserError, match=r"test\.conllu"):
+        load(tmp_path, "# nothing but a comment\n\n")
+
+
+def test_the_way_from_treebank_to_labels_keeps_ranges_and_forms_with_spaces(tmp_path, by_hand):
+    rows = ["1-2|_של_|_", "1|cats|NOUN", "2|，|PUNCT", "2.1|cat|NOUN", "3|xã hội|NOUN"]
+    noun, punctuation, in_range = (af.UPOS.index(tag) for tag in ("NOUN", "PUNCT", "_"))
+    load(tmp_path, conllu(*rows))
+    examples = af.load_udpos("fr", "test", argparse.Namespace(data_dir=tmp_path, syntactic_words=False))
+    (feature,) = af.encode_tokens(by_hand["xlmr"], examples, 128, False)
+    tokens = by_hand["xlmr"].convert_ids_to_tokens(feature["input_ids"])
+    assert tokens == ["<s>", "_", "של", "_", "▁cat", "s", "，", "▁xã", "▁hội", "</s>"]
+    x = af.IGNORE
+    assert feature["labels"].tolist() == [x, in_range, x, x, noun, x, punctuation, noun, x, x]
