@@ -80,7 +80,7 @@ IGNORE = -100  # the label of positions that have none, as in cross_entropy's ig
 
 
 class UserError(Exception):
-    """What is wrong with the input, where, and what to do about it, in one line; `main` prints it and returns 2."""
+    """What is wrong with the input, where, and what to do, in one line; `main` prints it and returns 2."""
 
 
 @contextmanager
@@ -116,6 +116,7 @@ UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters o
 WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi and Tamil fall apart
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
 MARK = regex.compile(r"\p{M}")
+LONGEST_WORD = 32  # characters, marks not counted, that longest match looks ahead
 
 
 def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
@@ -134,13 +135,13 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
 
 def longest_match(run: str, vocabulary: frozenset[str]) -> list[str]:
     """Cut a run of characters into the longest words of `vocabulary` from the left; a mark stays with its character."""
-    words, start = [], 0
-    cuts = [k for k in range(1, len(run)) if not MARK.match(run[k])] + [len(run)]
-    while start < len(run):
-        ends = [k for k in cuts if k > start]
-        end = next((k for k in reversed(ends) if run[start:k] in vocabulary), ends[0])
-        words.append(run[start:end])
-        start = end
+    words, at = [], 0
+    cuts = [0, *(k for k in range(1, len(run)) if not MARK.match(run[k])), len(run)]  # where a word may begin or end
+    while at < len(cuts) - 1:
+        ends = range(min(at + LONGEST_WORD, len(cuts) - 1), at, -1)
+        end = next((k for k in ends if run[cuts[at] : cuts[k]] in vocabulary), at + 1)
+        words.append(run[cuts[at] : cuts[end]])
+        at = end
     return words
 
 
