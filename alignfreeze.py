@@ -506,10 +506,10 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     class Reached(Exception):
         pass
 
-    def stop(module, args):
-        raise Reached(args[0])
+    def stop(module, args, kwargs):
+        raise Reached(args[0] if args else kwargs["hidden_states"])
 
-    handle = layers[layer].register_forward_pre_hook(stop)
+    handle = layers[layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
         encoder(**inputs)
     except Reached as reached:

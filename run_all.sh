@@ -38,12 +38,14 @@ set_up() {
 
 # The commands of the grid that are left to do, one a line; how many are done goes to stderr.
 grid() {
-  local model task strategy schedule aligner seed name total=0 left=0 python=${PYTHON:-python3}
+  local model task strategy schedule aligner seed name baseline total=0 left=0 python=${PYTHON:-python3}
   for model in $MODELS; do for task in $TASKS; do for seed in $SEEDS; do for strategy in $STRATEGIES; do
+    baseline=
     for schedule in $SCHEDULES; do for aligner in $ALIGNERS; do
       name=${model##*/}_${task}_${strategy}_${schedule}_${aligner}_$seed
       if [ "$strategy" = baseline ]; then  # one baseline serves every schedule and aligner
-        [ "$schedule $aligner" = "${SCHEDULES%% *} ${ALIGNERS%% *}" ] || continue
+        [ -z "$baseline" ] || continue
+        baseline=done
         name=${model##*/}_${task}_baseline_none_none_$seed
       fi
       total=$((total + 1))
@@ -62,7 +64,7 @@ run_commands() {
   mapfile -t commands
   for command in ${commands[@]+"${commands[@]}"}; do
     echo "[$((++count)) of ${#commands[@]}, ${#failed[@]} failed] $command"
-    $command </dev/null || { [ $? -lt 128 ] || exit 130; failed+=("$command"); }
+    $command </dev/null || { [ $? -ne 130 ] || exit 130; failed+=("$command"); }  # 130: Ctrl-C
   done
   [ ${#failed[@]} -eq 0 ] && return
   printf 'run_all.sh: %d of %d runs failed:\n' ${#failed[@]} ${#commands[@]} >&2
