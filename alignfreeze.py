@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import huggingface_hub
 import numpy as np
 import regex
 import torch
@@ -248,9 +249,8 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
             table[words[0]].add(words[1])
     if language not in tables:
         tables[language] = defaultdict(set)
-        for word, translations in tables[SOURCE].items():
-            for translation in translations:
-                tables[language][translation].add(word)
+        for word, translation in ((w, t) for w, translations in tables[SOURCE].items() for t in translations):
+            tables[language][translation].add(word)
     return tables[SOURCE], tables[language]
 
 
@@ -283,12 +283,10 @@ def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int) 
 
     Local files are read to their end here, before the first pair, so that a malformed line is found before training.
     """
-    forward, backward, vocabulary = {}, {}, frozenset()
+    forward, backward = {}, {}
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
         forward, backward = read_dictionary(language, data_dir)
-    if language in UNSPACED_LANGUAGES:
-        vocabulary = frozenset().union(*forward.values())
-
+    vocabulary = frozenset().union(*forward.values()) if language in UNSPACED_LANGUAGES else frozenset()
     path = Path(aligner) / f"{SOURCE}-{language}.txt"
     stored = None if aligner == "dictionary" else read_pharaoh(path)
 
@@ -464,9 +462,9 @@ def embeddings(encoder: nn.Module) -> nn.Module:
 def parse_spec(spec: str, depth: int) -> tuple[set[int], bool]:
     """(layers from 0, whether the embeddings too) that `none`, `full`, `front`, `back` or `emb,0-2,11` freezes."""
     half = depth // 2
-    spec = {"none": "", "full": "", "front": f"0-{half - 1}", "back": f"{half}-{depth - 1}"}.get(spec, spec)
+    spec = {"front": f"0-{half - 1}", "back": f"{half}-{depth - 1}"}.get(spec, spec)
     frozen = set()
-    for part in filter(None, spec.split(",")):
+    for part in [] if spec in ("none", "full") else spec.split(","):
         if match := regex.fullmatch(r"(\d+)(?:-(\d+))?", part):
             low, high = int(match[1]), int(match[2] or match[1])
             if not low <= high < depth:
@@ -556,7 +554,7 @@ def realign(
             counts = seen.setdefault(pair.language, Counter())
             counts.update(sentences=1, words=len(pair.links) - cut, cut=cut, skipped=pair.skipped)
             counts["readings"] = pair.reading  # how often its text was begun
-        with autocast(device, precision):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = realignment_loss(encoder, projection, batch, layer, temperature)
         loss.backward()
         optimizer.step()
@@ -595,11 +593,6 @@ class Progress:
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16: matrix products in bfloat16, weights and optimiser in float32. fp32: nothing is changed."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 # ---- 4. Tasks: a new one is three functions here and a row in TASKS -----------------------------------------------
@@ -645,8 +638,7 @@ def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bo
     """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
     features = []
     for window in encode_words(tokenizer, [example["tokens"] for example in examples], max_length, windows=True):
-        tags = np.array(examples[window.sentence]["tags"])
-        labels = np.where(window.first, tags[window.words], IGNORE)
+        labels = np.where(window.first, np.array(examples[window.sentence]["tags"])[window.words], IGNORE)
         features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
     return features
 
@@ -725,7 +717,7 @@ def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, 
     """The mean cross-entropy over all labels of a batch, computed in `parts` of similar length."""
     groups = by_length(batch, parts, lambda feature: len(feature["input_ids"]))
     inputs, labels = zip(*(collate(group, pad_id, model.device) for group in groups))
-    with autocast(model.device, precision):
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = [task_logits(model(**part)).flatten(0, -2) for part in embed(model, inputs)]
     labels = torch.cat([part.flatten() for part in labels])
     return F.cross_entropy(torch.cat(logits).float(), labels, ignore_index=IGNORE)
@@ -740,8 +732,10 @@ def evaluate(model, task: Task, examples: list, features: list[dict], pad_id: in
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
         inputs, _ = collate([features[k] for k in chunk], pad_id, model.device)
-        with autocast(model.device, precision):
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
             output = task_logits(model(**inputs)).float().cpu().numpy()
+        if not np.isfinite(output).all():
+            raise UserError("evaluate: the model predicts no finite numbers; try a lower learning rate")
         for k, row in zip(chunk, output):
             logits[k] = row[: len(features[k]["labels"])] if row.ndim == 2 else row
     return {metric: round(value, 6) for metric, value in task.score(examples, features, logits).items()}
@@ -758,8 +752,8 @@ def load_tokenizer(name: str) -> tuple[Any, Any]:
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         kind = "a sequence-to-sequence model" if config.is_encoder_decoder else "not an encoder of text"
         raise UserError(f"--model {name}: {config.model_type} is {kind}; take an encoder such as xlm-roberta-base")
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None:
-        raise UserError(f"--model {name}: needs a fast tokenizer with a padding token, not {type(tokenizer).__name__}")
+    if not tokenizer.is_fast or tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"--model {name}: has no fast tokenizer with words and a padding token; are its files missing?")
     return tokenizer, config
 
 
@@ -775,8 +769,8 @@ def resolve(args: argparse.Namespace) -> dict:
     else:
         paper |= realignment
     for name, value in paper.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+        given = getattr(args, name)
+        setattr(args, name, value if given is None else list(dict.fromkeys(given)) if type(given) is list else given)
     return {name: getattr(args, name) for name, value in paper.items() if getattr(args, name) != value}
 
 
@@ -813,9 +807,12 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
             raise UserError(f"--{flag.replace('_', '-')}: no '{unknown[0]}' on the hub; take some of {' '.join(known)}")
     if args.save_model and args.save_model.exists():
         raise UserError(f"--save-model {args.save_model}: exists already; name a new directory")
-    with explained(f"--out {args.out}: cannot write there; choose another folder"):
-        args.out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=args.out).close()
+    saved = args.save_model
+    for flag, path, folder in ("--out", args.out, args.out), ("--save-model", saved, saved and saved.parent):
+        with explained(f"{flag} {path}: cannot write there; choose another folder"):
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -831,7 +828,6 @@ def choose_device(name: str | None) -> torch.device:
 
 def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
     """Write the realigned encoder as a directory that --model takes; whole or absent."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         model.base_model.save_pretrained(f"{scratch}/model")
         tokenizer.save_pretrained(f"{scratch}/model")
@@ -851,7 +847,7 @@ def run(args: argparse.Namespace) -> Path:
     check_flags(args, config, longest)
     clock = [("", time.time())]  # (stage, when it ended)
 
-    languages = [SOURCE] + [code for code in dict.fromkeys(args.languages) if code != SOURCE]
+    languages = [SOURCE] + [code for code in args.languages if code != SOURCE]
     train = task.load(SOURCE, "train", args)[: args.limit_train]
     tests = {code: task.load(code, "test", args)[: args.limit_test] for code in languages}
     features = task.encode(tokenizer, train, args.max_length, True)
@@ -956,11 +952,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lr", type=float, help="highest learning rate of fine-tuning (default: 2e-5; xlm-roberta-base 7.5e-6)")
     add("--realign-steps", type=int, help="default: as many as fine-tuning takes")
     add("--realign-batch-size", type=int, help="sentence pairs in a realignment step (default: 16)")
-    add("--realign-lr", type=float, help="constant learning rate of realignment (default: as for --lr)")
+    add("--realign-lr", type=float, help="constant rate of realignment (default: 2e-5; xlm-roberta-base 7.5e-6)")
     add("--layer", type=int, help="hidden states to realign; -1 is the last layer (default: -2, as the authors)")
     add("--temperature", type=float, help="of the contrastive loss (default: 0.1)")
     add("--max-length", type=int, help="subwords of a sentence in training (default: 96)")
-    add("--precision", choices=["fp32", "bf16"], help="default: fp32, as the paper")
+    add("--precision", choices=["fp32", "bf16"], help="bf16: of matrix products; weights stay float32 (default: fp32)")
     add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, multi-word ranges left out")
     add = parser.add_argument_group("data and output").add_argument
     add("--data-dir", type=Path, metavar="DIR", help="local files instead of the hub; the README shows the layout")
@@ -975,12 +971,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in vars(args).items():
         if type(value) in (int, float) and name not in ("seed", "layer") and not 0 < value < math.inf:
             parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed {args.seed}: must be 0 to {2**32 - 1}")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 for a user's error, which is printed in one line, or 130 when interrupted."""
     transformers.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         run(parse_args(argv))
