@@ -77,10 +77,10 @@ toy() {
   export HF_HUB_OFFLINE=1
   if [ ! -d $world ]; then  # made under another name first, so that it is whole or absent
     rm -rf $world.part
-    "$PYTHON" tests/toy_world.py $world.part --models xlmr
+    "$PYTHON" tests/toy_world.py $world.part --models bert
     mv $world.part $world
   fi
-  MODELS=$world/models/xlmr OUT=results/toy/runs LANGUAGES="qaa qab qac"
+  MODELS=$world/models/bert OUT=results/toy/runs LANGUAGES="qaa qab qac"
   FLAGS="--data-dir $world/data --realign-languages $LANGUAGES --epochs 4 --lr 2e-4 --realign-lr 2e-4 --device cpu"
   grid | run_commands
   "$PYTHON" results/report.py $OUT
