@@ -68,7 +68,7 @@ TREEBANKS = {  # language: Universal Dependencies treebank; English to train, th
 SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
 
 # `_`: multi-word ranges such as `3-4`
-UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # noqa: SIM905
+UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
 
 OPUS = "Helsinki-NLP/opus-100"
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"

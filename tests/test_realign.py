@@ -64,7 +64,7 @@ def moved(before: dict, model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
+# --- the loss --------------------------------------------------------------------------------------------------------
 
 
 def loss_by_loops(words, queries, targets, temperature):
@@ -120,7 +120,7 @@ def test_a_batch_whose_links_were_all_cut_off_has_no_loss_and_no_gradient():
     assert loss.item() == 0 and words.grad.abs().sum() == 0
 
 
-# --- the layer that is realigned ----------------------------------------------------------------------------------------
+# --- the layer that is realigned -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -161,7 +161,7 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole_batch(archi
         torch.testing.assert_close(gradient, results[0][1], atol=1e-6, rtol=1e-4)
 
 
-# --- freezing -----------------------------------------------------------------------------------------------------------
+# --- freezing --------------------------------------------------------------------------------------------------------
 
 
 def part_of(name: str) -> str:
@@ -221,7 +221,7 @@ def test_freeze_returns_the_names_of_what_it_froze(architecture):
 
 @pytest.mark.parametrize("spec", ["4", "0-4", "3-1", "x", "-1", "0,,x", "front,1", "emb0"])
 def test_a_spec_that_names_no_layer_is_a_users_error(spec):
-    with pytest.raises(alignfreeze.UserError, match="layer|freeze"):
+    with pytest.raises(alignfreeze.UserError, match=r"layer|freeze"):
         freeze(build("bert"), spec)
 
 
@@ -232,7 +232,7 @@ def test_an_encoder_without_a_list_of_layers_is_a_users_error():
         alignfreeze.transformer_layers(model)
 
 
-# --- training -----------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def test_realignment_brings_translations_together(tokenizer):
