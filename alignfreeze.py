@@ -67,8 +67,7 @@ TREEBANKS = {  # language: Universal Dependencies treebank; English to train, th
 }  # fmt: skip
 SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
 
-# `_`: multi-word ranges such as `3-4`
-UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
+UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
 
 OPUS = "Helsinki-NLP/opus-100"
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
@@ -116,7 +115,6 @@ UNSPACED_LANGUAGES = ("zh", "ja", "th")
 UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters of the scripts that write no spaces
 WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi and Tamil fall apart
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
-MARK = regex.compile(r"\p{M}")
 LONGEST_WORD = 32  # characters, marks not counted, that longest match looks ahead
 
 
@@ -137,7 +135,11 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
 def longest_match(run: str, vocabulary: frozenset[str]) -> list[str]:
     """Cut a run of characters into the longest words of `vocabulary` from the left; a mark stays with its character."""
     words, at = [], 0
-    cuts = [0, *(k for k in range(1, len(run)) if not MARK.match(run[k])), len(run)]  # where a word may begin or end
+    cuts = [
+        0,
+        *(k for k in range(1, len(run)) if not regex.match(r"\p{M}", run[k])),
+        len(run),
+    ]  # where a word may begin or end
     while at < len(cuts) - 1:
         ends = range(min(at + LONGEST_WORD, len(cuts) - 1), at, -1)
         end = next((k for k in ends if run[cuts[at] : cuts[k]] in vocabulary), at + 1)
@@ -278,6 +280,15 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     yield from buffer
 
 
+def stored_links(path: Path, links: list[Links], number: int, source: list[str], target: list[str]) -> Links:
+    """The links of one sentence pair, from the lines of a Pharaoh file. UserError if they cannot be of this pair."""
+    if number >= len(links):
+        raise UserError(f"{path}: {number} lines of links, but the parallel text goes on; align all of it")
+    if any(i >= len(source) or j >= len(target) for i, j in links[number]):
+        raise UserError(f"{path}:{number + 1}: a link points outside {len(source)} and {len(target)} words")
+    return links[number]
+
+
 def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int) -> Iterator[Pair]:
     """Endless linked sentence pairs of English and `language`, shuffled by `seed`, aligned as they are asked for.
 
@@ -288,43 +299,38 @@ def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int) 
         forward, backward = read_dictionary(language, data_dir)
     vocabulary = frozenset().union(*forward.values()) if language in UNSPACED_LANGUAGES else frozenset()
     path = Path(aligner) / f"{SOURCE}-{language}.txt"
-    stored = None if aligner == "dictionary" else read_pharaoh(path)
+    links = [] if aligner == "dictionary" else read_pharaoh(path)
 
     def align(number: int, line: tuple[str, str]) -> tuple[list[str], list[str], Links]:
         source, target = split_words(line[0], SOURCE), split_words(line[1], language, vocabulary)
-        if stored is None:
+        if aligner == "dictionary":
             return source, target, dictionary_links(source, target, forward, backward)
-        if number >= len(stored):
-            raise UserError(f"{path}: {number} lines of links, but the parallel text goes on; align all of it")
-        if any(i >= len(source) or j >= len(target) for i, j in stored[number]):
-            size = f"{len(source)} English and {len(target)} {language} words"
-            raise UserError(f"{path}:{number + 1}: a link points outside the sentence pair of {size}")
-        return source, target, stored[number]
+        return source, target, stored_links(path, links, number, source, target)
 
     if data_dir:
-        lines = 0
-        for lines, line in enumerate(parallel_text(language, data_dir), 1):
-            if stored is not None:
-                align(lines - 1, line)
-        if stored is not None and len(stored) > lines:
-            raise UserError(f"{path}: {len(stored)} lines of links for {lines} sentence pairs; is it of this text?")
-
-    def endless() -> Iterator[Pair]:
-        skipped = 0
-        for reading in itertools.count(1):
-            linked = 0
-            for number, line in shuffled(enumerate(parallel_text(language, data_dir)), f"{seed} {language} {reading}"):
-                source, target, links = align(number, line)
-                if links := one_to_one(links, source, target):
-                    yield Pair(language, source, target, links, skipped, reading)
-                    linked, skipped = linked + 1, 0
-                else:
-                    skipped += 1
-            if not linked:
-                raise UserError(f"{SOURCE}-{language}: aligner '{aligner}' links no sentence pair of the whole text")
-
-    pairs = endless()
+        for number, line in enumerate(parallel_text(language, data_dir), 1):
+            if links:
+                align(number - 1, line)
+        if len(links) > number:
+            raise UserError(f"{path}: {len(links)} lines of links for {number} sentence pairs; is it of this text?")
+    pairs = endless_pairs(language, lambda: parallel_text(language, data_dir), align, seed)
     return itertools.chain([next(pairs)], pairs)  # the first pair is made now, for the error it may raise
+
+
+def endless_pairs(language: str, text: Callable[[], Iterator], align: Callable, seed: int) -> Iterator[Pair]:
+    """The linked sentence pairs of a text, which is shuffled and read again whenever it ends."""
+    skipped = 0
+    for reading in itertools.count(1):
+        linked = 0
+        for number, line in shuffled(enumerate(text()), f"{seed} {language} {reading}"):
+            source, target, links = align(number, line)
+            if links := one_to_one(links, source, target):
+                yield Pair(language, source, target, links, skipped, reading)
+                linked, skipped = linked + 1, 0
+            else:
+                skipped += 1
+        if not linked:
+            raise UserError(f"{SOURCE}-{language}: no sentence pair of the whole text gets a link from the aligner")
 
 
 def interleave(streams: list[Iterator[Pair]]) -> Iterator[Pair]:
@@ -454,9 +460,7 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
 def embeddings(encoder: nn.Module) -> nn.Module:
     """Everything that turns subword ids into the first layer's input: the part that holds the word embeddings."""
     words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
-    return next(
-        (part for part in encoder.children() if words in part.modules() and layers not in part.modules()), words
-    )
+    return next((p for p in encoder.children() if words in p.modules() and layers not in p.modules()), words)
 
 
 def parse_spec(spec: str, depth: int) -> tuple[set[int], bool]:
@@ -784,9 +788,8 @@ def shown(args: argparse.Namespace) -> dict:
 def record_name(args: argparse.Namespace, changed: dict) -> str:
     """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and whatever differs from the paper's settings."""
     values = {key: "-".join(value) if isinstance(value, list) else str(value) for key, value in shown(args).items()}
-    name = "_".join(
-        [values[key] for key in RECORD_KEYS] + [f"{key.replace('_', '-')}={values[key]}" for key in changed]
-    )
+    parts = [values[key] for key in RECORD_KEYS] + [f"{key.replace('_', '-')}={values[key]}" for key in changed]
+    name = "_".join(parts)
     if len(name) > 200:  # file systems allow 255
         name = f"{name[:180]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
@@ -947,7 +950,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--languages", nargs="+", metavar="XX", help="targets, besides English (default: the paper's)")
     add("--realign-languages", nargs="+", metavar="XX", help="to realign with English (default: the paper's 34)")
     add = parser.add_argument_group("hyper-parameters").add_argument
-    add("--epochs", type=int, help="of fine-tuning (default: 5; xnli 2)")
+    add("--epochs", type=int, help="of fine-tuning (default: 5)")
     add("--batch-size", type=int, help="examples in a fine-tuning step (default: 32)")
     add("--lr", type=float, help="highest learning rate of fine-tuning (default: 2e-5; xlm-roberta-base 7.5e-6)")
     add("--realign-steps", type=int, help="default: as many as fine-tuning takes")
@@ -984,15 +987,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(parse_args(argv))
         return 0
-    except UserError as error:
-        message = str(error)
+    except (UserError, OSError) as error:  # OSError: a full disk, say
+        print(f"alignfreeze: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
-    except OSError as error:  # a full disk, a file without permission
-        message = str(error)
-    print(f"alignfreeze: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":
