@@ -61,7 +61,7 @@ grid() {
 # Run commands from stdin one after the other; a failed one is reported at the end and does not stop the others.
 run_commands() {
   local command commands=() failed=()
-  mapfile -t commands
+  while IFS= read -r command; do commands+=("$command"); done  # all of them first: the count is shown
   for command in ${commands[@]+"${commands[@]}"}; do
     echo "[$((++count)) of ${#commands[@]}, ${#failed[@]} failed] $command"
     $command </dev/null || { [ $? -ne 130 ] || exit 130; failed+=("$command"); }  # 130: Ctrl-C
