@@ -35,6 +35,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 
 PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
 RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
+say = partial(print, flush=True)  # lines that reach a log file at once
 IGNORE = -100  # the label of positions that have none, as in cross_entropy's ignore_index
 
 
@@ -505,8 +507,7 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     if layer == len(layers):
         return encoder(**inputs).last_hidden_state
 
-    class Reached(Exception):
-        pass
+    class Reached(Exception): ...
 
     def stop(module, args, kwargs):
         raise Reached(args[0] if args else kwargs["hidden_states"])
@@ -595,10 +596,6 @@ class Progress:
         say(f"{self.stage}: {len(self.losses)} steps, {change}, {time.time() - self.start:.1f} s")
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 # ---- 4. Tasks: a new one is three functions here and a row in TASKS -----------------------------------------------
 # load(language, split, args)                        -> examples, a list of dicts
 # encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`, and `example`, the
@@ -654,9 +651,7 @@ def score_accuracy(examples: list[dict], features: list[dict], logits: list[np.n
     return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
 
 
-class Task(NamedTuple):
-    """A row of TASKS."""
-
+class Task(NamedTuple):  # a row of TASKS
     head: type  # the transformers class: an encoder and a classifier
     labels: int  # how many
     targets: list[str]  # the paper's target languages
@@ -837,6 +832,19 @@ def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
         os.replace(f"{scratch}/model", folder)
 
 
+def load_data(args: argparse.Namespace, tokenizer, longest: int) -> tuple[list[dict], dict[str, tuple[list, list]]]:
+    """(English training features, {language: (test examples, their features)}), read and checked to the end."""
+    task, tests = TASKS[args.task], {}
+    train = task.load(SOURCE, "train", args)[: args.limit_train]
+    features = task.encode(tokenizer, train, args.max_length, True)
+    for code in [SOURCE] + [code for code in args.languages if code != SOURCE]:
+        examples = task.load(code, "test", args)[: args.limit_test]
+        tests[code] = examples, task.encode(tokenizer, examples, min(task.test_length, longest), False)
+    say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
+    say("test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items()))
+    return features, tests
+
+
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
     changed = resolve(args)
@@ -849,16 +857,8 @@ def run(args: argparse.Namespace) -> Path:
     longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf))
     check_flags(args, config, longest)
     clock = [("", time.time())]  # (stage, when it ended)
-
-    languages = [SOURCE] + [code for code in args.languages if code != SOURCE]
-    train = task.load(SOURCE, "train", args)[: args.limit_train]
-    tests = {code: task.load(code, "test", args)[: args.limit_test] for code in languages}
-    features = task.encode(tokenizer, train, args.max_length, True)
-    test_features = {c: task.encode(tokenizer, tests[c], min(task.test_length, longest), False) for c in languages}
-    say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
-    say("test examples: " + ", ".join(f"{code} {len(tests[code])}" for code in languages))
+    features, tests = load_data(args, tokenizer, longest)
     clock.append(("data", time.time()))
-
     pairs, seen, steps = None, {}, {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
     if realigned:
         steps["realign"] = args.realign_steps or steps["finetune"]
@@ -886,8 +886,8 @@ def run(args: argparse.Namespace) -> Path:
     )  # fmt: skip
     clock.append(("finetune", time.time()))
     scores = {}
-    for code in tqdm(languages, desc="evaluate", leave=False, disable=None):
-        scores[code] = evaluate(model, task, tests[code], test_features[code], tokenizer.pad_token_id, args.precision)
+    for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
+        scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
     clock.append(("evaluate", time.time()))
 
     seconds = {stage: round(end - start, 1) for (_, start), (stage, end) in itertools.pairwise(clock)}
