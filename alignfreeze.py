@@ -28,6 +28,7 @@ import json
 import math
 import os
 import random
+import string
 import sys
 import tempfile
 import time
@@ -48,7 +49,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModelForQuestionAnswering as Answers
+from transformers import AutoModelForSequenceClassification as Sentences
+from transformers import AutoModelForTokenClassification as Tokens
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 # ---- 1. Tables: what the paper varies (its sections 3 and 4, and appendix A) -----------------------------------------
@@ -70,14 +74,18 @@ SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper rea
 
 UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
 
-OPUS = "Helsinki-NLP/opus-100"
+ALIGNERS = ("dictionary", "fastalign", "awesome")
+
+OPUS, OPUS_LINES = "Helsinki-NLP/opus-100", 100_000  # of a million lines a language, more than any run reads
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
 
 PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
+REALIGNMENT_WEIGHT = 0.1  # of its loss beside the task's, schedule `during`
 RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
 say = partial(print, flush=True)  # lines that reach a log file at once
+ANSWER_LENGTH = 30  # subwords that an answer may have, as in the library's example for SQuAD
 IGNORE = -100  # the label of positions that have none, as in cross_entropy's ignore_index
 
 
@@ -136,17 +144,12 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
 
 def longest_match(run: str, vocabulary: frozenset[str]) -> list[str]:
     """Cut a run of characters into the longest words of `vocabulary` from the left; a mark stays with its character."""
-    words, at = [], 0
-    cuts = [
-        0,
-        *(k for k in range(1, len(run)) if not regex.match(r"\p{M}", run[k])),
-        len(run),
-    ]  # where a word may begin or end
-    while at < len(cuts) - 1:
-        ends = range(min(at + LONGEST_WORD, len(cuts) - 1), at, -1)
-        end = next((k for k in ends if run[cuts[at] : cuts[k]] in vocabulary), at + 1)
-        words.append(run[cuts[at] : cuts[end]])
-        at = end
+    words, characters = [], regex.findall(r".\p{M}*", run)
+    while characters:
+        sizes = range(min(len(characters), LONGEST_WORD), 1, -1)
+        size = next((k for k in sizes if "".join(characters[:k]) in vocabulary), 1)
+        words.append("".join(characters[:size]))
+        del characters[:size]
     return words
 
 
@@ -172,6 +175,187 @@ def dictionary_links(source: list[str], target: list[str], forward: Dictionary, 
             back = backward.get(translation, ())
             if places[translation] == 1 and [k for k, other in enumerate(source) if other in back] == [i]:
                 links.append((i, target.index(translation)))
+    return links
+
+
+NULL_PROBABILITY = 0.08  # prior probability that a word translates nothing
+DIRICHLET_ALPHA = 0.01  # sparse prior on the translation probabilities (fast_align -v)
+FIRST_TENSION = 4.0  # how strongly links are drawn to the diagonal, before that is fitted (fast_align -d -o)
+EM_ITERATIONS = 5  # four that train, and one that reads off the links
+
+
+def fast_align(pairs: list[tuple[list[str], list[str]]]) -> list[list[tuple[int, int]]]:
+    """Sorted links (source index, target index) of each pair (source words, target words); none if a side is empty.
+
+    Reparameterised IBM model 2 (Dyer, Chahuneau and Smith, NAACL 2013), as `fast_align -d -o -v`, then again with `-r`,
+    then `atools -c grow-diag-final-and`: one model explains the target words by the source words, a second one the
+    source words by the target words, and their links are merged.
+    """
+    shapes = defaultdict(list)  # pairs with the same n source and m target words share arrays: no padding, no masks
+    for number, (source, target) in enumerate(pairs):
+        shapes[len(source), len(target)].append(number)
+    sizes = {(n, m): max(1, 2**17 // ((n + 1) * (m + 1))) for n, m in shapes if n and m}  # pairs in a batch
+    batches = [shapes[s][k : k + size] for s, size in sizes.items() for k in range(0, len(shapes[s]), size)]
+
+    grids, source_word, target_word = number_word_pairs(pairs, batches)
+    forward = train_and_link(grids, source_word, target_word)
+    reverse = train_and_link([grid.swapaxes(1, 2) for grid in grids], target_word, source_word)
+    del grids  # most of the memory
+    links = [[] for _ in pairs]
+    for k in range(0, len(batches), 128):
+        part = slice(k, k + 128)
+        for number, found in zip(itertools.chain(*batches[part]), merge(forward[part], reverse[part])):
+            links[number] = found
+    return links
+
+
+def number_word_pairs(pairs, batches):
+    """Give each (source word, target word) that ever shares a sentence pair a number, its place in the t-table.
+
+    Returns per batch a grid (B, n + 1, m + 1) int32 of these numbers, where row 0 and column 0 are the NULL word, and
+    the source word and the target word behind each number, (numbers,) int32, with NULL = 0. Serves both directions.
+    """
+    ids = defaultdict(itertools.count().__next__)  # a new word gets the next id; the first one is None, the NULL word
+
+    def word_ids(batch, side):  # (B, length + 1)
+        words = itertools.chain.from_iterable((None, *pairs[number][side]) for number in batch)
+        return np.fromiter(map(ids.__getitem__, words), np.int64).reshape(len(batch), -1)
+
+    def codes(batch):  # (B, n + 1, m + 1): two ids in one integer
+        return word_ids(batch, 0)[:, :, None] << 32 | word_ids(batch, 1)[:, None, :]
+
+    table = np.zeros(0, np.int64)
+    for k in range(0, len(batches), 128):  # in blocks: all codes at once would be the largest array by far
+        block = np.sort(np.concatenate([codes(batch) for batch in batches[k : k + 128]], axis=None))
+        table = np.sort(np.concatenate([table, block]), kind="stable")  # merges two sorted runs in linear time
+        table = table[np.diff(table, prepend=-1) > 0]
+    grids = [np.searchsorted(table, codes(batch)).astype(np.int32) for batch in batches]
+    return grids, (table >> 32).astype(np.int32), table.astype(np.int32)
+
+
+def train_and_link(grids, source_word, target_word):
+    """Fit p(target | source) by EM; per batch, the source index that explains each target word, (B, m), -1 for NULL."""
+    tension, t_table = FIRST_TENSION, np.ones(len(source_word))
+    distances = [distance(grid.shape[1] - 1, grid.shape[2] - 1) for grid in grids]
+
+    def joint(grid, far):  # p(target word, the position it comes from), (B, n + 1, m)
+        return t_table[grid[:, :, 1:]] * alignment_prior(far, tension)
+
+    for iteration in range(EM_ITERATIONS - 1):
+        counts, observed = np.zeros(len(source_word)), 0.0
+        for grid, far in zip(grids, distances):
+            posterior = joint(grid, far)
+            posterior /= posterior.sum(1, keepdims=True)
+            np.add.at(counts, grid[:, :, 1:].ravel(), posterior.ravel())
+            # Like fast_align we count target positions from 0 here, from 1 elsewhere: it makes the tension what it is.
+            observed += np.vdot(posterior[:, 1:].sum(0), distance(*far.shape, first=0))
+        if iteration > 0:
+            tension = fit_tension([len(grid) for grid in grids], distances, observed, tension)
+        # The M step of variational Bayes, in place: p(target | source) = exp(digamma(count) - digamma(total)).
+        counts += DIRICHLET_ALPHA
+        counts[target_word == 0] = 0.0  # NULL explains words but is never explained
+        totals = torch.from_numpy(np.bincount(source_word, counts)).digamma().numpy()
+        torch.from_numpy(counts).digamma_()
+        counts -= totals[source_word]
+        t_table = np.exp(counts, out=counts)
+    return [joint(grid, far).argmax(1) - 1 for grid, far in zip(grids, distances)]
+
+
+def distance(n, m, first=1):
+    """|i/n - j/m|, how far source position i of n and target position j of m are from the diagonal, (n, m)."""
+    return np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(first, m + first) / m)
+
+
+def alignment_prior(far, tension):
+    """Prior probability that each target word comes from NULL or from each source position, (n + 1, m)."""
+    near = np.exp(-tension * far)
+    return np.vstack([np.full(far.shape[1], NULL_PROBABILITY), near * ((1 - NULL_PROBABILITY) / near.sum(0))])
+
+
+def fit_tension(sizes, distances, observed, tension):
+    """Eight gradient steps towards the tension whose prior expects the distance from the diagonal that was observed."""
+    words = sum(size * far.shape[1] for size, far in zip(sizes, distances))
+    for _ in range(8):
+        expected = 0.0
+        for size, far in zip(sizes, distances):
+            near = np.exp(-tension * far)
+            expected += size * ((near * far).sum(0) / near.sum(0)).sum()
+        tension = min(max(tension + 20 * (expected - observed) / max(words, 1), 0.1), 14.0)
+    return tension
+
+
+def merge(forward, reverse):
+    """Merge the links of both directions; returns the sorted links of every sentence pair of the batches."""
+    found, pairs = [], 0
+    for f, r in zip(forward, reverse):
+        f, r = f[:, None] == np.arange(r.shape[1])[:, None], r[:, :, None] == np.arange(f.shape[1])  # (B, n, m)
+        b, i, j = np.nonzero(f | r)
+        found.append(np.stack([pairs + b, i, j, f[b, i, j], r[b, i, j]]))
+        pairs += len(f)
+    pair, i, j, f, r = np.concatenate(found, axis=1)
+    kept = grow_diag_final_and(pair, i, j, f > 0, r > 0)
+    links = list(zip(i[kept].tolist(), j[kept].tolist()))
+    return [links[a:b] for a, b in itertools.pairwise(np.searchsorted(pair[kept], np.arange(pairs + 1)))]
+
+
+def grow_diag_final_and(pair, i, j, forward, reverse):
+    """Which links to keep, (L,) bool, of those found in either direction, sorted by sentence pair, source i, target j.
+
+    Keep what both directions found; add, again and again, neighbours (8 directions) of kept links if one of the two
+    words is still unlinked; then forward, then reverse links between two unlinked words. Each link kept bears on the
+    next, so within a sentence pair links take turns in sorted order; all sentence pairs take their turns together.
+    """
+    width = max(i.max(initial=0), j.max(initial=0)) + 2  # so that no link is a neighbour of another row's end
+    code = (pair * width + i) * width + j
+    words = np.stack([2 * pair * width + i, (2 * pair + 1) * width + j])  # (2, L): numbers of the words that it links
+    around = code[:, None] + [a * width + b for a in (-1, 0, 1) for b in (-1, 0, 1) if a or b]  # (L, 8)
+    place = np.searchsorted(code, around)
+    neighbours = np.where(np.append(code, -1)[place] == around, place, -1)  # -1: none, the False at the end of `kept`
+    kept = np.append(forward & reverse, False)
+    linked = np.zeros(words.max(initial=0) + 1, bool)
+    linked[words[:, kept[:-1]]] = True
+    for candidates, barred in ((forward | reverse, np.all), (forward, np.any), (reverse, np.any)):
+        waiting, before = np.flatnonzero(candidates & ~kept[:-1]), -1
+        while len(waiting) != before:
+            before = len(waiting)
+            rank = np.arange(before) - np.searchsorted(pair[waiting], pair[waiting])
+            for link in np.split(waiting[rank.argsort(kind="stable")], np.bincount(rank).cumsum()[:-1]):
+                link = link[~barred(linked[words[:, link]], axis=0)]
+                if barred is np.all:
+                    link = link[kept[neighbours[link]].any(1)]
+                kept[link] = linked[words[:, link]] = True
+            waiting = waiting[~barred(linked[words[:, waiting]], axis=0)]
+    return kept[:-1]
+
+
+@torch.inference_mode()
+def awesome_links(
+    encoder: nn.Module, tokenizer: Any, pairs: list[tuple[list[str], list[str]]], layer: int = 8, threshold=1e-3
+) -> list[Links]:
+    """Links of pairs of word lists by the hidden states of an encoder (Dou and Neubig 2021, arXiv 2101.08231).
+
+    Two subwords are linked where the softmax of their dot product exceeds `threshold` both over the subwords of the
+    source and over those of the target; two words where any of their subwords are. Long sentences are cut off.
+    """
+    sentences = [source for source, _ in pairs] + [target for _, target in pairs]
+    windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
+    hidden = [None] * len(windows)  # of each sentence, without special tokens: (T, hidden)
+    for group in by_length(windows, max(1, math.ceil(len(windows) / 16)), lambda window: len(window.ids)):
+        inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id)
+        inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
+        for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
+            hidden[window.sentence] = states[np.flatnonzero(window.words >= 0)]
+    words = [window.words[window.words >= 0] for window in windows]
+    half = len(pairs)
+    source_word, target_word = pad(words[:half], -1), pad(words[half:], -1)  # (B, S), (B, T)
+    source, target = (nn.utils.rnn.pad_sequence(part, batch_first=True) for part in (hidden[:half], hidden[half:]))
+    outside = ((source_word < 0)[:, :, None] | (target_word < 0)[:, None]).to(source.device)
+    similarity = (source @ target.mT).masked_fill(outside, -math.inf)  # (B, S, T)
+    linked = (similarity.softmax(1) > threshold) & (similarity.softmax(2) > threshold)
+    pair, s, t = linked.nonzero().cpu().T
+    links = [[] for _ in pairs]
+    for k, i, j in torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1).unique(dim=0).tolist():
+        links[k].append((i, j))
     return links
 
 
@@ -203,7 +387,7 @@ def fetch(url: str) -> Path:
     """Download a plain file once; later runs read it from the cache. UserError when it cannot be had."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
-        with explained(f"cannot download {url}; check the network, or use --data-dir"):
+        with explained(f"cannot download {url}; check the language and the network, or use --data-dir"):
             write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # read() raises if the connection breaks
     return path
 
@@ -221,12 +405,12 @@ def parallel_text(language: str, data_dir: Path | None) -> Iterator[tuple[str, s
 
 
 def streamed_text(language: str, block: int = 10_000) -> Iterator[tuple[str, str]]:
-    """OPUS-100, downloaded as it is read, in blocks of lines that later runs find on disk."""
+    """The first lines of OPUS-100, downloaded as they are read, in blocks that later runs find on disk."""
     config, stream, at = "-".join(sorted((SOURCE, language))), None, None  # `at`: the stream's next line
-    for start in itertools.count(0, block):
+    for start in range(0, OPUS_LINES, block):
         path = CACHE / "opus-100" / config / f"{start}.json"
         if not path.exists():
-            with explained(f"cannot read {OPUS} {config}; check the network, or use --data-dir"):
+            with explained(f"cannot read {OPUS} {config}; check the language and the network, or use --data-dir"):
                 if at != start:
                     stream = iter(datasets.load_dataset(OPUS, config, split="train", streaming=True).skip(start))
                 rows, at = [row["translation"] for row in itertools.islice(stream, block)], start + block
@@ -258,14 +442,14 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
     return tables[SOURCE], tables[language]
 
 
-def read_pharaoh(path: Path) -> list[Links]:
+def read_pharaoh(path: Path) -> list[str]:
     """Links of one sentence pair a line in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0."""
-    links = []
+    lines = []
     for number, line in read_lines(path):
         if not regex.fullmatch(r"(\d+-\d+(\s+|$))*", line.strip()):
             raise UserError(f"{path}:{number}: expected links such as '0-0 1-2', found {line[:60]!r}")
-        links.append([tuple(map(int, link.split("-"))) for link in line.split()])
-    return links
+        lines.append(line)
+    return lines
 
 
 def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
@@ -282,41 +466,74 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     yield from buffer
 
 
-def stored_links(path: Path, links: list[Links], number: int, source: list[str], target: list[str]) -> Links:
+def stored_links(path: Path, lines: list[str], number: int, source: list[str], target: list[str]) -> Links:
     """The links of one sentence pair, from the lines of a Pharaoh file. UserError if they cannot be of this pair."""
-    if number >= len(links):
+    if number >= len(lines):
         raise UserError(f"{path}: {number} lines of links, but the parallel text goes on; align all of it")
-    if any(i >= len(source) or j >= len(target) for i, j in links[number]):
+    links = [tuple(map(int, link.split("-"))) for link in lines[number].split()]
+    if any(i >= len(source) or j >= len(target) for i, j in links):
         raise UserError(f"{path}:{number + 1}: a link points outside {len(source)} and {len(target)} words")
-    return links[number]
+    return links
 
 
-def linked_pairs(language: str, aligner: str, data_dir: Path | None, seed: int) -> Iterator[Pair]:
+def linked_pairs(
+    language: str, aligner: str, data_dir: Path | None, seed: int, awesome: Callable | None = None,
+    folder: Path | None = None,
+) -> Iterator[Pair]:  # fmt: skip
     """Endless linked sentence pairs of English and `language`, shuffled by `seed`, aligned as they are asked for.
 
-    Local files are read to their end here, before the first pair, so that a malformed line is found before training.
+    aligner: `dictionary`; `awesome`, with the function that links a list of (source words, target words); `fastalign`,
+    which learns from the whole text, once, and keeps its links in the cache; or a folder of Pharaoh files. folder:
+    where to store the links of the whole text. Local files are read to their end here, before the first pair, so that
+    a malformed line is found before training.
     """
     forward, backward = {}, {}
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
         forward, backward = read_dictionary(language, data_dir)
     vocabulary = frozenset().union(*forward.values()) if language in UNSPACED_LANGUAGES else frozenset()
-    path = Path(aligner) / f"{SOURCE}-{language}.txt"
-    links = [] if aligner == "dictionary" else read_pharaoh(path)
+    path, stored = Path(aligner) / f"{SOURCE}-{language}.txt", []
 
-    def align(number: int, line: tuple[str, str]) -> tuple[list[str], list[str], Links]:
-        source, target = split_words(line[0], SOURCE), split_words(line[1], language, vocabulary)
+    def align(lines: list[tuple[int, tuple[str, str]]]) -> list[tuple[list[str], list[str], Links]]:
+        pairs = [(split_words(s, SOURCE), split_words(t, language, vocabulary)) for _, (s, t) in lines]
         if aligner == "dictionary":
-            return source, target, dictionary_links(source, target, forward, backward)
-        return source, target, stored_links(path, links, number, source, target)
+            links = [dictionary_links(*pair, forward, backward) for pair in pairs]
+        elif aligner == "awesome":
+            links = awesome(pairs)
+        elif aligner == "fastalign":
+            links = fast_align([tuple([word.lower() for word in words] for words in pair) for pair in pairs])
+        else:
+            links = [stored_links(path, stored, number, *pair) for (number, _), pair in zip(lines, pairs)]
+        return [(*pair, found) for pair, found in zip(pairs, links)]
 
+    def text() -> Iterator[tuple[int, tuple[str, str]]]:
+        return enumerate(parallel_text(language, data_dir))
+
+    known = None
+    if aligner == "fastalign" and not folder:
+        key = json.dumps([list(text()), sorted(vocabulary)]).encode() + Path(__file__).read_bytes()
+        folder = CACHE / "fastalign" / hashlib.sha256(key).hexdigest()[:16]
+        known = (folder / path.name).exists()
+    if folder:
+        if not known:
+            start, chunks = time.time(), [list(text())] if aligner == "fastalign" else in_chunks(text())
+            lines = [" ".join(f"{i}-{j}" for i, j in links) for chunk in chunks for *_, links in align(chunk)]
+            write_whole(folder / path.name, "".join(f"{line}\n" for line in lines).encode())
+            say(f"{SOURCE}-{language}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
+        return linked_pairs(language, str(folder), data_dir, seed)
+    if aligner not in ALIGNERS:
+        stored = read_pharaoh(path)
     if data_dir:
-        for number, line in enumerate(parallel_text(language, data_dir), 1):
-            if links:
-                align(number - 1, line)
-        if len(links) > number:
-            raise UserError(f"{path}: {len(links)} lines of links for {number} sentence pairs; is it of this text?")
-    pairs = endless_pairs(language, lambda: parallel_text(language, data_dir), align, seed)
+        for number, line in text():
+            if stored:
+                align([(number, line)])
+        if len(stored) > number + 1:
+            raise UserError(f"{path}: {len(stored)} lines of links for {number + 1} sentence pairs; of another text?")
+    pairs = endless_pairs(language, text, align, seed)
     return itertools.chain([next(pairs)], pairs)  # the first pair is made now, for the error it may raise
+
+
+def in_chunks(items: Iterator, size: int = 32) -> Iterator[list]:
+    return iter(lambda: list(itertools.islice(items, size)), [])
 
 
 def endless_pairs(language: str, text: Callable[[], Iterator], align: Callable, seed: int) -> Iterator[Pair]:
@@ -324,13 +541,13 @@ def endless_pairs(language: str, text: Callable[[], Iterator], align: Callable, 
     skipped = 0
     for reading in itertools.count(1):
         linked = 0
-        for number, line in shuffled(enumerate(text()), f"{seed} {language} {reading}"):
-            source, target, links = align(number, line)
-            if links := one_to_one(links, source, target):
-                yield Pair(language, source, target, links, skipped, reading)
-                linked, skipped = linked + 1, 0
-            else:
-                skipped += 1
+        for chunk in in_chunks(shuffled(text(), f"{seed} {language} {reading}")):
+            for source, target, links in align(chunk):
+                if links := one_to_one(links, source, target):
+                    yield Pair(language, source, target, links, skipped, reading)
+                    linked, skipped = linked + 1, 0
+                else:
+                    skipped += 1
         if not linked:
             raise UserError(f"{SOURCE}-{language}: no sentence pair of the whole text gets a link from the aligner")
 
@@ -533,26 +750,13 @@ def projection_head(hidden: int, size: int = 128) -> nn.Module:
     return nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False))
 
 
-def realign(
-    model: nn.Module, tokenizer: Any, pairs: Iterator[Pair], *, steps: int, spec: str = "none", batch_size: int = 16,
-    lr: float = DEFAULT_LR, layer: int = -2, temperature: float = 0.1, max_length: int = 96, precision: str = "fp32",
-    seed: int = 31,
-) -> dict[str, Counter]:  # fmt: skip
-    """Realign an encoder in place: `steps` batches of sentence pairs, the layers that `spec` names frozen meanwhile.
-
-    model: an encoder, or a model with one inside (`base_model`); only the encoder changes. layer: which of the hidden
-    states is realigned, as in the authors' code the output of the layer before the last. Adam at a constant learning
-    rate. Returns what was seen of each language. UserError when the loss is not finite.
-    """
-    torch.manual_seed(seed)
-    encoder, device, seen = model.base_model.train(), model.device, {}
-    projection = projection_head(encoder.config.hidden_size).to(device)
-    frozen = freeze(encoder, spec)
-    trained = [p for p in itertools.chain(encoder.parameters(), projection.parameters()) if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr, fused=True)
-    still = sum(encoder.get_parameter(name).numel() for name in frozen) / encoder.num_parameters()
-    progress = Progress(f"realign, {still:.0%} of the parameters frozen", steps)
-    for _ in range(steps):
+def realignment_losses(
+    model: nn.Module, projection: nn.Module, tokenizer: Any, pairs: Iterator[Pair], seen: dict[str, Counter], *,
+    batch_size: int = 16, layer: int = -2, temperature: float = 0.1, max_length: int = 96, precision: str = "fp32",
+) -> Iterator[Tensor]:  # fmt: skip
+    """The loss of one batch of sentence pairs after the other; `seen` counts what was in them, by language."""
+    device = model.device
+    while True:
         chunk = list(itertools.islice(pairs, batch_size))
         batch = encode_pairs(tokenizer, chunk, max_length, PARTS.get(device.type, 1), device)
         for pair, cut in zip(chunk, batch.cut):
@@ -560,7 +764,31 @@ def realign(
             counts.update(sentences=1, words=len(pair.links) - cut, cut=cut, skipped=pair.skipped)
             counts["readings"] = pair.reading  # how often its text was begun
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = realignment_loss(encoder, projection, batch, layer, temperature)
+            loss = realignment_loss(model.base_model, projection, batch, layer, temperature)
+        yield loss
+
+
+def realign(
+    model: nn.Module, tokenizer: Any, pairs: Iterator[Pair], *, steps: int, spec: str = "none",
+    lr: float = DEFAULT_LR, seed: int = 31, **settings,
+) -> dict[str, Counter]:  # fmt: skip
+    """Realign an encoder in place: `steps` batches of sentence pairs, the layers that `spec` names frozen meanwhile.
+
+    model: an encoder, or a model with one inside (`base_model`); only the encoder changes. Adam at a constant learning
+    rate. settings: those of `realignment_losses`; layer is which of the hidden states is realigned, as in the authors'
+    code the output of the layer before the last. Returns what was seen of each language. UserError when the loss is
+    not finite.
+    """
+    torch.manual_seed(seed)
+    encoder, seen = model.base_model.train(), {}
+    projection = projection_head(encoder.config.hidden_size).to(model.device)
+    losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
+    frozen = freeze(encoder, spec)
+    trained = [p for p in itertools.chain(encoder.parameters(), projection.parameters()) if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr, fused=True)
+    still = sum(encoder.get_parameter(name).numel() for name in frozen) / encoder.num_parameters()
+    progress = Progress(f"realign, {still:.0%} of the parameters frozen", steps)
+    for loss in itertools.islice(losses, steps):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -568,6 +796,18 @@ def realign(
     progress.finish()
     encoder.requires_grad_(True)  # every layer trains again in fine-tuning
     return seen
+
+
+def shielded(losses: Iterator[Tensor], model: nn.Module, spec: str) -> Iterator[Tensor]:
+    """Losses whose gradient does not reach the layers that `spec` names; any other loss still trains them.
+
+    For realignment during fine-tuning: the layers are frozen while the graph of this loss is built, and then only.
+    """
+    while True:
+        freeze(model, spec)
+        loss = next(losses)
+        model.requires_grad_(True)
+        yield loss
 
 
 class Progress:
@@ -603,6 +843,33 @@ class Progress:
 # score(examples, features, logits)                  -> {metric: value}, the task's main metric first
 
 
+def read_rows(
+    folder: str, language: str, split: str, args: argparse.Namespace, *hub: str
+) -> Iterator[tuple[str, dict]]:
+    """(where it stands, row) for each row of a data set: JSON lines of --data-dir, or (name, configuration) of the hub."""
+    if args.data_dir:
+        path = args.data_dir / folder / language / f"{split}.jsonl"
+        for number, line in read_lines(path):
+            with explained(f"{path}:{number}: not a line of JSON"):
+                row = json.loads(line)
+            yield f"{path}:{number}", row
+    else:
+        with explained(
+            f"cannot load {' '.join(hub)} ({split}) from the hub; check language and network, or use --data-dir"
+        ):
+            rows = datasets.load_dataset(*hub, split=split)
+        for number, row in enumerate(rows):
+            yield f"{' '.join(hub)}, {split} row {number}", row
+
+
+def columns(where: str, row: Any, **kinds: type) -> list:
+    """The values of these columns. UserError if one is missing or of another type."""
+    for name, kind in kinds.items():
+        if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+            raise UserError(f"{where}: no column '{name}' of type {kind.__name__}")
+    return [row[name] for name in kinds]
+
+
 def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict]:
     """Sentences of a Universal Dependencies treebank, words and tags from CoNLL-U (https://universaldependencies.org).
 
@@ -635,6 +902,19 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
     return examples
 
 
+def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+    """Sentences of WikiANN, words and tags (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese by character."""
+    examples = []
+    for where, row in read_rows("wikiann", language, split, args, "unimelb-nlp/wikiann", language):
+        tokens, tags = columns(where, row, tokens=list, ner_tags=list)
+        if len(tokens) != len(tags) or not tokens or not all(isinstance(token, str) for token in tokens):
+            raise UserError(f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags")
+        if wrong := [tag for tag in tags if tag not in range(7)]:
+            raise UserError(f"{where}: '{wrong[0]}' is not one of the tags 0 to 6 (O, B-PER, I-PER, B-ORG ... I-LOC)")
+        examples.append({"tokens": tokens, "tags": tags})
+    return examples
+
+
 def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
     """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
     features = []
@@ -651,19 +931,157 @@ def score_accuracy(examples: list[dict], features: list[dict], logits: list[np.n
     return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
 
 
+def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
+    """(first word, last word, type) of the entities in a row of tags (0 is O, 2k - 1 is B and 2k I of type k).
+
+    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else with `repair`, which
+    the authors do to predictions, it changes the type of the entity that it goes on with.
+    """
+    kind = (tags + 1) // 2
+    before = np.append(0, kind[:-1])
+    start = (tags % 2 == 1) | ((tags > 0) & ((before == 0) if repair else (before != kind)))
+    end = (kind > 0) & np.append(start[1:] | (kind[1:] == 0), True)
+    return set(zip(np.flatnonzero(start), np.flatnonzero(end), kind[end]))
+
+
+def score_entities(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+    """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419, and `entities`)."""
+    gold, predicted, last = [], [], None
+    for feature, row in zip(features, logits):
+        if feature["example"] != last:  # an O between sentences, so that no entity goes on in the next one
+            last = feature["example"]
+            gold.append([0])
+            predicted.append([0])
+        words = feature["labels"] != IGNORE
+        gold.append(feature["labels"][words])
+        predicted.append(row.argmax(-1)[words])
+    gold = entities(np.concatenate(gold), repair=False)
+    predicted = entities(np.concatenate(predicted), repair=True)
+    return {"f1": 2 * len(gold & predicted) / max(len(gold) + len(predicted), 1)}
+
+
+def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+    """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); the English training set is MultiNLI."""
+    examples = []
+    for where, row in read_rows("xnli", language, split, args, "facebook/xnli", language):
+        premise, hypothesis, label = columns(where, row, premise=str, hypothesis=str, label=int)
+        if label not in range(3):
+            raise UserError(f"{where}: label {label}; expected 0 (entailment), 1 (neutral) or 2 (contradiction)")
+        examples.append({"premise": premise, "hypothesis": hypothesis, "label": label})
+    return examples
+
+
+def encode_sentences(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
+    """Sentence pairs in one input; the longer one is cut off until both fit."""
+    texts = [[example[side] for example in examples] for side in ("premise", "hypothesis")]
+    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
+    return [
+        {"example": k, **{name: np.array(encoded[name][k]) for name in encoded}, "labels": np.array([example["label"]])}
+        for k, example in enumerate(examples)
+    ]
+
+
+def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+    """Questions of SQuAD (training) and XQuAD (https://huggingface.co/datasets/google/xquad), answered in a context."""
+    hub = ("rajpurkar/squad", "plain_text") if split == "train" else ("google/xquad", f"xquad.{language}")
+    examples = []
+    for where, row in read_rows("xquad", language, split, args, *hub):
+        question, context, answers = columns(where, row, question=str, context=str, answers=dict)
+        texts, starts = columns(where, answers, text=list, answer_start=list)
+        found = [context[s : s + len(t)] == t != "" for t, s in zip(texts, starts) if isinstance(s, int) and s >= 0]
+        if not texts or len(texts) != len(starts) or len(found) != len(texts) or not all(found):
+            raise UserError(f"{where}: the answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
+        examples.append(
+            {"language": language, "question": question, "context": context, "texts": texts, "starts": starts}
+        )
+    return examples
+
+
+def encode_questions(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
+    """A question with every window of its context, which overlap by a quarter of `max_length` (32 of 128 subwords).
+
+    `labels` are the first and the last subword of the first answer, 0 and 0 where the window does not hold all of it.
+    `offsets`, (T, 2), say where in the context every subword begins and ends, -1 for all others.
+    """
+    questions, contexts = ([example[name] for example in examples] for name in ("question", "context"))
+    options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
+    kept = tokenizer(questions, return_offsets_mapping=True, **options)["offset_mapping"]  # of overlong questions
+    questions = [question[: spans[-1][1] if spans else 0] for question, spans in zip(questions, kept)]
+    encoded = tokenizer(
+        questions, contexts, truncation="only_second", max_length=max_length, stride=max_length // 4,
+        return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
+    )  # fmt: skip
+    windows, features = encoded.pop("overflow_to_sample_mapping"), []
+    offset_mapping = encoded.pop("offset_mapping")
+    for k, example in enumerate(windows):
+        inside = np.array([part == 1 for part in encoded.sequence_ids(k)])
+        offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1)
+        start = examples[example]["starts"][0]
+        end = start + len(examples[example]["texts"][0])
+        ends = [np.flatnonzero((offsets[:, 0] <= place) & (place < offsets[:, 1])) for place in (start, end - 1)]
+        labels = np.array([place[0] for place in ends] if all(map(len, ends)) else [0, 0])
+        arrays = {name: np.array(encoded[name][k]) for name in encoded}
+        features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
+    return features
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and surplus blanks, as in SQuAD's evaluation."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(regex.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
+    """F1 of words and exact match, official (Rajpurkar et al. 2016: the best of all references), and as the authors do:
+
+    the first reference only, F1 of sets of words, 2PR / max(1, P + R), exact match of raw strings except in English.
+    """
+    words = normalise_answer(prediction).split()
+    f1, em = [], []
+    for reference in map(normalise_answer, references):
+        same = sum((Counter(words) & Counter(reference.split())).values())
+        f1.append(2 * same / max(len(words) + len(reference.split()), 1))
+        em.append(float(words == reference.split()))
+    first = set(normalise_answer(references[0]).split())
+    precision, recall = (len(first & set(words)) / max(len(side), 1) for side in (set(words), first))
+    authors = 2 * precision * recall / max(1, precision + recall)
+    raw = em[0] if language == SOURCE else float(prediction == references[0])
+    return {"f1": max(f1), "em": max(em), "f1_authors": authors, "em_authors": raw}
+
+
+def score_answers(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+    """The best answer of all windows, the highest sum of its two ends' logits, compared with the gold answers."""
+    best = [(-math.inf, "")] * len(examples)
+    for feature, ends in zip(features, logits):  # ends: (2, T or longer)
+        offsets, example = feature["offsets"], examples[feature["example"]]
+        start, end = np.where(offsets[:, 0] >= 0, ends[:, : len(offsets)], -math.inf)
+        allowed = np.triu(np.tri(len(offsets), k=ANSWER_LENGTH - 1))  # the end not before the start, nor far behind it
+        score = np.where(allowed, start[:, None] + end, -math.inf)
+        first, last = divmod(score.argmax(), len(offsets))
+        answer = example["context"][offsets[first, 0] : offsets[last, 1]]
+        best[feature["example"]] = max(best[feature["example"]], (float(score[first, last]), answer))
+    scores = [compare_answers(text, e["texts"], e["language"]) for e, (_, text) in zip(examples, best)]
+    return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
+
+
 class Task(NamedTuple):  # a row of TASKS
     head: type  # the transformers class: an encoder and a classifier
     labels: int  # how many
     targets: list[str]  # the paper's target languages
     epochs: int
-    test_length: int  # subwords, special tokens included
+    max_length: int  # subwords in training, special tokens included
+    test_length: int  # and in evaluation
     load: Callable
     encode: Callable
     score: Callable
 
 
+NLI_TARGETS, QA_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split(), "ar de el es hi ro ru th tr vi zh".split()
 TASKS = {
-    "udpos": Task(AutoModelForTokenClassification, 18, TARGETS, 5, 128, load_udpos, encode_tokens, score_accuracy),
+    "udpos": Task(Tokens, 18, TARGETS, 5, 96, 128, load_udpos, encode_tokens, score_accuracy),
+    "wikiann": Task(Tokens, 7, TARGETS, 5, 96, 128, load_wikiann, encode_tokens, score_entities),
+    "xnli": Task(Sentences, 3, NLI_TARGETS, 2, 96, 256, load_xnli, encode_sentences, score_accuracy),
+    "xquad": Task(Answers, 2, QA_TARGETS, 5, 128, 128, load_xquad, encode_questions, score_answers),
 }
 
 
@@ -679,23 +1097,30 @@ def collate(features: list[dict], pad_id: int, device: torch.device) -> tuple[di
     return {name: tensor.to(device) for name, tensor in inputs.items()}, labels.to(device)
 
 
-def task_logits(output) -> Tensor:
+def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """(B, T, labels) for token classification, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
-    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], dim=1)
+    output = model(**inputs)
+    if "logits" in output:
+        return output.logits
+    ends = torch.stack([output.start_logits, output.end_logits], dim=1)
+    return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
 
 
 def finetune(
     model: nn.Module, features: list[dict], pad_id: int, *, epochs: int, batch_size: int = 32, lr: float = DEFAULT_LR,
-    precision: str = "fp32", seed: int = 31,
+    precision: str = "fp32", seed: int = 31, realignment: Iterator[Tensor] | None = None,
+    projection: nn.Module | None = None,
 ) -> int:  # fmt: skip
     """Fine-tune all layers of the model in place; return the number of steps.
 
-    Adam; the learning rate rises linearly over the first 10% of the steps, then falls linearly to 0.
+    Adam; the learning rate rises linearly over the first 10% of the steps, then falls linearly to 0. realignment: with
+    the schedule `during`, losses that are added with a weight of 0.1, and the projection that trains with them.
     """
     torch.manual_seed(seed)
     model.train()
     order, steps = random.Random(seed), epochs * math.ceil(len(features) / batch_size)
-    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
+    trained = [*model.parameters(), *(projection.parameters() if projection else [])]
+    optimizer = torch.optim.Adam(trained, lr, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     progress = Progress("fine-tune", steps)
     for _ in range(epochs):
@@ -703,6 +1128,8 @@ def finetune(
         for start in range(0, len(epoch), batch_size):
             batch = epoch[start : start + batch_size]
             loss = task_loss(model, batch, pad_id, PARTS.get(model.device.type, 1), precision)
+            if realignment:
+                loss = loss + REALIGNMENT_WEIGHT * next(realignment)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -717,7 +1144,9 @@ def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, 
     groups = by_length(batch, parts, lambda feature: len(feature["input_ids"]))
     inputs, labels = zip(*(collate(group, pad_id, model.device) for group in groups))
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = [task_logits(model(**part)).flatten(0, -2) for part in embed(model, inputs)]
+        logits = [task_logits(model, part).flatten(0, -2) for part in embed(model, inputs)]
+    width = max(part.shape[-1] for part in logits)  # differs between parts where the labels are places in the text
+    logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
     labels = torch.cat([part.flatten() for part in labels])
     return F.cross_entropy(torch.cat(logits).float(), labels, ignore_index=IGNORE)
 
@@ -732,9 +1161,9 @@ def evaluate(model, task: Task, examples: list, features: list[dict], pad_id: in
         chunk = order[start : start + size]
         inputs, _ = collate([features[k] for k in chunk], pad_id, model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = task_logits(model(**inputs)).float().cpu().numpy()
-        if not np.isfinite(output).all():
-            raise UserError("evaluate: the model predicts no finite numbers; try a lower learning rate")
+            output = task_logits(model, inputs).float().cpu().numpy()
+        if np.isnan(output).any():
+            raise UserError("evaluate: the model predicts no numbers; try a lower learning rate")
         for k, row in zip(chunk, output):
             logits[k] = row[: len(features[k]["labels"])] if row.ndim == 2 else row
     return {metric: round(value, 6) for metric, value in task.score(examples, features, logits).items()}
@@ -743,16 +1172,18 @@ def evaluate(model, task: Task, examples: list, features: list[dict], pad_id: in
 # ---- 6. One run: check everything, realign, fine-tune, evaluate, write the record ------------------------------------
 
 
-def load_tokenizer(name: str) -> tuple[Any, Any]:
+def load_tokenizer(name: str, flag: str = "--model") -> tuple[Any, Any]:
     """(tokenizer, config) of an encoder. UserError, before anything is computed, for a model that cannot be used."""
-    with explained(f"--model {name}: no hub id and no local directory that loads"):
+    with explained(f"{flag} {name}: no hub id and no local directory that loads"):
         config = AutoConfig.from_pretrained(name)
         tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
     if config.is_encoder_decoder or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         kind = "a sequence-to-sequence model" if config.is_encoder_decoder else "not an encoder of text"
-        raise UserError(f"--model {name}: {config.model_type} is {kind}; take an encoder such as xlm-roberta-base")
+        raise UserError(f"{flag} {name}: {config.model_type} is {kind}; take an encoder such as xlm-roberta-base")
     if not tokenizer.is_fast or tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(f"--model {name}: has no fast tokenizer with words and a padding token; are its files missing?")
+        raise UserError(f"{flag} {name}: has no fast tokenizer with words and a padding token; are its files missing?")
+    positions = getattr(config, "max_position_embeddings", math.inf) - 2 * ("roberta" in config.model_type)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)  # RoBERTa counts positions from 2
     return tokenizer, config
 
 
@@ -760,13 +1191,23 @@ def resolve(args: argparse.Namespace) -> dict:
     """Fill in the paper's value wherever a flag was not given; return what differs from it, for the record's name."""
     task, lr = TASKS[args.task], MODELS.get(Path(args.model).name, DEFAULT_LR)
     paper = {"data_dir": None, "limit_train": None, "limit_test": None, "languages": task.targets, "precision": "fp32"}
-    paper |= {"max_length": 96, "epochs": task.epochs, "batch_size": 32, "lr": lr, "syntactic_words": False}
+    paper |= {
+        "max_length": task.max_length,
+        "epochs": task.epochs,
+        "batch_size": 32,
+        "lr": lr,
+        "syntactic_words": False,
+    }
     realignment = {"realign_languages": TARGETS, "realign_steps": None, "realign_batch_size": 16, "realign_lr": lr}
-    realignment |= {"layer": -2, "temperature": 0.1}
+    realignment |= {"realign_max_length": 96, "layer": -2, "temperature": 0.1}
+    awesome = {"aligner_model": "bert-base-multilingual-cased", "aligner_layer": 8}
+    unused = {} if args.aligner == "awesome" else awesome
+    if args.schedule == "during":  # steps and learning rate are those of fine-tuning
+        unused = {**unused, "realign_steps": None, "realign_lr": None}
     if args.strategy == "baseline":  # no realignment: its settings do not matter, one baseline serves all of them
-        vars(args).update(dict.fromkeys(realignment), aligner="none", schedule="none")
-    else:
-        paper |= realignment
+        unused, args.aligner, args.schedule = {**realignment, **awesome}, "none", "none"
+    vars(args).update(dict.fromkeys(unused))
+    paper |= {name: value for name, value in (realignment | awesome).items() if name not in unused}
     for name, value in paper.items():
         given = getattr(args, name)
         setattr(args, name, value if given is None else list(dict.fromkeys(given)) if type(given) is list else given)
@@ -775,7 +1216,8 @@ def resolve(args: argparse.Namespace) -> dict:
 
 def shown(args: argparse.Namespace) -> dict:
     """The settings as a record shows them: of a path only the last part, and nothing of where things go."""
-    paths, elsewhere = ("model", "aligner", "data_dir"), ("out", "overwrite", "device", "save_model")
+    paths = ("model", "aligner", "aligner_model", "data_dir")
+    elsewhere = ("out", "overwrite", "device", "save_model", "write_links")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
     return {key: Path(value).absolute().name if key in paths and value else value for key, value in values.items()}
 
@@ -792,25 +1234,51 @@ def record_name(args: argparse.Namespace, changed: dict) -> str:
 
 def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     """Whatever can be known to be wrong before any data is read. UserError."""
-    depth, task = getattr(config, "num_hidden_layers", 0), TASKS[args.task]
+    depth, shortest = getattr(config, "num_hidden_layers", 0), 24 if args.task == "xquad" else 8
     if args.strategy != "baseline":
         parse_spec(args.strategy, depth)
         if not -depth - 1 <= args.layer <= depth:
             raise UserError(f"--layer {args.layer}: this encoder has hidden states {-depth - 1} to {depth}")
-    if not 8 <= args.max_length <= longest:
-        raise UserError(f"--max-length {args.max_length}: must be 8 to {longest} subwords with this encoder")
-    for flag, known in (("languages", [SOURCE, *task.targets]), ("realign_languages", TARGETS)):
-        unknown = [code for code in getattr(args, flag) or [] if code not in known]
-        if unknown and not args.data_dir:
-            raise UserError(f"--{flag.replace('_', '-')}: no '{unknown[0]}' on the hub; take some of {' '.join(known)}")
+        if not 8 <= args.realign_max_length <= longest:
+            raise UserError(f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords")
+        if args.aligner not in ALIGNERS and not Path(args.aligner).is_dir():
+            raise UserError(f"--aligner {args.aligner}: neither {', '.join(ALIGNERS)} nor a folder of Pharaoh files")
+    elif args.write_links:
+        raise UserError("--write-links: a baseline aligns no text; take another --strategy")
+    if not shortest <= args.max_length <= longest:
+        raise UserError(f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this encoder")
+    unknown = [code for code in args.languages if code not in TREEBANKS]
+    if unknown and args.task == "udpos" and not args.data_dir:
+        raise UserError(f"--languages: no treebank of '{unknown[0]}' is known; take some of {' '.join(TREEBANKS)}")
+    if args.save_model and args.schedule == "during":
+        raise UserError("--save-model: with --schedule during, no encoder is realigned before fine-tuning")
     if args.save_model and args.save_model.exists():
         raise UserError(f"--save-model {args.save_model}: exists already; name a new directory")
-    saved = args.save_model
-    for flag, path, folder in ("--out", args.out, args.out), ("--save-model", saved, saved and saved.parent):
+    saved, links = args.save_model, args.write_links
+    for flag, path, folder in (
+        ("--out", args.out, args.out), ("--write-links", links, links), ("--save-model", saved, saved and saved.parent)
+    ):  # fmt: skip
         with explained(f"{flag} {path}: cannot write there; choose another folder"):
             if folder:
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
+
+
+def word_aligner(args: argparse.Namespace, device: torch.device) -> Callable | None:
+    """For the aligner `awesome`, what links a list of (source words, target words): `awesome_links` and its encoder."""
+    if args.aligner != "awesome":
+        return None
+    tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
+    if not 0 <= args.aligner_layer <= config.num_hidden_layers:
+        raise UserError(f"--aligner-layer {args.aligner_layer}: this encoder has 0 to {config.num_hidden_layers}")
+    with explained(f"--aligner-model {args.aligner_model}: cannot load its weights"):
+        encoder = AutoModel.from_pretrained(args.aligner_model, dtype=torch.float32).to(device).eval()
+
+    def align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            return awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
+
+    return align
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -832,14 +1300,15 @@ def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
         os.replace(f"{scratch}/model", folder)
 
 
-def load_data(args: argparse.Namespace, tokenizer, longest: int) -> tuple[list[dict], dict[str, tuple[list, list]]]:
+def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str, tuple[list, list]]]:
     """(English training features, {language: (test examples, their features)}), read and checked to the end."""
     task, tests = TASKS[args.task], {}
     train = task.load(SOURCE, "train", args)[: args.limit_train]
     features = task.encode(tokenizer, train, args.max_length, True)
     for code in [SOURCE] + [code for code in args.languages if code != SOURCE]:
         examples = task.load(code, "test", args)[: args.limit_test]
-        tests[code] = examples, task.encode(tokenizer, examples, min(task.test_length, longest), False)
+        length = min(task.test_length, tokenizer.model_max_length)
+        tests[code] = examples, task.encode(tokenizer, examples, length, False)
     say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
     say("test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items()))
     return features, tests
@@ -854,15 +1323,18 @@ def run(args: argparse.Namespace) -> Path:
         return path
     task, device, realigned = TASKS[args.task], choose_device(args.device), args.strategy != "baseline"
     tokenizer, config = load_tokenizer(args.model)
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf))
-    check_flags(args, config, longest)
+    check_flags(args, config, tokenizer.model_max_length)
     clock = [("", time.time())]  # (stage, when it ended)
-    features, tests = load_data(args, tokenizer, longest)
+    features, tests = load_data(args, tokenizer)
     clock.append(("data", time.time()))
     pairs, seen, steps = None, {}, {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
     if realigned:
         steps["realign"] = args.realign_steps or steps["finetune"]
-        pairs = interleave([linked_pairs(c, args.aligner, args.data_dir, args.seed) for c in args.realign_languages])
+        awesome = word_aligner(args, device)
+        pairs = interleave([
+            linked_pairs(code, args.aligner, args.data_dir, args.seed, awesome, args.write_links)
+            for code in args.realign_languages
+        ])  # fmt: skip
         clock.append(("pairs", time.time()))
     torch.manual_seed(args.seed)  # for the first weights of the classifier
     with explained(f"--model {args.model}: cannot load its weights"):
@@ -870,20 +1342,27 @@ def run(args: argparse.Namespace) -> Path:
     say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
     clock.append(("model", time.time()))
 
-    if realigned:
+    settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
+    settings |= {"temperature": args.temperature, "precision": args.precision}
+    losses = projection = None
+    if args.schedule == "before":
         seen = realign(
-            model, tokenizer, pairs, spec=args.strategy, steps=steps["realign"], batch_size=args.realign_batch_size,
-            lr=args.realign_lr, layer=args.layer, temperature=args.temperature, max_length=args.max_length,
-            precision=args.precision, seed=args.seed,
+            model, tokenizer, pairs, spec=args.strategy, steps=steps["realign"], lr=args.realign_lr, seed=args.seed,
+            **settings,
         )  # fmt: skip
-        say_pairs(seen)
         clock.append(("realign", time.time()))
+    elif args.schedule == "during":
+        projection = projection_head(model.config.hidden_size).to(device)
+        losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
+        losses = shielded(losses, model, args.strategy)
     if args.save_model:
         save_encoder(model, tokenizer, args.save_model)
     finetune(
         model, features, tokenizer.pad_token_id, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
-        precision=args.precision, seed=args.seed,
+        precision=args.precision, seed=args.seed, realignment=losses, projection=projection,
     )  # fmt: skip
+    if realigned:
+        say_pairs(seen)
     clock.append(("finetune", time.time()))
     scores = {}
     for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
@@ -944,13 +1423,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", default=next(iter(MODELS)), metavar="ID|DIR", help="encoder (default: %(default)s)")
     add("--task", default="udpos", choices=TASKS, help="default: %(default)s")
     add("--strategy", default="front", help="baseline, full, front, back, or layers as in emb,0-2 (default: front)")
-    add("--schedule", default="before", choices=["before"], help="realign before fine-tuning")
-    add("--aligner", default="dictionary", help="dictionary (default), or a folder of Pharaoh files en-XX.txt")
+    add("--schedule", default="before", choices=["before", "during"], help="realign before fine-tuning (default) or meanwhile")
+    add("--aligner", default="dictionary", help="dictionary (default), fastalign, awesome, or a DIR of Pharaoh files")
     add("--seed", type=int, default=31, help="the paper's are 31 42 66 23 17 (default: %(default)s)")
     add("--languages", nargs="+", metavar="XX", help="targets, besides English (default: the paper's)")
     add("--realign-languages", nargs="+", metavar="XX", help="to realign with English (default: the paper's 34)")
     add = parser.add_argument_group("hyper-parameters").add_argument
-    add("--epochs", type=int, help="of fine-tuning (default: 5)")
+    add("--epochs", type=int, help="of fine-tuning (default: 5; xnli 2)")
     add("--batch-size", type=int, help="examples in a fine-tuning step (default: 32)")
     add("--lr", type=float, help="highest learning rate of fine-tuning (default: 2e-5; xlm-roberta-base 7.5e-6)")
     add("--realign-steps", type=int, help="default: as many as fine-tuning takes")
@@ -958,7 +1437,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--realign-lr", type=float, help="constant rate of realignment (default: 2e-5; xlm-roberta-base 7.5e-6)")
     add("--layer", type=int, help="hidden states to realign; -1 is the last layer (default: -2, as the authors)")
     add("--temperature", type=float, help="of the contrastive loss (default: 0.1)")
-    add("--max-length", type=int, help="subwords of a sentence in training (default: 96)")
+    add("--realign-max-length", type=int, help="subwords of a sentence in realignment (default: 96)")
+    add("--aligner-model", metavar="ID|DIR", help="encoder for --aligner awesome (default: multilingual BERT)")
+    add("--aligner-layer", type=int, help="its hidden states that are compared (default: 8)")
+    add("--max-length", type=int, help="subwords of an example in fine-tuning (default: 96; xquad 128)")
     add("--precision", choices=["fp32", "bf16"], help="bf16: of matrix products; weights stay float32 (default: fp32)")
     add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, multi-word ranges left out")
     add = parser.add_argument_group("data and output").add_argument
@@ -967,12 +1449,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--limit-test", type=int, metavar="N", help="only the first N test examples of a language, for a quick look")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--save-model", type=Path, metavar="DIR", help="a new folder for the realigned encoder, before fine-tuning")
+    add("--write-links", type=Path, metavar="DIR", help="align all the text and store it, in Pharaoh files en-XX.txt")
     add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="for the record (default: %(default)s)")
     add("--overwrite", action="store_true", help="repeat a run whose record exists")
     # fmt: on
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
-        if type(value) in (int, float) and name not in ("seed", "layer") and not 0 < value < math.inf:
+        if type(value) in (int, float) and name not in ("seed", "layer", "aligner_layer") and not 0 < value < math.inf:
             parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed {args.seed}: must be 0 to {2**32 - 1}")

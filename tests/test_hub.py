@@ -1,0 +1,213 @@
+"""Without --data-dir: whole runs of the program against a server that answers as the hub and the plain-file hosts do.
+
+The server has every data set in the layout and the columns of its real repository, with sentences of the toy world in
+them, and a tiny encoder under the id of XLM-R. The libraries read addresses and caches from the environment when they
+are imported, so a process of its own does a list of runs; it points the two addresses of plain files, which are
+constants of the module, to the server, and then calls `main`.
+"""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import datasets
+import pytest
+
+import alignfreeze
+from test_cli import SCRIPT, Result, assert_refused, but_seconds, only_record
+
+MODEL, COMMIT = "FacebookAI/xlm-roberta-base", "c0ffee" + 34 * "0"
+WORDS = {"en": "en", "de": "qaa", "fr": "qab", "es": "qaa", "ru": "qaa"}  # language on the server: of the toy world
+
+# ---------------------------------------------------------------------------- what the server has
+
+
+def classes(names: str) -> dict:
+    return {"class_label": {"names": {str(number): name for number, name in enumerate(names.split())}}}
+
+
+TEXT, TEXTS = {"dtype": "string"}, {"sequence": "string"}
+ANSWERS = {"sequence": [{"name": "text", "dtype": "string"}, {"name": "answer_start", "dtype": "int32"}]}
+XQUAD = {"id": TEXT, "context": TEXT, "question": TEXT, "answers": ANSWERS}
+NER = {"sequence": classes("O B-PER I-PER B-ORG I-ORG B-LOC I-LOC")}
+NLI = {"dtype": classes("entailment neutral contradiction")}
+DATA_SETS = {  # id: (the configuration of a language, its splits, its columns in the words of the repository's card)
+    "Helsinki-NLP/opus-100": ("{0}-{1}", "test train validation", {"translation": {}}),
+    "unimelb-nlp/wikiann": ("{2}", "validation test train", {"tokens": TEXTS, "ner_tags": NER, "langs": TEXTS,
+                                                             "spans": TEXTS}),
+    "facebook/xnli": ("{2}", "train test validation", {"premise": TEXT, "hypothesis": TEXT, "label": NLI}),
+    "rajpurkar/squad": ("plain_text", "train validation", XQUAD | {"title": TEXT}),
+    "google/xquad": ("xquad.{2}", "validation", XQUAD),
+}  # fmt: skip
+RENAMED = {"translation": "text", "ner_tags": "tags", "label": "gold_label", "answers": "answer"}  # in Spanish
+
+
+def lines(world: Path, name: str, language: str, split: str) -> list[dict]:
+    """Rows of a data set, in its columns."""
+    if "opus" in name:
+        text = (world / "data/parallel" / f"en-{WORDS[language]}.tsv").read_text("utf-8").splitlines()
+        return [{"translation": dict(zip(("en", language), line.split("\t")))} for line in text]
+    task = "xquad" if "squad" in name else name.split("/")[1]
+    part = "train" if split == "train" and language == "en" else "test"
+    text = (world / "data" / task / WORDS[language] / f"{part}.jsonl").read_text("utf-8").splitlines()[:200]
+    rows = [json.loads(line) for line in text]
+    more = {"wikiann": lambda row: {"langs": [language] * len(row["tokens"]), "spans": []},
+            "squad": lambda row: {"title": "Toys"}}.get(name.split("/")[1], lambda row: {})  # fmt: skip
+    return [row | more(row) for row in rows]
+
+
+def write_data_set(world: Path, folder: Path, name: str) -> None:
+    """A repository: a parquet file for each configuration and split, and the card that lists them."""
+    configuration, splits, columns = DATA_SETS[name]
+    card: dict[str, list] = {"dataset_info": [], "configs": []}
+    languages = ["en"] if name == "rajpurkar/squad" else [code for code in WORDS if "opus" not in name or code != "en"]
+    for language in languages:
+        pair = sorted(("en", language))
+        config, names = configuration.format(*pair, language), RENAMED if language == "es" else {}
+        types = columns | ({"translation": {"dtype": {"translation": {"languages": pair}}}} if "opus" in name else {})
+        features = [{"name": names.get(column, column), **kind} for column, kind in types.items()]
+        sizes, files = [], []
+        for split in splits.split():
+            rows = [{names.get(k, k): v for k, v in row.items()} for row in lines(world, name, language, split)]
+            path = folder / config / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            datasets.Dataset.from_list(rows, datasets.Features._from_yaml_list(features)).to_parquet(path)
+            sizes.append({"name": split, "num_bytes": path.stat().st_size, "num_examples": len(rows)})
+            files.append({"split": split, "path": f"{config}/{split}-*"})
+        card["dataset_info"].append({"config_name": config, "features": features, "splits": sizes})
+        card["configs"].append({"config_name": config, "data_files": files})
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n# A data set\n", "utf-8")  # JSON is YAML too
+
+
+@pytest.fixture(scope="module")
+def folder(world, tmp_path_factory) -> Path:
+    """What is served. Arabic is missing everywhere; Spanish lacks a column; everything Russian breaks off."""
+    folder = tmp_path_factory.mktemp("served")
+    datasets.disable_progress_bars()
+    for name in DATA_SETS:
+        write_data_set(world, folder / "datasets" / name, name)
+    datasets.enable_progress_bars()
+    shutil.copytree(world / "models/xlmr", folder / "models" / MODEL)
+    for language, code in WORDS.items():
+        treebank = alignfreeze.TREEBANKS[language]
+        for path in (world / "data/udpos" / code).iterdir():
+            name = f"{language}_{treebank.split('-')[1].lower()}-ud-{path.name}"
+            (folder / f"UD_{treebank}/r2.7").mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / f"UD_{treebank}/r2.7" / name)
+        for a, b in ((code, "en"), ("en", code)) if code != "en" else ():
+            names = {"en": "en", code: language}
+            shutil.copy(world / f"data/dictionary/{a}-{b}.txt", folder / f"{names[a]}-{names[b]}.txt")
+    return folder
+
+
+# ------------------------------------------------------------------------------------- the server
+
+RUSSIAN = re.compile(r"[/.-]ru[/._-]")
+ADDRESS = re.compile(r"/(api/)?(datasets/|models/)?([\w.-]+/[\w.-]+?)(?:/(resolve|tree|revision)/(\w+)/?(.*))?")
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    """/files/<path> is a file; the rest is the hub's: /<id>/resolve/<revision>/<path>, and listings under /api."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        self.server.asked.append((self.command, path, self.headers.get("Range")))
+        if path.startswith("/files/"):
+            return self.file(self.server.folder / path.removeprefix("/files/"))
+        if re.match(r"(/api/models)?/xlm-roberta-base\b", path):  # the id of old leads to the one of today
+            return self.answer(307, Location=self.path.replace("xlm-roberta-base", MODEL, 1))
+        api, kind, name, verb, _, inner = ADDRESS.fullmatch(path).groups(default="")
+        top = self.server.folder / (kind or "models") / name
+        if not top.is_dir():
+            self.answer(401, b'{"error": "Invalid username or password."}')  # so as not to tell what is private
+        elif verb == "tree" and (top / inner).is_dir():
+            found = sorted((top / inner).rglob("*") if "recursive=true" in query else (top / inner).iterdir())
+            kinds = {True: "directory", False: "file"}
+            self.json([{"type": kinds[p.is_dir()], "path": str(p.relative_to(top)), "size": p.stat().st_size,
+                        "oid": COMMIT} for p in found])  # fmt: skip
+        elif api and verb != "tree":
+            found = [str(p.relative_to(top)) for p in top.rglob("*") if p.is_file()]
+            self.json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in found]})
+        else:
+            self.file(top / inner, large=(".parquet", ".safetensors"))
+
+    do_HEAD = do_GET
+
+    def file(self, path: Path, large: tuple[str, ...] = ()):
+        if not path.is_file():
+            return self.answer(404, b"Entry not found", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+        content = path.read_bytes()
+        etag = hashlib.sha256(content).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if path.suffix in large:  # these lie on another host
+            host = f"http://{self.headers['Host']}/files/{path.relative_to(self.server.folder)}"
+            linked = {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+            return self.answer(302, Location=host, **headers | linked)
+        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            return self.answer(206, content[first : last + 1], **headers)
+        self.answer(200, content, **headers)
+
+    def json(self, value: object):
+        self.answer(200, json.dumps(value).encode(), **{"Content-Type": "application/json"})
+
+    def answer(self, status: int, content: bytes = b"", **headers: str):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.close_connection = bool(RUSSIAN.search(self.path))
+        if self.command == "GET":
+            self.wfile.write(content[: len(content) // 2] if self.close_connection and status in (200, 206) else content)
+
+    def log_message(self, *args):
+        pass
+
+
+def serve(folder: Path) -> http.server.ThreadingHTTPServer:
+    """A running server; `asked` holds the requests that came: (method, path, range of bytes)."""
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    web.folder, web.asked = folder, []
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    return web
+
+
+# --------------------------------------------------------------------------------------- the runs
+
+DRIVER = """
+import json, sys
+root, host, runs = sys.argv[1:]
+sys.path.insert(0, root)
+import alignfreeze
+alignfreeze.UD_URL = host + "/files/UD_{}/r2.7/{}_{}-ud-{}.conllu"
+alignfreeze.MUSE_URL = host + "/files/{}-{}.txt"
+for argv in json.loads(runs):
+    code = alignfreeze.main(argv)
+    for stream in sys.stdout, sys.stderr:
+        print(end=f"<{code}>", file=stream, flush=True)
+"""
+FLAGS = "--model xlm-roberta-base --device cpu --languages de --realign-languages de fr --realign-steps 3 --epochs 1"
+FLAGS += " --limit-train 32 --limit-test 16 --overwrite"
+
+
+def run(web, caches: Path, runs: dict[str, list]) -> dict[str, Result]:
+    """One process does all runs, each {its name: more flags}, and writes their records to `caches / name`."""
+    host = f"http://127.0.0.1:{web.server_port}"
+    environment = {"HF_ENDPOINT": host, "HF_HOME": f"{caches}/hub", "XDG_CACHE_HOME": f"{caches}/plain", "no_proxy": "*"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    argvs = [[*FLAGS.split(), *map(str, more), "--out", str(caches / name)] for name, more in runs.items()]
+    command = [sys.executable, "-c", DRIVER, str(SCRIPT.parent), host, json.dumps(argvs)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    outs, errs = (re.split(r"<(\d+)>", text) for text in (done.stdout, done.stderr))
+    return {name: Result(int(code), out, err) for name, code, out, err in zip(runs, outs[1::2], outs[::2], errs[::2])}
