@@ -838,15 +838,13 @@ class Progress:
 
 # ---- 4. Tasks: a new one is three functions here and a row in TASKS -----------------------------------------------
 # load(language, split, args)                        -> examples, a list of dicts
-# encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`, and `example`, the
-#                                                       index of the example that they come from
+# encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`; `example`, the index
+#                                                       of the example that they come from; `cut`, if not all of it is
 # score(examples, features, logits)                  -> {metric: value}, the task's main metric first
 
 
-def read_rows(
-    folder: str, language: str, split: str, args: argparse.Namespace, *hub: str
-) -> Iterator[tuple[str, dict]]:
-    """(where it stands, row) for each row of a data set: JSON lines of --data-dir, or (name, configuration) of the hub."""
+def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterator[tuple[str, dict]]:
+    """(where it stands, row) of a data set: JSON lines of --data-dir, or (name, configuration) of the hub."""
     if args.data_dir:
         path = args.data_dir / folder / language / f"{split}.jsonl"
         for number, line in read_lines(path):
@@ -854,12 +852,11 @@ def read_rows(
                 row = json.loads(line)
             yield f"{path}:{number}", row
     else:
-        with explained(
-            f"cannot load {' '.join(hub)} ({split}) from the hub; check language and network, or use --data-dir"
-        ):
+        name = f"{' '.join(hub)} ({split})"
+        with explained(f"cannot load {name} from the hub; check language and network, or use --data-dir"):
             rows = datasets.load_dataset(*hub, split=split)
         for number, row in enumerate(rows):
-            yield f"{' '.join(hub)}, {split} row {number}", row
+            yield f"{name}, row {number}", row
 
 
 def columns(where: str, row: Any, **kinds: type) -> list:
@@ -903,7 +900,7 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
 
 
 def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentences of WikiANN, words and tags (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese by character."""
+    """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese is split by character."""
     examples = []
     for where, row in read_rows("wikiann", language, split, args, "unimelb-nlp/wikiann", language):
         tokens, tags = columns(where, row, tokens=list, ner_tags=list)
@@ -917,10 +914,13 @@ def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[di
 
 def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
     """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
-    features = []
+    features, seen = [], Counter()
     for window in encode_words(tokenizer, [example["tokens"] for example in examples], max_length, windows=True):
         labels = np.where(window.first, np.array(examples[window.sentence]["tags"])[window.words], IGNORE)
         features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
+        seen[window.sentence] += window.first.sum()
+    for feature in features:  # a word of invisible characters only has no subword, and is not scored
+        feature["cut"] = seen[feature["example"]] < len(examples[feature["example"]]["tokens"])
     return features
 
 
@@ -975,10 +975,12 @@ def encode_sentences(tokenizer, examples: list[dict], max_length: int, training:
     """Sentence pairs in one input; the longer one is cut off until both fit."""
     texts = [[example[side] for example in examples] for side in ("premise", "hypothesis")]
     encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
-    return [
-        {"example": k, **{name: np.array(encoded[name][k]) for name in encoded}, "labels": np.array([example["label"]])}
-        for k, example in enumerate(examples)
-    ]
+    features = []
+    for k, example in enumerate(examples):
+        arrays = {name: np.array(encoded[name][k]) for name in encoded}
+        cut = bool(encoded.encodings[k].overflowing)
+        features.append({"example": k, **arrays, "labels": np.array([example["label"]]), "cut": cut})
+    return features
 
 
 def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict]:
@@ -990,7 +992,7 @@ def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict
         texts, starts = columns(where, answers, text=list, answer_start=list)
         found = [context[s : s + len(t)] == t != "" for t, s in zip(texts, starts) if isinstance(s, int) and s >= 0]
         if not texts or len(texts) != len(starts) or len(found) != len(texts) or not all(found):
-            raise UserError(f"{where}: the answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
+            raise UserError(f"{where}: answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
         examples.append(
             {"language": language, "question": question, "context": context, "texts": texts, "starts": starts}
         )
@@ -1005,8 +1007,9 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
     """
     questions, contexts = ([example[name] for example in examples] for name in ("question", "context"))
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    kept = tokenizer(questions, return_offsets_mapping=True, **options)["offset_mapping"]  # of overlong questions
-    questions = [question[: spans[-1][1] if spans else 0] for question, spans in zip(questions, kept)]
+    kept = tokenizer(questions, return_offsets_mapping=True, **options)
+    cut = [bool(encoding.overflowing) for encoding in kept.encodings]  # overlong questions
+    questions = [q[: spans[-1][1] if spans else 0] for q, spans in zip(questions, kept["offset_mapping"])]
     encoded = tokenizer(
         questions, contexts, truncation="only_second", max_length=max_length, stride=max_length // 4,
         return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
@@ -1022,6 +1025,9 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
         labels = np.array([place[0] for place in ends] if all(map(len, ends)) else [0, 0])
         arrays = {name: np.array(encoded[name][k]) for name in encoded}
         features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
+    answered = {feature["example"] for feature in features if feature["labels"].any()}
+    for feature in features:
+        feature["cut"] = cut[feature["example"]] or (training and feature["example"] not in answered)
     return features
 
 
@@ -1247,9 +1253,11 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
         raise UserError("--write-links: a baseline aligns no text; take another --strategy")
     if not shortest <= args.max_length <= longest:
         raise UserError(f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this encoder")
-    unknown = [code for code in args.languages if code not in TREEBANKS]
-    if unknown and args.task == "udpos" and not args.data_dir:
-        raise UserError(f"--languages: no treebank of '{unknown[0]}' is known; take some of {' '.join(TREEBANKS)}")
+    for flag in ["languages"] * (args.task == "udpos") + ["realign_languages"]:  # of other tasks, the hub knows
+        unknown = [code for code in getattr(args, flag) or [] if code not in TREEBANKS]
+        if unknown and not args.data_dir:
+            known = " ".join(TREEBANKS)
+            raise UserError(f"--{flag.replace('_', '-')}: no '{unknown[0]}' on the hub; take some of {known}")
     if args.save_model and args.schedule == "during":
         raise UserError("--save-model: with --schedule during, no encoder is realigned before fine-tuning")
     if args.save_model and args.save_model.exists():
@@ -1311,6 +1319,9 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
         tests[code] = examples, task.encode(tokenizer, examples, length, False)
     say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
     say("test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items()))
+    for name, rows in [("training", features), *((code, rows) for code, (_, rows) in tests.items())]:
+        if cut := len({row["example"] for row in rows if row["cut"]}):
+            say(f"{name}: {cut} examples are not seen whole (cut off, or words or answers of no subword)")
     return features, tests
 
 
@@ -1423,7 +1434,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", default=next(iter(MODELS)), metavar="ID|DIR", help="encoder (default: %(default)s)")
     add("--task", default="udpos", choices=TASKS, help="default: %(default)s")
     add("--strategy", default="front", help="baseline, full, front, back, or layers as in emb,0-2 (default: front)")
-    add("--schedule", default="before", choices=["before", "during"], help="realign before fine-tuning (default) or meanwhile")
+    add("--schedule", default="before", choices=["before", "during"], help="realign before (default) or in fine-tuning")
     add("--aligner", default="dictionary", help="dictionary (default), fastalign, awesome, or a DIR of Pharaoh files")
     add("--seed", type=int, default=31, help="the paper's are 31 42 66 23 17 (default: %(default)s)")
     add("--languages", nargs="+", metavar="XX", help="targets, besides English (default: the paper's)")

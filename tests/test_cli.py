@@ -23,7 +23,7 @@ import alignfreeze
 SCRIPT = Path(alignfreeze.__file__)
 ARCHITECTURES = ("distilbert", "bert", "xlmr")
 STRATEGIES = ("baseline", "full", "front", "back", "emb,0-1")
-PLACES = {"out", "overwrite", "device", "save_model"}  # flags that say where things go: not part of the result
+PLACES = {"out", "overwrite", "device", "save_model", "write_links"}  # flags that say where things go: not part of the result
 STAGE = re.compile(r"^(realign|fine-tune)\b", re.MULTILINE)  # how the line of a training stage begins
 LANGUAGES = ["qaa", "qab"]
 STEPS, EXAMPLES, BATCH = 2, 40, 32
@@ -159,9 +159,10 @@ def test_a_run_prints_its_table_and_writes_its_record(world, cli, tmp_path, mode
     expected = {"languages": LANGUAGES, "epochs": 1, "batch_size": BATCH, "lr": 2e-5, "max_length": 96}
     expected |= {"precision": "fp32", "data_dir": "data", "limit_train": EXAMPLES, "limit_test": 20, **identity}
     realignment = {"realign_languages": LANGUAGES, "realign_steps": STEPS, "realign_batch_size": 16, "realign_lr": 2e-5}
-    realignment |= {"layer": -2, "temperature": 0.1}
+    realignment |= {"layer": -2, "temperature": 0.1, "realign_max_length": 96}
     expected |= dict.fromkeys(realignment) if alone else realignment
-    assert config == {"syntactic_words": False} | expected
+    unused = dict.fromkeys(["aligner_model", "aligner_layer"])
+    assert config == {"syntactic_words": False} | unused | expected
 
     assert list(record["scores"]) == ["en", *LANGUAGES]
     assert all(0 <= metrics["accuracy"] <= 1 and len(metrics) == 1 for metrics in record["scores"].values())
@@ -532,7 +533,9 @@ def test_a_link_outside_its_sentence_pair_is_found_before_training_wherever_it_s
 
 
 def test_missing_links_are_named(world, cli, data, tmp_path):
+    assert_refused(cli(qaa(world, data, "--aligner", "giza")), "--aligner giza", folder=tmp_path / "out")
     path = tmp_path / "links" / "en-qaa.txt"
+    path.parent.mkdir()
     assert_refused(cli(qaa(world, data, "--aligner", path.parent)), str(path), folder=tmp_path / "out")
 
 

@@ -189,6 +189,7 @@ import json, sys
 root, host, runs = sys.argv[1:]
 sys.path.insert(0, root)
 import alignfreeze
+alignfreeze.datasets.config.STREAMING_READ_RETRY_INTERVAL = 0.1
 alignfreeze.UD_URL = host + "/files/UD_{}/r2.7/{}_{}-ud-{}.conllu"
 alignfreeze.MUSE_URL = host + "/files/{}-{}.txt"
 for argv in json.loads(runs):
@@ -200,14 +201,89 @@ FLAGS = "--model xlm-roberta-base --device cpu --languages de --realign-language
 FLAGS += " --limit-train 32 --limit-test 16 --overwrite"
 
 
-def run(web, caches: Path, runs: dict[str, list]) -> dict[str, Result]:
-    """One process does all runs, each {its name: more flags}, and writes their records to `caches / name`."""
+def run(web, caches: Path, runs: dict[str, list], **more: str) -> dict[str, Result]:
+    """One process does all runs, {name: more flags}, and writes their records to `caches / name`; `more` environment."""
     host = f"http://127.0.0.1:{web.server_port}"
     environment = {"HF_ENDPOINT": host, "HF_HOME": f"{caches}/hub", "XDG_CACHE_HOME": f"{caches}/plain", "no_proxy": "*"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    argvs = [[*FLAGS.split(), *map(str, more), "--out", str(caches / name)] for name, more in runs.items()]
+    argvs = [[*FLAGS.split(), *flags, "--out", str(caches / name)] for name, flags in runs.items()]
     command = [sys.executable, "-c", DRIVER, str(SCRIPT.parent), host, json.dumps(argvs)]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=os.environ | environment | more, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     outs, errs = (re.split(r"<(\d+)>", text) for text in (done.stdout, done.stderr))
     return {name: Result(int(code), out, err) for name, code, out, err in zip(runs, outs[1::2], outs[::2], errs[::2])}
+
+
+@pytest.fixture(scope="module")
+def whole_runs(folder, tmp_path_factory) -> tuple[dict, dict, list, Path]:
+    """All tasks with the server, and again after it went away: (results, results again, requests, folder of caches)."""
+    caches, web = tmp_path_factory.mktemp("whole"), serve(folder)
+    runs = {task: ["--task", task] for task in alignfreeze.TASKS}
+    first = run(web, caches, runs)
+    records = {task: only_record(caches / task) for task in runs if first[task].code == 0}
+    web.shutdown()
+    web.server_close()
+    return first, records, run(web, caches, runs, HF_HUB_OFFLINE="1"), web.asked, caches
+
+
+@pytest.mark.parametrize("task", alignfreeze.TASKS)
+def test_a_whole_run_takes_model_and_data_from_the_hub(whole_runs, task):
+    results, records, *_ = whole_runs
+    assert results[task].code == 0 and results[task].err == ""
+    assert list(records[task]["scores"]) == ["en", "de"]
+    assert records[task]["model"] == "xlm-roberta-base" and list(records[task]["pairs"]) == ["de", "fr"]
+
+
+def test_parallel_text_is_read_as_a_stream(whole_runs):
+    """In ranges of bytes, of the training files alone, once for all tasks; none is stored as a file of the hub."""
+    *_, asked, caches = whole_runs
+    spans = [(path.split("opus-100/")[1], span) for _, path, span in asked if re.search("^/files.*opus-100", path)]
+    assert {path for path, _ in spans} == {f"{pair}/train-00000-of-00001.parquet" for pair in ("de-en", "en-fr")}
+    assert all(span for _, span in spans) and len(spans) == len(set(spans))
+    assert not list(caches.glob("hub/**/*opus*/**/*.parquet"))
+
+
+@pytest.mark.parametrize("task", alignfreeze.TASKS)
+def test_a_second_run_needs_no_network(whole_runs, task):
+    _, records, again, _, caches = whole_runs
+    assert again[task].code == 0 and again[task].err == ""
+    assert but_seconds(only_record(caches / task)) == but_seconds(records[task])
+
+
+ROWS = {"wikiann": "unimelb-nlp/wikiann {}", "xnli": "facebook/xnli {}", "xquad": "google/xquad xquad.{}"}
+FAULTS = {  # run: (more flags, what the line names)
+    **{f"{task}, test in {code}": (["--task", task, "--languages", code], [name.format(code)])
+       for task, name in ROWS.items() for code in ("ar", "es", "ru")},
+    "udpos, test in ar": (["--languages", "ar"], ["UD_Arabic-PADT"]),
+    "udpos, test in ru": (["--languages", "ru"], ["UD_Russian-GSD"]),
+    "dictionary of ar": (["--realign-languages", "ar"], ["en-ar.txt"]),
+    "dictionary of ru": (["--realign-languages", "ru"], ["en-ru.txt"]),
+    **{f"parallel text of {code}": (["--realign-languages", code, "--aligner", "LINKS"], ["Helsinki-NLP/opus-100", pair])
+       for code, pair in {"ar": "ar-en", "es": "en-es", "ru": "en-ru"}.items()},
+}  # fmt: skip
+NOWHERE = {  # nothing is on the server
+    **{task: (["--task", task, "--model", "MODEL"], [name.split()[0]]) for task, name in ROWS.items() if task != "xquad"},
+    "xquad": (["--task", "xquad", "--model", "MODEL"], ["rajpurkar/squad"]),
+    "model": (["--model", "toy/no-such-model"], ["--model toy/no-such-model"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def faulty_runs(world, folder, tmp_path_factory) -> dict[str, tuple[Result, Path]]:
+    caches = tmp_path_factory.mktemp("faulty")
+    for code in ("ar", "es", "ru"):
+        (caches / f"en-{code}.txt").write_text("0-0\n")
+    paths = {"LINKS": str(caches), "MODEL": str(world / "models/xlmr")}
+    results = {}
+    for cases, served in ((FAULTS, folder), (NOWHERE, tmp_path_factory.mktemp("nothing"))):
+        runs = {name: [paths.get(flag, flag) for flag in flags] for name, (flags, _) in cases.items()}
+        results |= run(serve(served), caches, runs)
+    return {name: (result, caches / name) for name, result in results.items()}
+
+
+@pytest.mark.parametrize("case", FAULTS | NOWHERE)
+def test_what_cannot_be_had_is_named_in_one_line(faulty_runs, case):
+    """Missing (Arabic, or all of it), without a column (Spanish), broken off (Russian)."""
+    result, out = faulty_runs[case]
+    assert_refused(result, *(FAULTS | NOWHERE)[case][1], folder=out)
+    assert result.err.startswith("alignfreeze: ")
