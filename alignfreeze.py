@@ -32,6 +32,7 @@ import string
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -337,10 +338,12 @@ def awesome_links(
     Two subwords are linked where the softmax of their dot product exceeds `threshold` both over the subwords of the
     source and over those of the target; two words where any of their subwords are. Long sentences are cut off.
     """
+    if not pairs:
+        return []
     sentences = [source for source, _ in pairs] + [target for _, target in pairs]
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     hidden = [None] * len(windows)  # of each sentence, without special tokens: (T, hidden)
-    for group in by_length(windows, max(1, math.ceil(len(windows) / 16)), lambda window: len(window.ids)):
+    for group in by_length(windows, math.ceil(len(windows) / 16), lambda window: len(window.ids)):
         inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id)
         inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
         for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
@@ -413,8 +416,9 @@ def streamed_text(language: str, block: int = 10_000) -> Iterator[tuple[str, str
             with explained(f"cannot read {OPUS} {config}; check the language and the network, or use --data-dir"):
                 if at != start:
                     stream = iter(datasets.load_dataset(OPUS, config, split="train", streaming=True).skip(start))
-                rows, at = [row["translation"] for row in itertools.islice(stream, block)], start + block
-                text = [(row[SOURCE], row[language]) for row in rows]
+                rows, at, where = itertools.islice(stream, block), start + block, f"{OPUS} {config}"
+                rows = [columns(where, row, translation=dict)[0] for row in rows]
+                text = [columns(where, row, **{SOURCE: str, language: str}) for row in rows]
             write_whole(path, json.dumps(text, ensure_ascii=False).encode())
         text = json.loads(path.read_bytes())
         yield from map(tuple, text)
@@ -844,7 +848,7 @@ class Progress:
 
 
 def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterator[tuple[str, dict]]:
-    """(where it stands, row) of a data set: JSON lines of --data-dir, or (name, configuration) of the hub."""
+    """(where it stands, row) of a data set: JSON lines of --data-dir, or name, configuration and split of the hub."""
     if args.data_dir:
         path = args.data_dir / folder / language / f"{split}.jsonl"
         for number, line in read_lines(path):
@@ -852,9 +856,9 @@ def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterat
                 row = json.loads(line)
             yield f"{path}:{number}", row
     else:
-        name = f"{' '.join(hub)} ({split})"
+        name = " ".join(hub)
         with explained(f"cannot load {name} from the hub; check language and network, or use --data-dir"):
-            rows = datasets.load_dataset(*hub, split=split)
+            rows = datasets.load_dataset(*hub[:2], split=hub[2])
         for number, row in enumerate(rows):
             yield f"{name}, row {number}", row
 
@@ -902,7 +906,7 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
 def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
     """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese is split by character."""
     examples = []
-    for where, row in read_rows("wikiann", language, split, args, "unimelb-nlp/wikiann", language):
+    for where, row in read_rows("wikiann", language, split, args, "unimelb-nlp/wikiann", language, split):
         tokens, tags = columns(where, row, tokens=list, ner_tags=list)
         if len(tokens) != len(tags) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise UserError(f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags")
@@ -963,7 +967,7 @@ def score_entities(examples: list[dict], features: list[dict], logits: list[np.n
 def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]:
     """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); the English training set is MultiNLI."""
     examples = []
-    for where, row in read_rows("xnli", language, split, args, "facebook/xnli", language):
+    for where, row in read_rows("xnli", language, split, args, "facebook/xnli", language, split):
         premise, hypothesis, label = columns(where, row, premise=str, hypothesis=str, label=int)
         if label not in range(3):
             raise UserError(f"{where}: label {label}; expected 0 (entailment), 1 (neutral) or 2 (contradiction)")
@@ -985,7 +989,9 @@ def encode_sentences(tokenizer, examples: list[dict], max_length: int, training:
 
 def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict]:
     """Questions of SQuAD (training) and XQuAD (https://huggingface.co/datasets/google/xquad), answered in a context."""
-    hub = ("rajpurkar/squad", "plain_text") if split == "train" else ("google/xquad", f"xquad.{language}")
+    hub = "google/xquad", f"xquad.{language}", "validation"
+    if split == "train":
+        hub = "rajpurkar/squad", "plain_text", "train"
     examples = []
     for where, row in read_rows("xquad", language, split, args, *hub):
         question, context, answers = columns(where, row, question=str, context=str, answers=dict)
@@ -1289,6 +1295,18 @@ def word_aligner(args: argparse.Namespace, device: torch.device) -> Callable | N
     return align
 
 
+def look_for_hub() -> None:
+    """Without a connection, have the libraries read their caches at once, and not after minutes of retries."""
+    try:
+        address = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(address, timeout=20).close()
+    except urllib.error.HTTPError:  # it answers
+        pass
+    except OSError as error:
+        say(f"{huggingface_hub.constants.ENDPOINT} is not reached ({error}): what is in the caches will do, or fail")
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms."""
     with explained(f"--device {name}: not to be had here"):
@@ -1328,6 +1346,8 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
     changed = resolve(args)
+    if not (args.data_dir and Path(args.model).is_dir()):
+        look_for_hub()
     path = args.out / f"{record_name(args, changed)}.json"
     if path.exists() and not args.overwrite:
         say(f"{path} exists: nothing to do (--overwrite repeats the run)")
@@ -1477,7 +1497,10 @@ def main(argv: list[str] | None = None) -> int:
     """0, or 2 for a user's error, which is printed in one line, or 130 when interrupted."""
     transformers.utils.logging.set_verbosity_error()
     huggingface_hub.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.config.STREAMING_READ_MAX_RETRIES = 3
     try:
         run(parse_args(argv))
         return 0

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # The paper's grid, the toy world, the tests. Needs bash and Python 3.10 or newer; whatever else is missing goes into .venv.
 #
-#   ./run_all.sh             every model, task, strategy, aligner and seed of the paper; finished runs are skipped
+#   ./run_all.sh             every model, task, strategy, schedule, aligner and seed of the paper: 465 runs, the main results
+#                            first; finished runs are skipped
 #   ./run_all.sh --dry-run   only print the commands that are left, one a line:
 #                            ./run_all.sh --dry-run | xargs -P 4 -I{} bash -c '{}'
+#   ./run_all.sh quick       a first look with the hub and a GPU, about ten minutes: distilmBERT, PoS, four strategies, a
+#                            fifth of the paper's steps
 #   ./run_all.sh toy         an invented world, from nothing to its table; no network, under 5 minutes on two cores
 #   ./run_all.sh test        the tests
 #
 # From the environment, with the paper's values as defaults (lists are separated by spaces):
-#   MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS   what to loop over
+#   MODELS TASKS STRATEGIES SEEDS   what to loop over
+#   SCHEDULES ALIGNERS    as well; by default all for PoS, and "before" and "dictionary" for the other tasks
 #   LANGUAGES             target languages, if not all of the task's
 #   FLAGS                 more flags for alignfreeze.py, such as "--precision bf16" or "--data-dir DIR"
 #   OUT                   folder for the records (results/runs)
@@ -38,23 +42,25 @@ set_up() {
 
 # The commands of the grid that are left to do, one a line; how many are done goes to stderr.
 grid() {
-  local model task strategy schedule aligner seed name baseline total=0 left=0 python=${PYTHON:-python3}
-  for model in $MODELS; do for task in $TASKS; do for seed in $SEEDS; do for strategy in $STRATEGIES; do
-    baseline=
-    for schedule in $SCHEDULES; do for aligner in $ALIGNERS; do
-      name=${model##*/}_${task}_${strategy}_${schedule}_${aligner}_$seed
+  local model task strategy schedule aligner seed name first=1 total=0 left=0 python=${PYTHON:-python3}
+  for schedule in ${SCHEDULES:-before during}; do for aligner in ${ALIGNERS:-dictionary fastalign awesome}; do
+    for task in $TASKS; do for model in $MODELS; do for seed in $SEEDS; do for strategy in $STRATEGIES; do
+      name=${model##*/}_${task}_${strategy}_${schedule}_${aligner##*/}_$seed
       if [ "$strategy" = baseline ]; then  # one baseline serves every schedule and aligner
-        [ -z "$baseline" ] || continue
-        baseline=done
+        [ $first ] || continue
         name=${model##*/}_${task}_baseline_none_none_$seed
+      elif [ "$task" != udpos ]; then  # the paper has other schedules and aligners for PoS only
+        [ "$SCHEDULES" ] || [ "$schedule" = before ] || continue
+        [ "$ALIGNERS" ] || [ "$aligner" = dictionary ] || continue
       fi
       total=$((total + 1))
       if [ -z "$FLAGS$LANGUAGES" ] && [ -e "$OUT/$name.json" ]; then continue; fi  # with flags, alignfreeze.py looks itself
       left=$((left + 1))
       echo "$python alignfreeze.py --model $model --task $task --strategy $strategy --schedule $schedule" \
         "--aligner $aligner --seed $seed --out $OUT${LANGUAGES:+ --languages $LANGUAGES}${FLAGS:+ $FLAGS}"
-    done; done
-  done; done; done; done
+    done; done; done; done
+    first=
+  done; done
   echo "run_all.sh: $total runs in the grid, $((total - left)) done, $left left" >&2
 }
 
@@ -73,18 +79,20 @@ run_commands() {
 }
 
 toy() {
-  local world=results/toy/world
+  local world=results/toy/world failed=0
   export HF_HUB_OFFLINE=1
   if [ ! -d $world ]; then  # made under another name first, so that it is whole or absent
     rm -rf $world.part
     "$PYTHON" tests/toy_world.py $world.part --models bert
     mv $world.part $world
   fi
-  MODELS=$world/models/bert OUT=results/toy/runs LANGUAGES="qaa qab qac"
+  MODELS=$world/models/bert OUT=results/toy/runs LANGUAGES="qaa qab qac" SCHEDULES=before ALIGNERS=dictionary
   FLAGS="--data-dir $world/data --realign-languages $LANGUAGES --epochs 4 --lr 2e-4 --realign-lr 2e-4 --device cpu"
-  grid | run_commands
+  { TASKS=udpos grid; TASKS="wikiann xnli xquad" STRATEGIES=front grid; } | run_commands || failed=$?
+  [ $failed -ne 130 ] || exit 130
   "$PYTHON" results/report.py $OUT
   echo "The toy world shows that the method runs, not that the paper is right: see the README."
+  return $failed
 }
 
 count=0 DRY_RUN=
@@ -92,18 +100,28 @@ for argument; do
   case $argument in
     --dry-run) DRY_RUN=1 ;;
     -h | --help) usage; exit ;;
-    toy | test) COMMAND=$argument ;;
+    quick | toy | test) COMMAND=$argument ;;
     *) echo "run_all.sh: no command '$argument'; ./run_all.sh --help shows them" >&2; exit 2 ;;
   esac
 done
+: "${COMMAND:=grid}"
+if [ $COMMAND = quick ]; then
+  : "${MODELS:=distilbert-base-multilingual-cased}" "${TASKS:=udpos}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
+  : "${SEEDS:=31}" "${LANGUAGES:=ar de fi hi tr}" "${OUT:=results/quick}"
+  FLAGS="--epochs 1${FLAGS:+ $FLAGS}"  # a fifth of the fine-tuning steps, and as many of realignment
+fi
 : "${MODELS:=distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}"
-: "${TASKS:=udpos}" "${STRATEGIES:=baseline full front back}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
+: "${TASKS:=udpos wikiann xnli xquad}" "${STRATEGIES:=baseline full front back}" "${SCHEDULES:=}" "${ALIGNERS:=}"
 : "${SEEDS:=31 42 66 23 17}" "${LANGUAGES:=}" "${FLAGS:=}" "${OUT:=results/runs}"
 
-case ${COMMAND:-grid} in
+case $COMMAND in
   test) set_up torch transformers datasets pytest; exec "$PYTHON" -m pytest tests ;;
   toy) set_up torch transformers datasets; SEEDS=31; toy ;;
-  grid)
+  *)
     set_up torch transformers datasets
-    if [ $DRY_RUN ]; then grid; else grid | run_commands; fi ;;
+    if [ $DRY_RUN ]; then grid; exit; fi
+    failed=0
+    grid | run_commands || failed=$?
+    if [ $COMMAND = quick ] && [ $failed -ne 130 ]; then "$PYTHON" results/report.py "$OUT"; fi
+    exit $failed ;;
 esac

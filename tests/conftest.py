@@ -1,12 +1,16 @@
 """Tests import the module from the repository's root, and helpers from this folder; they share a toy world."""
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
+CACHE = tempfile.TemporaryDirectory(prefix="alignfreeze-tests-")  # nobody's own cache is read or written
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 
 @pytest.fixture(scope="session")
