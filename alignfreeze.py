@@ -11,7 +11,7 @@ gain and avoids most of the harm. All layers train again in fine-tuning.
     python alignfreeze.py --model ./my-encoder --data-dir ./my-data --languages de --realign-languages de fr
 
 Read from top to bottom: tables, word pairs, realignment (the heart: `contrastive_loss` and `freeze`), tasks,
-fine-tuning and evaluation, one run, command line.
+fine-tuning and evaluation, one run, command line. In a first reading, skip `fast_align` and what it calls.
 
 Paper: Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers of
 Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
@@ -1346,7 +1346,7 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
     changed = resolve(args)
-    if not (args.data_dir and Path(args.model).is_dir()):
+    if not (args.data_dir and all(Path(model).is_dir() for model in (args.model, args.aligner_model or args.model))):
         look_for_hub()
     path = args.out / f"{record_name(args, changed)}.json"
     if path.exists() and not args.overwrite:

@@ -23,7 +23,8 @@ import alignfreeze
 SCRIPT = Path(alignfreeze.__file__)
 ARCHITECTURES = ("distilbert", "bert", "xlmr")
 STRATEGIES = ("baseline", "full", "front", "back", "emb,0-1")
-PLACES = {"out", "overwrite", "device", "save_model", "write_links"}  # flags that say where things go: not part of the result
+# flags that say where things go: not part of the result
+PLACES = {"out", "overwrite", "device", "save_model", "write_links"}
 STAGE = re.compile(r"^(realign|fine-tune)\b", re.MULTILINE)  # how the line of a training stage begins
 LANGUAGES = ["qaa", "qab"]
 STEPS, EXAMPLES, BATCH = 2, 40, 32
@@ -539,6 +540,40 @@ def test_missing_links_are_named(world, cli, data, tmp_path):
     assert_refused(cli(qaa(world, data, "--aligner", path.parent)), str(path), folder=tmp_path / "out")
 
 
+# ---------------------------------------------------------------------- other schedules and aligners
+
+
+def test_realignment_during_fine_tuning_takes_its_steps(world, cli, tmp_path):
+    argv = flags(world, "bert", "--schedule", "during", "--limit-train", 100)
+    assert cli(argv).code == 0
+    record = only_record(tmp_path / "out")
+    assert record["schedule"] == "during" and record["steps"] == {"finetune": 4, "realign": 4}
+    assert sum(counts["sentences"] for counts in record["pairs"].values()) == 4 * 16
+    assert record["config"]["realign_steps"] is record["config"]["realign_lr"] is None  # those of fine-tuning
+    assert cli([*argv, "--realign-steps", "9", "--overwrite"]).code == 0
+    assert but_seconds(only_record(tmp_path / "out")) == but_seconds(record)
+
+
+@pytest.mark.parametrize("aligner", ["fastalign", "awesome"])
+def test_an_aligner_leaves_its_name_and_settings_in_the_record_and_its_links_where_they_are_wanted(
+    world, cli, tmp_path, aligner
+):
+    links = tmp_path / "links" / "stored"
+    more = ("--aligner", aligner, "--aligner-model", world / "models/bert", "--aligner-layer", 1)
+    assert cli(flags(world, "xlmr", *more)).code == 0
+    record = only_record(tmp_path / "out")
+    settings = ("bert", 1) if aligner == "awesome" else (None, None)
+    assert (record["config"]["aligner_model"], record["config"]["aligner_layer"]) == settings
+    assert record["aligner"] == aligner and str(tmp_path) not in str(strings(record))
+    argv = flags(world, "xlmr", *more, "--write-links", links, "--overwrite")
+    assert cli(argv).code == 0
+    assert but_seconds(only_record(tmp_path / "out")) == but_seconds(record)
+    assert sorted(path.name for path in links.iterdir()) == ["en-qaa.txt", "en-qab.txt"]
+    assert cli(flags(world, "xlmr", "--aligner", links), tmp_path / "again").code == 0
+    again = only_record(tmp_path / "again")
+    assert (again["scores"], again["pairs"]) == (record["scores"], record["pairs"])
+
+
 # ------------------------------------------------------------------------------------------- bad flags
 
 
@@ -560,7 +595,12 @@ BAD_FLAGS = {
     "--bogus": "--bogus", "--task pos": "--task", "--schedule after": "--schedule", "--languages": "--languages",
     "--precision fp16": "--precision", "--seed x": "--seed", "--seed 99999999999999999999999": "--seed",
     "--device nonsense": "--device", "--device cuda:99": "--device", "--model": "--model", "surplus": "surplus",
-    "--max-length 2": "--max-length", "--max-length 9999": "--max-length",
+    "--max-length 2": "--max-length", "--max-length 9999": "--max-length", "--task xquad --max-length 16": "24 to",
+    "--realign-max-length 2": "--realign-max-length", "--realign-max-length 9999": "--realign-max-length",
+    "--aligner giza": "--aligner giza", "--aligner awesome --aligner-model nowhere": "--aligner-model nowhere",
+    "--aligner-layer x": "--aligner-layer", "--aligner-layer 99 --aligner awesome": "--aligner-layer 99",
+    "--aligner-layer -1 --aligner awesome": "--aligner-layer -1",
+    "--schedule during --save-model here": "--save-model", "--strategy baseline --write-links here": "--write-links",
     **{f"--{name} {value}": f"--{name}" for value in ("0", "-1") for name in (
         "epochs", "batch-size", "realign-steps", "realign-batch-size", "lr", "realign-lr", "temperature", "max-length",
         "limit-train", "limit-test")},
@@ -571,7 +611,8 @@ BAD_FLAGS = {
 
 @pytest.mark.parametrize("bad", BAD_FLAGS)
 def test_a_bad_flag_is_named(world, cli, tmp_path, bad):
-    assert_refused(cli([*flags(world), *bad.split()]), BAD_FLAGS[bad], folder=tmp_path / "out")
+    argv = [*flags(world, "bert", "--aligner-model", world / "models/bert"), *bad.split()]
+    assert_refused(cli(argv), BAD_FLAGS[bad], folder=tmp_path / "out")
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])

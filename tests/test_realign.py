@@ -209,6 +209,45 @@ def test_front_freezing_as_in_the_authors_code_lets_the_embeddings_move(architec
         assert ("emb" in {part_of(name) for name in moved(before, model)}) == embeddings_move
 
 
+@pytest.mark.parametrize("spec", ["none", "front", "back", "emb,1"])
+def test_realignment_during_fine_tuning_trains_all_layers_but_moves_frozen_ones_by_the_task_alone(spec, tokenizer):
+    """The first step of Adam goes by lr x g / (|g| + eps), where g is the task's gradient, plus 0.1 x the realignment's
+
+    gradient outside of the frozen layers: both of them computed here on their own, with nothing frozen.
+    """
+    torch.manual_seed(0)
+    config = BertConfig(**SIZE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = AutoModelForTokenClassification.from_config(config).double()
+    projection = alignfreeze.projection_head(32).double()
+    ids = torch.tensor([0, *range(4, 12), 2]).numpy()
+    batch = [{"input_ids": ids, "labels": ids % 3}] * 4
+    chunk = encode_pairs(tokenizer, list(itertools.islice(pairs(), 4)))
+
+    def gradient(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        loss.backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return {name: grad.clone() for name, grad in grads.items()}
+
+    task = gradient(task_loss(model, batch, 1))
+    realignment = gradient(alignfreeze.realignment_loss(model.base_model, projection, chunk))
+    model.zero_grad()
+    projection.zero_grad()
+    before, head = weights(model), weights(projection)
+
+    losses = alignfreeze.realignment_losses(model, projection, tokenizer, pairs(), {}, batch_size=4)
+    losses = alignfreeze.shielded(losses, model, spec)
+    finetune(model, batch, 1, epochs=1, batch_size=4, lr=1e-3, realignment=losses, projection=projection)
+    for name, parameter in model.named_parameters():
+        expected = task[name].clone()
+        if name in realignment and part_of(name) not in SPECS.get(spec, "emb 1").split():
+            expected += 0.1 * realignment[name]
+        step = 1e-3 * expected / (expected.abs() + 1e-8)
+        clear = expected.abs() > 1e-6  # else rounding decides
+        torch.testing.assert_close((before[name] - parameter)[clear], step[clear], atol=2e-5, rtol=0)
+    assert len(moved(head, projection)) == 2  # the projection trains too
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_freeze_returns_the_names_of_what_it_froze(architecture):
     model = build(architecture)
