@@ -28,6 +28,7 @@ import json
 import math
 import os
 import random
+import re
 import string
 import sys
 import tempfile
@@ -866,7 +867,7 @@ def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterat
 def columns(where: str, row: Any, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type."""
     for name, kind in kinds.items():
-        if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+        if type(row) is not dict or type(row.get(name)) is not kind:  # not isinstance, for which True is an int
             raise UserError(f"{where}: no column '{name}' of type {kind.__name__}")
     return [row[name] for name in kinds]
 
@@ -910,7 +911,7 @@ def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[di
         tokens, tags = columns(where, row, tokens=list, ner_tags=list)
         if len(tokens) != len(tags) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise UserError(f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags")
-        if wrong := [tag for tag in tags if tag not in range(7)]:
+        if wrong := [tag for tag in tags if type(tag) is not int or tag not in range(7)]:
             raise UserError(f"{where}: '{wrong[0]}' is not one of the tags 0 to 6 (O, B-PER, I-PER, B-ORG ... I-LOC)")
         examples.append({"tokens": tokens, "tags": tags})
     return examples
@@ -996,8 +997,10 @@ def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict
     for where, row in read_rows("xquad", language, split, args, *hub):
         question, context, answers = columns(where, row, question=str, context=str, answers=dict)
         texts, starts = columns(where, answers, text=list, answer_start=list)
-        found = [context[s : s + len(t)] == t != "" for t, s in zip(texts, starts) if isinstance(s, int) and s >= 0]
-        if not texts or len(texts) != len(starts) or len(found) != len(texts) or not all(found):
+        typed = all(type(text) is str for text in texts) and all(type(start) is int for start in starts)
+        if not typed or not texts or len(texts) != len(starts) or not all(
+            start >= 0 and context[start : start + len(text)] == text != "" for text, start in zip(texts, starts)
+        ):  # fmt: skip
             raise UserError(f"{where}: answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
         examples.append(
             {"language": language, "question": question, "context": context, "texts": texts, "starts": starts}
@@ -1013,9 +1016,9 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
     """
     questions, contexts = ([example[name] for example in examples] for name in ("question", "context"))
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    kept = tokenizer(questions, return_offsets_mapping=True, **options)
-    cut = [bool(encoding.overflowing) for encoding in kept.encodings]  # overlong questions
-    questions = [q[: spans[-1][1] if spans else 0] for q, spans in zip(questions, kept["offset_mapping"])]
+    kept = tokenizer(questions, **options)
+    dropped = [encoding.overflowing and encoding.overflowing[0].offsets[0][0] for encoding in kept.encodings]
+    questions = [q[:start] if start else q for q, start in zip(questions, dropped)]  # overlong ones are cut
     encoded = tokenizer(
         questions, contexts, truncation="only_second", max_length=max_length, stride=max_length // 4,
         return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
@@ -1027,20 +1030,20 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
         offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1)
         start = examples[example]["starts"][0]
         end = start + len(examples[example]["texts"][0])
-        ends = [np.flatnonzero((offsets[:, 0] <= place) & (place < offsets[:, 1])) for place in (start, end - 1)]
-        labels = np.array([place[0] for place in ends] if all(map(len, ends)) else [0, 0])
+        first, last = (np.flatnonzero((offsets[:, 0] <= k) & (k < offsets[:, 1])) for k in (start, end - 1))
+        labels = np.array([first[0], last[-1]] if len(first) and len(last) else [0, 0])
         arrays = {name: np.array(encoded[name][k]) for name in encoded}
         features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
-        feature["cut"] = cut[feature["example"]] or (training and feature["example"] not in answered)
+        feature["cut"] = bool(dropped[feature["example"]]) or (training and feature["example"] not in answered)
     return features
 
 
 def normalise_answer(text: str) -> str:
     """Lower case, without punctuation, articles and surplus blanks, as in SQuAD's evaluation."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(regex.sub(r"\b(a|an|the)\b", " ", text).split())
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
@@ -1070,7 +1073,7 @@ def score_answers(examples: list[dict], features: list[dict], logits: list[np.nd
         allowed = np.triu(np.tri(len(offsets), k=ANSWER_LENGTH - 1))  # the end not before the start, nor far behind it
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
-        answer = example["context"][offsets[first, 0] : offsets[last, 1]]
+        answer = example["context"][offsets[first, 0] : offsets[last, 1]].strip()
         best[feature["example"]] = max(best[feature["example"]], (float(score[first, last]), answer))
     scores = [compare_answers(text, e["texts"], e["language"]) for e, (_, text) in zip(examples, best)]
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
