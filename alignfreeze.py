@@ -85,6 +85,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 
 PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
 REALIGNMENT_WEIGHT = 0.1  # of its loss beside the task's, schedule `during`
+PROBE_PAIRS = 100  # sentence pairs of each language that --probe keeps apart
 RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
 say = partial(print, flush=True)  # lines that reach a log file at once
 ANSWER_LENGTH = 30  # subwords that an answer may have, as in the library's example for SQuAD
@@ -841,6 +842,59 @@ class Progress:
         say(f"{self.stage}: {len(self.losses)} steps, {change}, {time.time() - self.start:.1f} s")
 
 
+def hold_out(streams: dict[str, Iterator[Pair]], used: int) -> tuple[dict, dict[str, list[Pair]]]:
+    """For the probe: ({language: its first `used` pairs, as a stream again}, {language: pairs that follow}).
+
+    Those that follow are of the first reading of the text and not among the first ones: never realigned on. Of their
+    links, each word keeps only its first. UserError if a text has none of them.
+    """
+    first, rest = {}, {}
+    for language, stream in streams.items():
+        pairs = list(itertools.islice(stream, used + PROBE_PAIRS))
+        first[language] = iter(pairs[:used])
+        known, words = {(*pair.source, "", *pair.target) for pair in pairs[:used]}, set()
+        rest[language] = []
+        for pair in pairs[used:]:
+            if pair.reading == 1 and (*pair.source, "", *pair.target) not in known:
+                once = [(i, j) for i, j in pair.links if not {(0, pair.source[i]), (1, pair.target[j])} & words]
+                words.update(word for i, j in once for word in ((0, pair.source[i]), (1, pair.target[j])))
+                rest[language] += [pair._replace(links=once)] * bool(once)
+        if not rest[language]:
+            raise UserError(f"--probe: realignment reads all linked pairs of {SOURCE}-{language}; take fewer steps")
+    return first, rest
+
+
+@torch.inference_mode()
+def retrieval(model: nn.Module, tokenizer: Any, pairs: list[Pair], max_length: int = 96) -> list[float]:
+    """For each of the hidden states, how often the nearest word of the other language is the one that it is linked to.
+
+    Among all linked words of the pairs, by cosine, in both directions; the embeddings' output comes first.
+    """
+    batch = encode_pairs(tokenizer, pairs, max_length, math.ceil(len(pairs) / 16), model.device)
+    encoder, half, shares = model.base_model.eval(), len(batch.queries) // 2, []
+    parts = [encoder(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
+    for states in zip(*parts):  # of one layer: (sentences, T, hidden) of each part
+        words = F.normalize(torch.cat([part.flatten(0, 1) for part in states])[batch.words].float(), dim=-1)
+        similarity = words[batch.queries[:half]] @ words[batch.targets[:half]].T  # (linked words, linked words)
+        place = torch.arange(half, device=similarity.device)
+        right = torch.cat([similarity.argmax(0) == place, similarity.argmax(1) == place])
+        shares.append(round(right.float().mean().item(), 6))
+    return shares
+
+
+def layer_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights of the embeddings (`emb`) and of each layer (`0`, `1`, ...), one vector each."""
+    layers = transformer_layers(model.base_model)
+    parts = {"emb": embeddings(model.base_model)} | {str(k): layer for k, layer in enumerate(layers)}
+    return {name: torch.cat([p.detach().flatten() for p in part.parameters()]).cpu() for name, part in parts.items()}
+
+
+def drift(start: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """How far the weights of each layer moved: Frobenius norm of the change, relative to that of the weights before."""
+    now = layer_weights(model)
+    return {name: round(((now[name] - weights).norm() / weights.norm()).item(), 6) for name, weights in start.items()}
+
+
 # ---- 4. Tasks: a new one is three functions here and a row in TASKS -----------------------------------------------
 # load(language, split, args)                        -> examples, a list of dicts
 # encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`; `example`, the index
@@ -1206,23 +1260,22 @@ def resolve(args: argparse.Namespace) -> dict:
     """Fill in the paper's value wherever a flag was not given; return what differs from it, for the record's name."""
     task, lr = TASKS[args.task], MODELS.get(Path(args.model).name, DEFAULT_LR)
     paper = {"data_dir": None, "limit_train": None, "limit_test": None, "languages": task.targets, "precision": "fp32"}
-    paper |= {
-        "max_length": task.max_length,
-        "epochs": task.epochs,
-        "batch_size": 32,
-        "lr": lr,
-        "syntactic_words": False,
-    }
+    paper |= {"max_length": task.max_length, "epochs": task.epochs, "batch_size": 32, "lr": lr, "probe": False}
+    paper |= {"syntactic_words": False}
     realignment = {"realign_languages": TARGETS, "realign_steps": None, "realign_batch_size": 16, "realign_lr": lr}
     realignment |= {"realign_max_length": 96, "layer": -2, "temperature": 0.1}
-    awesome = {"aligner_model": "bert-base-multilingual-cased", "aligner_layer": 8}
-    unused = {} if args.aligner == "awesome" else awesome
+    realignment |= {"aligner_model": "bert-base-multilingual-cased", "aligner_layer": 8}
+    unused = []  # settings that do not matter for this run
+    if args.strategy == "baseline" and not args.probe:  # one baseline serves all of them
+        unused += realignment
     if args.schedule == "during":  # steps and learning rate are those of fine-tuning
-        unused = {**unused, "realign_steps": None, "realign_lr": None}
-    if args.strategy == "baseline":  # no realignment: its settings do not matter, one baseline serves all of them
-        unused, args.aligner, args.schedule = {**realignment, **awesome}, "none", "none"
+        unused += ["realign_steps", "realign_lr"]
+    if args.aligner != "awesome":
+        unused += ["aligner_model", "aligner_layer"]
+    if args.strategy == "baseline":
+        args.aligner = args.schedule = "none"
     vars(args).update(dict.fromkeys(unused))
-    paper |= {name: value for name, value in (realignment | awesome).items() if name not in unused}
+    paper |= {name: value for name, value in realignment.items() if name not in unused}
     for name, value in paper.items():
         given = getattr(args, name)
         setattr(args, name, value if given is None else list(dict.fromkeys(given)) if type(given) is list else given)
@@ -1247,19 +1300,19 @@ def record_name(args: argparse.Namespace, changed: dict) -> str:
     return name
 
 
-def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
+def check_flags(args: argparse.Namespace, aligner: str, config: Any, longest: int) -> None:
     """Whatever can be known to be wrong before any data is read. UserError."""
     depth, shortest = getattr(config, "num_hidden_layers", 0), 24 if args.task == "xquad" else 8
-    if args.strategy != "baseline":
-        parse_spec(args.strategy, depth)
+    parse_spec("none" if args.strategy == "baseline" else args.strategy, depth)
+    if args.realign_languages:  # word pairs are used
         if not -depth - 1 <= args.layer <= depth:
             raise UserError(f"--layer {args.layer}: this encoder has hidden states {-depth - 1} to {depth}")
         if not 8 <= args.realign_max_length <= longest:
             raise UserError(f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords")
-        if args.aligner not in ALIGNERS and not Path(args.aligner).is_dir():
-            raise UserError(f"--aligner {args.aligner}: neither {', '.join(ALIGNERS)} nor a folder of Pharaoh files")
+        if aligner not in ALIGNERS and not Path(aligner).is_dir():
+            raise UserError(f"--aligner {aligner}: neither {', '.join(ALIGNERS)} nor a folder of Pharaoh files")
     elif args.write_links:
-        raise UserError("--write-links: a baseline aligns no text; take another --strategy")
+        raise UserError("--write-links: a baseline without --probe aligns no text; take another --strategy")
     if not shortest <= args.max_length <= longest:
         raise UserError(f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this encoder")
     for flag in ["languages"] * (args.task == "udpos") + ["realign_languages"]:  # of other tasks, the hub knows
@@ -1281,21 +1334,22 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
                 tempfile.TemporaryFile(dir=folder).close()
 
 
-def word_aligner(args: argparse.Namespace, device: torch.device) -> Callable | None:
-    """For the aligner `awesome`, what links a list of (source words, target words): `awesome_links` and its encoder."""
-    if args.aligner != "awesome":
-        return None
-    tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
-    if not 0 <= args.aligner_layer <= config.num_hidden_layers:
-        raise UserError(f"--aligner-layer {args.aligner_layer}: this encoder has 0 to {config.num_hidden_layers}")
-    with explained(f"--aligner-model {args.aligner_model}: cannot load its weights"):
-        encoder = AutoModel.from_pretrained(args.aligner_model, dtype=torch.float32).to(device).eval()
+def word_pairs(args: argparse.Namespace, aligner: str, device: torch.device) -> dict[str, Iterator[Pair]]:
+    """{language: its endless linked sentence pairs}. With `awesome`, the encoder that aligns is loaded here."""
+    align = None
+    if aligner == "awesome":
+        tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
+        if not 0 <= args.aligner_layer <= config.num_hidden_layers:
+            raise UserError(f"--aligner-layer {args.aligner_layer}: this encoder has 0 to {config.num_hidden_layers}")
+        with explained(f"--aligner-model {args.aligner_model}: cannot load its weights"):
+            encoder = AutoModel.from_pretrained(args.aligner_model, dtype=torch.float32).to(device).eval()
 
-    def align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            return awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
+        def align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+                return awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
 
-    return align
+    settings = (aligner, args.data_dir, args.seed, align, args.write_links)
+    return {language: linked_pairs(language, *settings) for language in args.realign_languages}
 
 
 def look_for_hub() -> None:
@@ -1348,43 +1402,60 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
 
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
-    changed = resolve(args)
-    if not (args.data_dir and all(Path(model).is_dir() for model in (args.model, args.aligner_model or args.model))):
-        look_for_hub()
+    aligner, changed = args.aligner, resolve(args)
     path = args.out / f"{record_name(args, changed)}.json"
     if path.exists() and not args.overwrite:
         say(f"{path} exists: nothing to do (--overwrite repeats the run)")
         return path
+    if not (args.data_dir and all(Path(model).is_dir() for model in (args.model, args.aligner_model or args.model))):
+        look_for_hub()
     task, device, realigned = TASKS[args.task], choose_device(args.device), args.strategy != "baseline"
     tokenizer, config = load_tokenizer(args.model)
-    check_flags(args, config, tokenizer.model_max_length)
-    clock = [("", time.time())]  # (stage, when it ended)
+    check_flags(args, aligner, config, tokenizer.model_max_length)
+    start, seconds = time.time(), {}
+
+    def took(stage: str) -> None:  # since the last stage
+        nonlocal start
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - start, 1)
+        start = time.time()
+
     features, tests = load_data(args, tokenizer)
-    clock.append(("data", time.time()))
-    pairs, seen, steps = None, {}, {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
-    if realigned:
-        steps["realign"] = args.realign_steps or steps["finetune"]
-        awesome = word_aligner(args, device)
-        pairs = interleave([
-            linked_pairs(code, args.aligner, args.data_dir, args.seed, awesome, args.write_links)
-            for code in args.realign_languages
-        ])  # fmt: skip
-        clock.append(("pairs", time.time()))
+    took("data")
+    steps = {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
+    realign_steps, held_out = args.realign_steps or steps["finetune"], {}
+    if realigned or args.probe:
+        pairs = word_pairs(args, aligner, device)
+        if args.probe:
+            pairs, held_out = hold_out(pairs, math.ceil(realign_steps * args.realign_batch_size / len(pairs)))
+        pairs = interleave(list(pairs.values()))
+        took("pairs")
     torch.manual_seed(args.seed)  # for the first weights of the classifier
     with explained(f"--model {args.model}: cannot load its weights"):
         model = task.head.from_pretrained(args.model, num_labels=task.labels, dtype=torch.float32).to(device)
     say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
-    clock.append(("model", time.time()))
+    took("model")
+    probed = {"retrieval": {}, "drift": {}}
+    weights = layer_weights(model) if args.probe else {}
 
-    settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
-    settings |= {"temperature": args.temperature, "precision": args.precision}
-    losses = projection = None
+    def probe(stage: str) -> None:
+        if args.probe:
+            found = {code: retrieval(model, tokenizer, p, args.realign_max_length) for code, p in held_out.items()}
+            probed["retrieval"][stage], probed["drift"][stage] = found, drift(weights, model)
+            took("probe")
+
+    probe("before")
+    seen, losses, projection = {}, None, None
+    if realigned:
+        steps["realign"] = realign_steps
+        settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
+        settings |= {"temperature": args.temperature, "precision": args.precision}
     if args.schedule == "before":
         seen = realign(
-            model, tokenizer, pairs, spec=args.strategy, steps=steps["realign"], lr=args.realign_lr, seed=args.seed,
+            model, tokenizer, pairs, spec=args.strategy, steps=realign_steps, lr=args.realign_lr, seed=args.seed,
             **settings,
         )  # fmt: skip
-        clock.append(("realign", time.time()))
+        took("realign")
+        probe("realigned")
     elif args.schedule == "during":
         projection = projection_head(model.config.hidden_size).to(device)
         losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
@@ -1395,27 +1466,26 @@ def run(args: argparse.Namespace) -> Path:
         model, features, tokenizer.pad_token_id, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
         precision=args.precision, seed=args.seed, realignment=losses, projection=projection,
     )  # fmt: skip
-    if realigned:
-        say_pairs(seen)
-    clock.append(("finetune", time.time()))
+    took("finetune")
+    probe("finetuned")
     scores = {}
     for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
         scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
-    clock.append(("evaluate", time.time()))
+    took("evaluate")
 
-    seconds = {stage: round(end - start, 1) for (_, start), (stage, end) in itertools.pairwise(clock)}
-    write_record(path, args, scores, steps, seconds, seen, device)
+    results = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds, "pairs": seen}
+    write_record(path, results | ({"probe": probed} if args.probe else {}), device)
+    say_pairs(seen)
     say_scores(scores)
     say(f"record: {path}")
     return path
 
 
-def write_record(path: Path, args, scores: dict, steps: dict, seconds: dict, seen: dict, device: torch.device) -> None:
+def write_record(path: Path, results: dict, device: torch.device) -> None:
     """One JSON file for one run: what was run, with what, for how long, and the scores. No path in it."""
-    config, source = shown(args), Path(__file__).read_bytes()
-    record = {key: config[key] for key in RECORD_KEYS}
-    record |= {"scores": scores, "config": config, "steps": steps, "seconds": seconds, "pairs": seen}
+    record = {key: results["config"][key] for key in RECORD_KEYS} | results
     record["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, datasets)}
+    source = Path(__file__).read_bytes()
     record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": hashlib.sha256(source).hexdigest()}
     record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
@@ -1423,6 +1493,8 @@ def write_record(path: Path, args, scores: dict, steps: dict, seconds: dict, see
 
 def say_pairs(seen: dict[str, dict[str, int]]) -> None:
     """What realignment saw, and what it passed over."""
+    if not seen:
+        return
     total = {key: sum(counts[key] for counts in seen.values()) for key in ("sentences", "words", "cut", "skipped")}
     say("realigned on {sentences} sentence pairs with {words} word pairs".format(**total))
     say("passed over: {skipped} sentence pairs without a link, {cut} word pairs behind --max-length".format(**total))
@@ -1483,6 +1555,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--limit-test", type=int, metavar="N", help="only the first N test examples of a language, for a quick look")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--save-model", type=Path, metavar="DIR", help="a new folder for the realigned encoder, before fine-tuning")
+    add("--probe", action="store_true", help="also measure every layer: word retrieval, and how far its weights moved")
     add("--write-links", type=Path, metavar="DIR", help="align all the text and store it, in Pharaoh files en-XX.txt")
     add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="for the record (default: %(default)s)")
     add("--overwrite", action="store_true", help="repeat a run whose record exists")

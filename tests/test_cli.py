@@ -163,7 +163,7 @@ def test_a_run_prints_its_table_and_writes_its_record(world, cli, tmp_path, mode
     realignment |= {"layer": -2, "temperature": 0.1, "realign_max_length": 96}
     expected |= dict.fromkeys(realignment) if alone else realignment
     unused = dict.fromkeys(["aligner_model", "aligner_layer"])
-    assert config == {"syntactic_words": False} | unused | expected
+    assert config == {"syntactic_words": False, "probe": False} | unused | expected
 
     assert list(record["scores"]) == ["en", *LANGUAGES]
     assert all(0 <= metrics["accuracy"] <= 1 and len(metrics) == 1 for metrics in record["scores"].values())
