@@ -497,7 +497,10 @@ def linked_pairs(
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
         forward, backward = read_dictionary(language, data_dir)
     vocabulary = frozenset().union(*forward.values()) if language in UNSPACED_LANGUAGES else frozenset()
-    path, stored = Path(aligner) / f"{SOURCE}-{language}.txt", []
+    name, stored = f"{SOURCE}-{language}.txt", []
+
+    def text() -> Iterator[tuple[int, tuple[str, str]]]:
+        return enumerate(parallel_text(language, data_dir))
 
     def align(lines: list[tuple[int, tuple[str, str]]]) -> list[tuple[list[str], list[str], Links]]:
         pairs = [(split_words(s, SOURCE), split_words(t, language, vocabulary)) for _, (s, t) in lines]
@@ -511,22 +514,16 @@ def linked_pairs(
             links = [stored_links(path, stored, number, *pair) for (number, _), pair in zip(lines, pairs)]
         return [(*pair, found) for pair, found in zip(pairs, links)]
 
-    def text() -> Iterator[tuple[int, tuple[str, str]]]:
-        return enumerate(parallel_text(language, data_dir))
-
-    known = None
-    if aligner == "fastalign" and not folder:
+    if folder:
+        write_links(folder / name, [list(text())] if aligner == "fastalign" else in_chunks(text()), align)
+    elif aligner == "fastalign":
         key = json.dumps([list(text()), sorted(vocabulary)]).encode() + Path(__file__).read_bytes()
         folder = CACHE / "fastalign" / hashlib.sha256(key).hexdigest()[:16]
-        known = (folder / path.name).exists()
-    if folder:
-        if not known:
-            start, chunks = time.time(), [list(text())] if aligner == "fastalign" else in_chunks(text())
-            lines = [" ".join(f"{i}-{j}" for i, j in links) for chunk in chunks for *_, links in align(chunk)]
-            write_whole(folder / path.name, "".join(f"{line}\n" for line in lines).encode())
-            say(f"{SOURCE}-{language}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
-        return linked_pairs(language, str(folder), data_dir, seed)
+        if not (folder / name).exists():
+            write_links(folder / name, [list(text())], align)
+    aligner = str(folder or aligner)
     if aligner not in ALIGNERS:
+        path = Path(aligner) / name
         stored = read_pharaoh(path)
     if data_dir:
         for number, line in text():
@@ -538,7 +535,16 @@ def linked_pairs(
     return itertools.chain([next(pairs)], pairs)  # the first pair is made now, for the error it may raise
 
 
+def write_links(path: Path, chunks: Iterable[list], align: Callable) -> None:
+    """Align a whole text, and store its links in Pharaoh format."""
+    start = time.time()
+    lines = [" ".join(f"{i}-{j}" for i, j in links) for chunk in chunks for *_, links in align(chunk)]
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
+
+
 def in_chunks(items: Iterator, size: int = 32) -> Iterator[list]:
+    """Lists of `size` items, the last one of what is left."""
     return iter(lambda: list(itertools.islice(items, size)), [])
 
 
@@ -1409,33 +1415,46 @@ def run(args: argparse.Namespace) -> Path:
         return path
     if not (args.data_dir and all(Path(model).is_dir() for model in (args.model, args.aligner_model or args.model))):
         look_for_hub()
-    task, device, realigned = TASKS[args.task], choose_device(args.device), args.strategy != "baseline"
+    task, device = TASKS[args.task], choose_device(args.device)
     tokenizer, config = load_tokenizer(args.model)
     check_flags(args, aligner, config, tokenizer.model_max_length)
-    start, seconds = time.time(), {}
-
-    def took(stage: str) -> None:  # since the last stage
-        nonlocal start
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - start, 1)
-        start = time.time()
-
+    took, seconds = stopwatch()
     features, tests = load_data(args, tokenizer)
     took("data")
     steps = {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
-    realign_steps, held_out = args.realign_steps or steps["finetune"], {}
-    if realigned or args.probe:
-        pairs = word_pairs(args, aligner, device)
+    pairs, held_out = None, {}
+    if args.strategy != "baseline" or args.probe:
+        steps["realign"] = args.realign_steps or steps["finetune"]
+        streams = word_pairs(args, aligner, device)
         if args.probe:
-            pairs, held_out = hold_out(pairs, math.ceil(realign_steps * args.realign_batch_size / len(pairs)))
-        pairs = interleave(list(pairs.values()))
+            used = math.ceil(steps["realign"] * args.realign_batch_size / len(streams))
+            streams, held_out = hold_out(streams, used)
+        pairs = interleave(list(streams.values()))
         took("pairs")
     torch.manual_seed(args.seed)  # for the first weights of the classifier
     with explained(f"--model {args.model}: cannot load its weights"):
         model = task.head.from_pretrained(args.model, num_labels=task.labels, dtype=torch.float32).to(device)
     say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
     took("model")
-    probed = {"retrieval": {}, "drift": {}}
-    weights = layer_weights(model) if args.probe else {}
+
+    seen, probed = train(args, model, tokenizer, features, pairs, held_out, steps, took)
+    scores = {}
+    for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
+        scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
+    took("evaluate")
+    if args.strategy == "baseline":
+        steps.pop("realign", None)
+    results = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds, "pairs": seen}
+    write_record(path, results | ({"probe": probed} if args.probe else {}), device)
+    say_pairs(seen)
+    say_scores(scores)
+    say(f"record: {path}")
+    return path
+
+
+def train(args, model, tokenizer, features, pairs, held_out: dict, steps: dict, took: Callable) -> tuple[dict, dict]:
+    """Realign and fine-tune the model, before or during; (what was seen of each language, what --probe measured)."""
+    weights, probed = layer_weights(model) if args.probe else {}, {"retrieval": {}, "drift": {}}
 
     def probe(stage: str) -> None:
         if args.probe:
@@ -1445,19 +1464,17 @@ def run(args: argparse.Namespace) -> Path:
 
     probe("before")
     seen, losses, projection = {}, None, None
-    if realigned:
-        steps["realign"] = realign_steps
-        settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
-        settings |= {"temperature": args.temperature, "precision": args.precision}
+    settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
+    settings |= {"temperature": args.temperature, "precision": args.precision}
     if args.schedule == "before":
         seen = realign(
-            model, tokenizer, pairs, spec=args.strategy, steps=realign_steps, lr=args.realign_lr, seed=args.seed,
+            model, tokenizer, pairs, spec=args.strategy, steps=steps["realign"], lr=args.realign_lr, seed=args.seed,
             **settings,
         )  # fmt: skip
         took("realign")
         probe("realigned")
     elif args.schedule == "during":
-        projection = projection_head(model.config.hidden_size).to(device)
+        projection = projection_head(model.config.hidden_size).to(model.device)
         losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
         losses = shielded(losses, model, args.strategy)
     if args.save_model:
@@ -1468,17 +1485,19 @@ def run(args: argparse.Namespace) -> Path:
     )  # fmt: skip
     took("finetune")
     probe("finetuned")
-    scores = {}
-    for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
-        scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
-    took("evaluate")
+    return seen, probed
 
-    results = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds, "pairs": seen}
-    write_record(path, results | ({"probe": probed} if args.probe else {}), device)
-    say_pairs(seen)
-    say_scores(scores)
-    say(f"record: {path}")
-    return path
+
+def stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
+    """(what to call at the end of a stage, with its name; seconds that each stage took so far)."""
+    seconds, last = {}, time.time()
+
+    def took(stage: str) -> None:
+        nonlocal last
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - last, 1)
+        last = time.time()
+
+    return took, seconds
 
 
 def write_record(path: Path, results: dict, device: torch.device) -> None:
