@@ -950,15 +950,15 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
                 examples.append({"tokens": tokens, "tags": tags})
             tokens, tags = [], []
         elif not line.startswith("#"):
-            columns = line.split("\t")
-            if len(columns) != 10 or not regex.fullmatch(r"\d+([-.]\d+)?", columns[0]) or not columns[1]:
+            fields = line.split("\t")
+            if len(fields) != 10 or not regex.fullmatch(r"\d+([-.]\d+)?", fields[0]) or not fields[1]:
                 raise UserError(f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
-            if "." in columns[0] or ("-" in columns[0] and args.syntactic_words):
+            if "." in fields[0] or ("-" in fields[0] and args.syntactic_words):
                 continue
-            if columns[3] not in UPOS:
-                raise UserError(f"{path}:{number}: '{columns[3]}' is not one of the UPOS tags {' '.join(UPOS)}")
-            tokens.append(columns[1])
-            tags.append(UPOS.index(columns[3]))
+            if fields[3] not in UPOS:
+                raise UserError(f"{path}:{number}: '{fields[3]}' is not one of the UPOS tags {' '.join(UPOS)}")
+            tokens.append(fields[1])
+            tags.append(UPOS.index(fields[3]))
     if not examples:
         raise UserError(f"{path}: no sentence in this file")
     return examples
@@ -1090,7 +1090,7 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
         offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1)
         start = examples[example]["starts"][0]
         end = start + len(examples[example]["texts"][0])
-        first, last = (np.flatnonzero((offsets[:, 0] <= k) & (k < offsets[:, 1])) for k in (start, end - 1))
+        first, last = (np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end - 1))
         labels = np.array([first[0], last[-1]] if len(first) and len(last) else [0, 0])
         arrays = {name: np.array(encoded[name][k]) for name in encoded}
         features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
