@@ -1459,7 +1459,9 @@ def train(args, model, tokenizer, features, pairs, held_out: dict, steps: dict, 
     def probe(stage: str) -> None:
         if args.probe:
             found = {code: retrieval(model, tokenizer, p, args.realign_max_length) for code, p in held_out.items()}
-            probed["retrieval"][stage], probed["drift"][stage] = found, drift(weights, model)
+            probed["retrieval"][stage] = found
+            if stage != "before":
+                probed["drift"][stage] = drift(weights, model)
             took("probe")
 
     probe("before")

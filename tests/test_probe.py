@@ -133,7 +133,7 @@ def test_a_probe_changes_no_score(world, tmp_path, schedule):
     stages = ["before", "realigned", "finetuned"] if schedule == "before" else ["before", "finetuned"]
     layers = ["emb", "0", "1", "2", "3"]
     for name, by_stage in probed["probe"].items():
-        assert list(by_stage) == stages
+        assert list(by_stage) == stages[name == "drift" :]  # nothing has moved before
         for found in by_stage.values():
             assert list(found) == (["qaa", "qab"] if name == "retrieval" else layers)
     assert all(len(shares) == len(layers) for shares in probed["probe"]["retrieval"]["before"].values())
@@ -146,14 +146,14 @@ FROZEN = {"full": "", "front": "0 1", "back": "2 3", "emb,1": "emb 1"}
 def test_frozen_layers_have_drift_zero_after_realignment_and_all_layers_move_in_fine_tuning(world, tmp_path, strategy):
     found = run(world, tmp_path, "--strategy", strategy, "--layer", "-1", "--probe")["probe"]["drift"]
     assert {layer for layer, moved in found["realigned"].items() if moved == 0} == set(FROZEN[strategy].split())
-    assert all(moved == 0 for moved in found["before"].values()) and all(found["finetuned"].values())
+    assert all(found["finetuned"].values())
 
 
 def test_a_baseline_is_probed_on_the_same_word_pairs(world, tmp_path):
     baseline = run(world, tmp_path / "baseline", "--strategy", "baseline", "--probe")
     front = run(world, tmp_path / "front", "--probe")
     assert baseline["probe"]["retrieval"]["before"] == front["probe"]["retrieval"]["before"]
-    assert list(baseline["probe"]["drift"]) == ["before", "finetuned"]
+    assert list(baseline["probe"]["retrieval"]) == ["before", "finetuned"]
     assert baseline["aligner"] == "none" and baseline["pairs"] == {}
     assert baseline["scores"] == run(world, tmp_path / "plain", "--strategy", "baseline")["scores"]
 
