@@ -346,8 +346,7 @@ def awesome_links(
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     hidden = [None] * len(windows)  # of each sentence, without special tokens: (T, hidden)
     for group in by_length(windows, math.ceil(len(windows) / 16), lambda window: len(window.ids)):
-        inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id)
-        inputs = {name: tensor.to(encoder.device) for name, tensor in inputs.items()}
+        inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id, encoder.device)
         for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
             hidden[window.sentence] = states[np.flatnonzero(window.words >= 0)]
     words = [window.words[window.words >= 0] for window in windows]
@@ -383,9 +382,14 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or absent, whoever else writes it and whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+        try:
+            file.write(content)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def fetch(url: str) -> Path:
@@ -452,7 +456,7 @@ def read_pharaoh(path: Path) -> list[str]:
     """Links of one sentence pair a line in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0."""
     lines = []
     for number, line in read_lines(path):
-        if not regex.fullmatch(r"(\d+-\d+(\s+|$))*", line.strip()):
+        if not regex.fullmatch(r"(\d{1,9}-\d{1,9}(\s+|$))*", line.strip()):
             raise UserError(f"{path}:{number}: expected links such as '0-0 1-2', found {line[:60]!r}")
         lines.append(line)
     return lines
@@ -460,14 +464,12 @@ def read_pharaoh(path: Path) -> list[str]:
 
 def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     """Shuffle a stream through a buffer of `size` items, as the authors do."""
-    rng, buffer = random.Random(seed), []
+    rng, items = random.Random(seed), iter(items)
+    buffer = list(itertools.islice(items, size))
     for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-        else:
-            k = rng.randrange(size)
-            item, buffer[k] = buffer[k], item
-            yield item
+        k = rng.randrange(size)
+        item, buffer[k] = buffer[k], item
+        yield item
     rng.shuffle(buffer)
     yield from buffer
 
@@ -493,46 +495,47 @@ def linked_pairs(
     where to store the links of the whole text. Local files are read to their end here, before the first pair, so that
     a malformed line is found before training.
     """
+    name, stored = f"{SOURCE}-{language}.txt", None if aligner in ALIGNERS else Path(aligner)
     forward, backward = {}, {}
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
         forward, backward = read_dictionary(language, data_dir)
     vocabulary = frozenset().union(*forward.values()) if language in UNSPACED_LANGUAGES else frozenset()
-    name, stored = f"{SOURCE}-{language}.txt", []
 
     def text() -> Iterator[tuple[int, tuple[str, str]]]:
         return enumerate(parallel_text(language, data_dir))
 
     def align(lines: list[tuple[int, tuple[str, str]]]) -> list[tuple[list[str], list[str], Links]]:
         pairs = [(split_words(s, SOURCE), split_words(t, language, vocabulary)) for _, (s, t) in lines]
-        if aligner == "dictionary":
+        if stored:
+            links = [stored_links(stored / name, known, number, *pair) for (number, _), pair in zip(lines, pairs)]
+        elif aligner == "dictionary":
             links = [dictionary_links(*pair, forward, backward) for pair in pairs]
-        elif aligner == "awesome":
-            links = awesome(pairs)
-        elif aligner == "fastalign":
-            links = fast_align([tuple([word.lower() for word in words] for words in pair) for pair in pairs])
         else:
-            links = [stored_links(path, stored, number, *pair) for (number, _), pair in zip(lines, pairs)]
+            links = awesome(pairs) if aligner == "awesome" else fast_align([*map(lower_case, pairs)])
         return [(*pair, found) for pair, found in zip(pairs, links)]
 
-    if folder:
-        write_links(folder / name, [list(text())] if aligner == "fastalign" else in_chunks(text()), align)
-    elif aligner == "fastalign":
+    if aligner == "fastalign" and not folder:
         key = json.dumps([list(text()), sorted(vocabulary)]).encode() + Path(__file__).read_bytes()
         folder = CACHE / "fastalign" / hashlib.sha256(key).hexdigest()[:16]
-        if not (folder / name).exists():
-            write_links(folder / name, [list(text())], align)
-    aligner = str(folder or aligner)
-    if aligner not in ALIGNERS:
-        path = Path(aligner) / name
-        stored = read_pharaoh(path)
+        stored = folder if (folder / name).exists() else None
+    if folder and not stored:
+        write_links(folder / name, [list(text())] if aligner == "fastalign" else in_chunks(text()), align)
+        stored = folder
+    known = read_pharaoh(stored / name) if stored else []
     if data_dir:
         for number, line in text():
             if stored:
                 align([(number, line)])
-        if len(stored) > number + 1:
-            raise UserError(f"{path}: {len(stored)} lines of links for {number + 1} sentence pairs; of another text?")
+        if len(known) > number + 1:
+            problem = f"{len(known)} lines of links for {number + 1} sentence pairs; are they of another text?"
+            raise UserError(f"{stored / name}: {problem}")
     pairs = endless_pairs(language, text, align, seed)
     return itertools.chain([next(pairs)], pairs)  # the first pair is made now, for the error it may raise
+
+
+def lower_case(pair: tuple[list[str], list[str]]) -> tuple[list[str], list[str]]:
+    """Both sentences in lower case; equal words share their memory, of which a whole text needs much."""
+    return tuple([sys.intern(word.lower()) for word in words] for words in pair)
 
 
 def write_links(path: Path, chunks: Iterable[list], align: Callable) -> None:
@@ -612,10 +615,16 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
 
 
-def pad_inputs(ids: list[np.ndarray], pad_id: int) -> dict[str, Tensor]:
+def pad_inputs(ids: list[np.ndarray], pad_id: int, device: Any) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
     lengths = torch.tensor([len(row) for row in ids])
-    return {"input_ids": pad(ids, pad_id), "attention_mask": (torch.arange(lengths.max()) < lengths[:, None]).long()}
+    mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
+    return to_device({"input_ids": pad(ids, pad_id), "attention_mask": mask}, device)
+
+
+def to_device(tensors: dict[str, Tensor], device: Any) -> dict[str, Tensor]:
+    """Copies on the device, without waiting for it."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def by_length(items: list, parts: int, length: Callable[[Any], int]) -> list[list]:
@@ -646,7 +655,7 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int 
     """Turn linked sentence pairs into one batch; a sentence of more than `max_length` subwords is cut off there."""
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     groups = by_length(encode_words(tokenizer, sentences, max_length), parts, lambda window: len(window.ids))
-    inputs = [pad_inputs([window.ids for window in group], tokenizer.pad_token_id) for group in groups]
+    inputs = [pad_inputs([window.ids for window in group], tokenizer.pad_token_id, device) for group in groups]
     word = [pad([np.where(window.first, window.words, -1) for window in group], -1) for group in groups]
     sentence = [pad([np.full(len(window.ids), window.sentence) for window in group], 0) for group in groups]
     word, sentence = (torch.cat([tensor.flatten() for tensor in part]) for part in (word, sentence))
@@ -659,9 +668,9 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int 
     source, target = row[pair, i], row[pair + len(pairs), j]
     kept = (source >= 0) & (target >= 0)
     cut = torch.bincount(pair[~kept], minlength=len(pairs)).tolist()
-    source, target = source[kept].to(device), target[kept].to(device)
-    inputs = [{name: tensor.to(device) for name, tensor in part.items()} for part in inputs]
-    return Batch(inputs, places.to(device), torch.cat([source, target]), torch.cat([target, source]), cut)
+    source, target = source[kept], target[kept]
+    indices = {"words": places, "queries": torch.cat([source, target]), "targets": torch.cat([target, source])}
+    return Batch(inputs, **to_device(indices, device), cut=cut)
 
 
 def contrastive_loss(words: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
@@ -797,15 +806,8 @@ def realign(
     losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
     frozen = freeze(encoder, spec)
     trained = [p for p in itertools.chain(encoder.parameters(), projection.parameters()) if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr, fused=True)
     still = sum(encoder.get_parameter(name).numel() for name in frozen) / encoder.num_parameters()
-    progress = Progress(f"realign, {still:.0%} of the parameters frozen", steps)
-    for loss in itertools.islice(losses, steps):
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        progress.update(loss)
-    progress.finish()
+    descend(f"realign, {still:.0%} of the parameters frozen", losses, steps, trained, lr)
     encoder.requires_grad_(True)  # every layer trains again in fine-tuning
     return seen
 
@@ -822,30 +824,33 @@ def shielded(losses: Iterator[Tensor], model: nn.Module, spec: str) -> Iterator[
         yield loss
 
 
-class Progress:
-    """A bar with loss and time left when a person watches, a line when the stage ends; stops one that diverges."""
+def descend(stage: str, losses: Iterator[Tensor], steps: int, weights: list, lr: float, decay: bool = False) -> None:
+    """One step of Adam for each loss, at a constant learning rate, or with 10% of warm-up and a linear decay to 0.
 
-    def __init__(self, stage: str, steps: int):
-        self.stage, self.losses, self.start = stage, [], time.time()
-        self.bar = tqdm(total=steps, desc=stage, leave=False, disable=None)  # None: silent unless a terminal
+    Shows a bar with loss and time left when a person watches, and a line at the end. Losses stay on their device: only
+    every 20 steps are they waited for. UserError when they are not finite.
+    """
+    optimizer, seen, start = torch.optim.Adam(weights, lr, fused=True), [], time.time()
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps) if decay else None
 
-    def update(self, loss: Tensor, every: int = 20) -> None:
-        """Count a step. The loss stays on its device: only every 20 steps does this wait for its value."""
-        self.losses.append(loss.detach())
-        self.bar.update()
-        if len(self.losses) % every == 0:
-            self.bar.set_postfix(loss=f"{self.mean(-every, None):.3f}")
-
-    def mean(self, start: int | None, end: int | None) -> float:
-        value = torch.stack(self.losses[start:end]).float().mean().item()
+    def mean(part: list[Tensor]) -> float:
+        value = torch.stack(part).float().mean().item()
         if not math.isfinite(value):
-            raise UserError(f"{self.stage}: the loss is {value} by step {len(self.losses)}; lower the learning rate")
+            raise UserError(f"{stage}: the loss is {value} by step {len(seen)}; lower the learning rate")
         return value
 
-    def finish(self) -> None:
-        self.bar.close()
-        change = f"loss {self.mean(None, 20):.3f} -> {self.mean(-20, None):.3f}"
-        say(f"{self.stage}: {len(self.losses)} steps, {change}, {time.time() - self.start:.1f} s")
+    bar = tqdm(itertools.islice(losses, steps), stage, steps, leave=False, disable=None)  # None: only on a terminal
+    for loss in bar:
+        loss.backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+        optimizer.zero_grad()
+        seen.append(loss.detach())
+        if len(seen) % 20 == 0:
+            bar.set_postfix(loss=f"{mean(seen[-20:]):.3f}")
+    change = f"loss {mean(seen[:20]):.3f} -> {mean(seen[-20:]):.3f}"
+    say(f"{stage}: {len(seen)} steps, {change}, {time.time() - start:.1f} s")
 
 
 def hold_out(streams: dict[str, Iterator[Pair]], used: int) -> tuple[dict, dict[str, list[Pair]]]:
@@ -856,15 +861,16 @@ def hold_out(streams: dict[str, Iterator[Pair]], used: int) -> tuple[dict, dict[
     """
     first, rest = {}, {}
     for language, stream in streams.items():
-        pairs = list(itertools.islice(stream, used + PROBE_PAIRS))
-        first[language] = iter(pairs[:used])
-        known, words = {(*pair.source, "", *pair.target) for pair in pairs[:used]}, set()
-        rest[language] = []
+        pairs, linked, rest[language] = list(itertools.islice(stream, used + PROBE_PAIRS)), set(), []
+        first[language], known = iter(pairs[:used]), {(*pair.source, "", *pair.target) for pair in pairs[:used]}
         for pair in pairs[used:]:
-            if pair.reading == 1 and (*pair.source, "", *pair.target) not in known:
-                once = [(i, j) for i, j in pair.links if not {(0, pair.source[i]), (1, pair.target[j])} & words]
-                words.update(word for i, j in once for word in ((0, pair.source[i]), (1, pair.target[j])))
-                rest[language] += [pair._replace(links=once)] * bool(once)
+            links = []
+            for i, j in pair.links if pair.reading == 1 and (*pair.source, "", *pair.target) not in known else []:
+                words = {(SOURCE, pair.source[i]), (language, pair.target[j])}
+                if not words & linked:
+                    links.append((i, j))
+                    linked |= words
+            rest[language] += [pair._replace(links=links)] * bool(links)
         if not rest[language]:
             raise UserError(f"--probe: realignment reads all linked pairs of {SOURCE}-{language}; take fewer steps")
     return first, rest
@@ -878,6 +884,8 @@ def retrieval(model: nn.Module, tokenizer: Any, pairs: list[Pair], max_length: i
     """
     batch = encode_pairs(tokenizer, pairs, max_length, math.ceil(len(pairs) / 16), model.device)
     encoder, half, shares = model.base_model.eval(), len(batch.queries) // 2, []
+    if not half:
+        raise UserError(f"--probe: no linked word of {pairs[0].language} lies within {max_length} subwords")
     parts = [encoder(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
     for states in zip(*parts):  # of one layer: (sentences, T, hidden) of each part
         words = F.normalize(torch.cat([part.flatten(0, 1) for part in states])[batch.words].float(), dim=-1)
@@ -913,8 +921,9 @@ def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterat
     if args.data_dir:
         path = args.data_dir / folder / language / f"{split}.jsonl"
         for number, line in read_lines(path):
-            with explained(f"{path}:{number}: not a line of JSON"):
+            with explained(f"{path}:{number}: not a line of JSON in whole characters"):
                 row = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()  # fails for half a surrogate pair such as "\\ud800"
             yield f"{path}:{number}", row
     else:
         name = " ".join(hub)
@@ -1011,17 +1020,14 @@ def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
 
 def score_entities(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
     """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419, and `entities`)."""
-    gold, predicted, last = [], [], None
-    for feature, row in zip(features, logits):
-        if feature["example"] != last:  # an O between sentences, so that no entity goes on in the next one
-            last = feature["example"]
-            gold.append([0])
-            predicted.append([0])
+    gold, predicted = [], []
+    for at, (feature, row) in enumerate(zip(features, logits)):
         words = feature["labels"] != IGNORE
-        gold.append(feature["labels"][words])
-        predicted.append(row.argmax(-1)[words])
-    gold = entities(np.concatenate(gold), repair=False)
-    predicted = entities(np.concatenate(predicted), repair=True)
+        gap = [0] * (at == 0 or feature["example"] != features[at - 1]["example"])  # an O between sentences
+        gold += [gap, feature["labels"][words]]
+        predicted += [gap, row.argmax(-1)[words]]
+    gold = entities(np.concatenate(gold).astype(int), repair=False)
+    predicted = entities(np.concatenate(predicted).astype(int), repair=True)
     return {"f1": 2 * len(gold & predicted) / max(len(gold) + len(predicted), 1)}
 
 
@@ -1087,7 +1093,7 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
     offset_mapping = encoded.pop("offset_mapping")
     for k, example in enumerate(windows):
         inside = np.array([part == 1 for part in encoded.sequence_ids(k)])
-        offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1)
+        offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
         start = examples[example]["starts"][0]
         end = start + len(examples[example]["texts"][0])
         first, last = (np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end - 1))
@@ -1165,11 +1171,12 @@ TASKS = {
 
 def collate(features: list[dict], pad_id: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
     """(what the encoder reads, (B, T) tensors; labels, (B, T) or (B, labels of an example)) of a batch of features."""
-    inputs = pad_inputs([feature["input_ids"] for feature in features], pad_id)
+    inputs = pad_inputs([feature["input_ids"] for feature in features], pad_id, device)
+    more = {"labels": pad([feature["labels"] for feature in features], IGNORE)}
     if "token_type_ids" in features[0]:
-        inputs["token_type_ids"] = pad([feature["token_type_ids"] for feature in features], 0)
-    labels = pad([feature["labels"] for feature in features], IGNORE)
-    return {name: tensor.to(device) for name, tensor in inputs.items()}, labels.to(device)
+        more["token_type_ids"] = pad([feature["token_type_ids"] for feature in features], 0)
+    inputs |= to_device(more, device)
+    return inputs, inputs.pop("labels")
 
 
 def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -1193,25 +1200,20 @@ def finetune(
     """
     torch.manual_seed(seed)
     model.train()
-    order, steps = random.Random(seed), epochs * math.ceil(len(features) / batch_size)
-    trained = [*model.parameters(), *(projection.parameters() if projection else [])]
-    optimizer = torch.optim.Adam(trained, lr, fused=True)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    progress = Progress("fine-tune", steps)
-    for _ in range(epochs):
-        epoch = order.sample(features, len(features))
-        for start in range(0, len(epoch), batch_size):
-            batch = epoch[start : start + batch_size]
-            loss = task_loss(model, batch, pad_id, PARTS.get(model.device.type, 1), precision)
-            if realignment:
-                loss = loss + REALIGNMENT_WEIGHT * next(realignment)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            progress.update(loss)
-    progress.finish()
+    losses = task_losses(model, features, pad_id, epochs, batch_size, precision, seed)
+    if realignment:
+        losses = (loss + REALIGNMENT_WEIGHT * next(realignment) for loss in losses)
+    steps, trained = epochs * math.ceil(len(features) / batch_size), list(model.parameters())
+    descend("fine-tune", losses, steps, trained + list(projection.parameters() if projection else []), lr, decay=True)
     return steps
+
+
+def task_losses(model, features: list, pad_id: int, epochs: int, size: int, precision: str, seed: int) -> Iterator:
+    """The loss of one batch of `size` examples after the other, which every epoch shuffles anew."""
+    order = random.Random(seed)
+    for _ in range(epochs):
+        for batch in in_chunks(iter(order.sample(features, len(features))), size):
+            yield task_loss(model, batch, pad_id, PARTS.get(model.device.type, 1), precision)
 
 
 def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, precision: str = "fp32") -> Tensor:
@@ -1223,7 +1225,8 @@ def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, 
     width = max(part.shape[-1] for part in logits)  # differs between parts where the labels are places in the text
     logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
     labels = torch.cat([part.flatten() for part in labels])
-    return F.cross_entropy(torch.cat(logits).float(), labels, ignore_index=IGNORE)
+    loss = F.cross_entropy(torch.cat(logits).float(), labels, ignore_index=IGNORE, reduction="sum")
+    return loss / (labels != IGNORE).sum().clamp(min=1)  # none in the inside of a word longer than its windows
 
 
 @torch.inference_mode()
@@ -1271,6 +1274,7 @@ def resolve(args: argparse.Namespace) -> dict:
     realignment = {"realign_languages": TARGETS, "realign_steps": None, "realign_batch_size": 16, "realign_lr": lr}
     realignment |= {"realign_max_length": 96, "layer": -2, "temperature": 0.1}
     realignment |= {"aligner_model": "bert-base-multilingual-cased", "aligner_layer": 8}
+    args.probe = args.probe and args.aligner  # whose word pairs it measures
     unused = []  # settings that do not matter for this run
     if args.strategy == "baseline" and not args.probe:  # one baseline serves all of them
         unused += realignment
@@ -1290,7 +1294,7 @@ def resolve(args: argparse.Namespace) -> dict:
 
 def shown(args: argparse.Namespace) -> dict:
     """The settings as a record shows them: of a path only the last part, and nothing of where things go."""
-    paths = ("model", "aligner", "aligner_model", "data_dir")
+    paths = ("model", "aligner", "aligner_model", "data_dir", "probe")
     elsewhere = ("out", "overwrite", "device", "save_model", "write_links")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
     return {key: Path(value).absolute().name if key in paths and value else value for key, value in values.items()}
@@ -1315,15 +1319,21 @@ def check_flags(args: argparse.Namespace, aligner: str, config: Any, longest: in
             raise UserError(f"--layer {args.layer}: this encoder has hidden states {-depth - 1} to {depth}")
         if not 8 <= args.realign_max_length <= longest:
             raise UserError(f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords")
-        if aligner not in ALIGNERS and not Path(aligner).is_dir():
-            raise UserError(f"--aligner {aligner}: neither {', '.join(ALIGNERS)} nor a folder of Pharaoh files")
+        if aligner not in ALIGNERS and (not Path(aligner).is_dir() or Path(aligner).name in ALIGNERS):
+            raise UserError(
+                f"--aligner {aligner}: neither {', '.join(ALIGNERS)} nor a folder of Pharaoh files of another name"
+            )
+        if aligner not in ALIGNERS and args.write_links:
+            raise UserError(f"--write-links: the links of {aligner} are stored already")
     elif args.write_links:
         raise UserError("--write-links: a baseline without --probe aligns no text; take another --strategy")
     if not shortest <= args.max_length <= longest:
         raise UserError(f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this encoder")
-    for flag in ["languages"] * (args.task == "udpos") + ["realign_languages"]:  # of other tasks, the hub knows
+    for flag in ("languages", "realign_languages"):
         unknown = [code for code in getattr(args, flag) or [] if code not in TREEBANKS]
-        if unknown and not args.data_dir:
+        if malformed := [code for code in unknown if not regex.fullmatch(r"[\w-]+", code)]:
+            raise UserError(f"--{flag.replace('_', '-')}: '{malformed[0]}' is no language code")
+        if unknown and not args.data_dir and (flag != "languages" or args.task == "udpos"):  # else the hub knows
             known = " ".join(TREEBANKS)
             raise UserError(f"--{flag.replace('_', '-')}: no '{unknown[0]}' on the hub; take some of {known}")
     if args.save_model and args.schedule == "during":
@@ -1365,7 +1375,7 @@ def look_for_hub() -> None:
         urllib.request.urlopen(address, timeout=20).close()
     except urllib.error.HTTPError:  # it answers
         pass
-    except OSError as error:
+    except Exception as error:  # no network, no such host, no hub, ...
         say(f"{huggingface_hub.constants.ENDPOINT} is not reached ({error}): what is in the caches will do, or fail")
         huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
@@ -1374,7 +1384,7 @@ def choose_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms."""
     with explained(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -1389,18 +1399,31 @@ def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
         os.replace(f"{scratch}/model", folder)
 
 
+def encode(task: Task, tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
+    """The task's features of all examples, 1,000 at a time: tokenizers return objects that need much memory."""
+    features = []
+    for start in range(0, len(examples), 1000):
+        part = task.encode(tokenizer, examples[start : start + 1000], max_length, training)
+        features += [feature | {"example": start + feature["example"]} for feature in part]
+    return features
+
+
 def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str, tuple[list, list]]]:
     """(English training features, {language: (test examples, their features)}), read and checked to the end."""
     task, tests = TASKS[args.task], {}
     train = task.load(SOURCE, "train", args)[: args.limit_train]
-    features = task.encode(tokenizer, train, args.max_length, True)
+    features = encode(task, tokenizer, train, args.max_length, True)
     for code in [SOURCE] + [code for code in args.languages if code != SOURCE]:
         examples = task.load(code, "test", args)[: args.limit_test]
         length = min(task.test_length, tokenizer.model_max_length)
-        tests[code] = examples, task.encode(tokenizer, examples, length, False)
+        tests[code] = examples, encode(task, tokenizer, examples, length, False)
     say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
     say("test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items()))
     for name, rows in [("training", features), *((code, rows) for code, (_, rows) in tests.items())]:
+        if not any((row["labels"] != IGNORE).any() for row in rows):
+            raise UserError(
+                f"{args.task}, {name}: nothing to {'learn' if name == 'training' else 'score'} in this data"
+            )
         if cut := len({row["example"] for row in rows if row["cut"]}):
             say(f"{name}: {cut} examples are not seen whole (cut off, or words or answers of no subword)")
     return features, tests
@@ -1408,9 +1431,12 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
 
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
     aligner, changed = args.aligner, resolve(args)
     path = args.out / f"{record_name(args, changed)}.json"
     if path.exists() and not args.overwrite:
+        if args.save_model or args.write_links:
+            raise UserError(f"{path} exists: add --overwrite, without which nothing is trained or stored again")
         say(f"{path} exists: nothing to do (--overwrite repeats the run)")
         return path
     if not (args.data_dir and all(Path(model).is_dir() for model in (args.model, args.aligner_model or args.model))):
@@ -1418,98 +1444,91 @@ def run(args: argparse.Namespace) -> Path:
     task, device = TASKS[args.task], choose_device(args.device)
     tokenizer, config = load_tokenizer(args.model)
     check_flags(args, aligner, config, tokenizer.model_max_length)
-    took, seconds = stopwatch()
-    features, tests = load_data(args, tokenizer)
-    took("data")
+    seconds, pairs, held_out = {}, None, {}
+    with timed(seconds, "data"):
+        features, tests = load_data(args, tokenizer)
     steps = {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
-    pairs, held_out = None, {}
     if args.strategy != "baseline" or args.probe:
-        steps["realign"] = args.realign_steps or steps["finetune"]
-        streams = word_pairs(args, aligner, device)
-        if args.probe:
-            used = math.ceil(steps["realign"] * args.realign_batch_size / len(streams))
-            streams, held_out = hold_out(streams, used)
-        pairs = interleave(list(streams.values()))
-        took("pairs")
+        with timed(seconds, "pairs"):
+            streams, count = word_pairs(args, aligner, device), args.realign_steps or steps["finetune"]
+            if args.probe:
+                used = math.ceil(count * args.realign_batch_size / len(streams))
+                streams, held_out = hold_out(streams, used)
+            pairs = interleave(list(streams.values()))
+    if args.strategy != "baseline":
+        steps["realign"] = count
     torch.manual_seed(args.seed)  # for the first weights of the classifier
-    with explained(f"--model {args.model}: cannot load its weights"):
+    with timed(seconds, "model"), explained(f"--model {args.model}: cannot load its weights"):
         model = task.head.from_pretrained(args.model, num_labels=task.labels, dtype=torch.float32).to(device)
     say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
-    took("model")
 
-    seen, probed = train(args, model, tokenizer, features, pairs, held_out, steps, took)
+    seen, probed = train(args, model, tokenizer, features, pairs, held_out, steps, seconds)
     scores = {}
-    for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
-        scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
-    took("evaluate")
-    if args.strategy == "baseline":
-        steps.pop("realign", None)
+    with timed(seconds, "evaluate"):
+        for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
+            scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
     results = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds, "pairs": seen}
-    write_record(path, results | ({"probe": probed} if args.probe else {}), device)
+    write_record(path, results | ({"probe": probed} if args.probe else {}), source, device)
     say_pairs(seen)
     say_scores(scores)
     say(f"record: {path}")
     return path
 
 
-def train(args, model, tokenizer, features, pairs, held_out: dict, steps: dict, took: Callable) -> tuple[dict, dict]:
+def train(args, model, tokenizer, features, pairs, held_out: dict, steps: dict, seconds: dict) -> tuple[dict, dict]:
     """Realign and fine-tune the model, before or during; (what was seen of each language, what --probe measured)."""
     weights, probed = layer_weights(model) if args.probe else {}, {"retrieval": {}, "drift": {}}
 
     def probe(stage: str) -> None:
-        if args.probe:
-            found = {code: retrieval(model, tokenizer, p, args.realign_max_length) for code, p in held_out.items()}
+        with timed(seconds, "probe"):
+            lengths = {"max_length": args.realign_max_length}
+            found = {code: retrieval(model, tokenizer, chosen, **lengths) for code, chosen in held_out.items()}
             probed["retrieval"][stage] = found
             if stage != "before":
                 probed["drift"][stage] = drift(weights, model)
-            took("probe")
 
-    probe("before")
+    if args.probe:
+        probe("before")
     seen, losses, projection = {}, None, None
     settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
     settings |= {"temperature": args.temperature, "precision": args.precision}
     if args.schedule == "before":
-        seen = realign(
-            model, tokenizer, pairs, spec=args.strategy, steps=steps["realign"], lr=args.realign_lr, seed=args.seed,
-            **settings,
-        )  # fmt: skip
-        took("realign")
-        probe("realigned")
+        settings |= {"spec": args.strategy, "steps": steps["realign"], "lr": args.realign_lr, "seed": args.seed}
+        with timed(seconds, "realign"):
+            seen = realign(model, tokenizer, pairs, **settings)
+        if args.probe:
+            probe("realigned")
     elif args.schedule == "during":
         projection = projection_head(model.config.hidden_size).to(model.device)
         losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
         losses = shielded(losses, model, args.strategy)
     if args.save_model:
         save_encoder(model, tokenizer, args.save_model)
-    finetune(
-        model, features, tokenizer.pad_token_id, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
-        precision=args.precision, seed=args.seed, realignment=losses, projection=projection,
-    )  # fmt: skip
-    took("finetune")
-    probe("finetuned")
+    with timed(seconds, "finetune"):
+        finetune(
+            model, features, tokenizer.pad_token_id, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
+            precision=args.precision, seed=args.seed, realignment=losses, projection=projection,
+        )  # fmt: skip
+    if args.probe:
+        probe("finetuned")
     return seen, probed
 
 
-def stopwatch() -> tuple[Callable[[str], None], dict[str, float]]:
-    """(what to call at the end of a stage, with its name; seconds that each stage took so far)."""
-    seconds, last = {}, time.time()
-
-    def took(stage: str) -> None:
-        nonlocal last
-        seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - last, 1)
-        last = time.time()
-
-    return took, seconds
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that is spent in here to the seconds of a stage."""
+    start = time.time()
+    yield
+    seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - start, 1)
 
 
-def write_record(path: Path, results: dict, device: torch.device) -> None:
+def write_record(path: Path, results: dict, source: str, device: torch.device) -> None:
     """One JSON file for one run: what was run, with what, for how long, and the scores. No path in it."""
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
     record["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, datasets)}
-    source = Path(__file__).read_bytes()
-    record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": hashlib.sha256(source).hexdigest()}
+    record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": source}
     record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def say_pairs(seen: dict[str, dict[str, int]]) -> None:
@@ -1583,8 +1602,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # fmt: on
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
-        if type(value) in (int, float) and name not in ("seed", "layer", "aligner_layer") and not 0 < value < math.inf:
-            parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0")
+        limit = 2**31 if type(value) is int else math.inf
+        if type(value) in (int, float) and name not in ("seed", "layer", "aligner_layer") and not 0 < value < limit:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be more than 0 and less than {limit}")
     if not 0 <= args.seed < 2**32:
         parser.error(f"--seed {args.seed}: must be 0 to {2**32 - 1}")
     return args
@@ -1602,7 +1622,7 @@ def main(argv: list[str] | None = None) -> int:
         run(parse_args(argv))
         return 0
     except (UserError, OSError) as error:  # OSError: a full disk, say
-        print(f"alignfreeze: {error}", file=sys.stderr)
+        print("alignfreeze:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
