@@ -17,10 +17,10 @@
 #   FLAGS                 more flags for alignfreeze.py, such as "--precision bf16" or "--data-dir DIR"
 #   OUT                   folder for the records (results/runs)
 #   PYTHON                the Python interpreter (python3)
-set -euo pipefail
+set -euof pipefail  # -f: the words of settings and commands are no file patterns
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' run_all.sh; }
+usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' run_all.sh; }
 
 # Does this interpreter have these packages? (Looks, does not import: importing takes seconds.)
 has() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "${@:2}"; }
@@ -90,6 +90,7 @@ toy() {
   FLAGS="--data-dir $world/data --realign-languages $LANGUAGES --epochs 4 --lr 2e-4 --realign-lr 2e-4 --device cpu"
   { TASKS=udpos grid; TASKS="wikiann xnli xquad" STRATEGIES=front grid; } | run_commands || failed=$?
   [ $failed -ne 130 ] || exit 130
+  set +f
   "$PYTHON" results/report.py $OUT/*_udpos_*.json
   echo
   "$PYTHON" - $OUT/*_{wikiann,xnli,xquad}_*.json <<'END'  # a line for each of the other tasks
@@ -104,7 +105,7 @@ END
   return $failed
 }
 
-count=0 DRY_RUN=
+count=0 DRY_RUN= COMMAND=grid
 for argument; do
   case $argument in
     --dry-run) DRY_RUN=1 ;;
@@ -113,7 +114,6 @@ for argument; do
     *) echo "run_all.sh: no command '$argument'; ./run_all.sh --help shows them" >&2; exit 2 ;;
   esac
 done
-: "${COMMAND:=grid}"
 if [ $COMMAND = quick ]; then
   : "${MODELS:=distilbert-base-multilingual-cased}" "${TASKS:=udpos}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
   : "${SEEDS:=31}" "${LANGUAGES:=ar de fi hi tr}" "${OUT:=results/quick}"

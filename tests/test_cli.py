@@ -574,6 +574,40 @@ def test_an_aligner_leaves_its_name_and_settings_in_the_record_and_its_links_whe
     assert (again["scores"], again["pairs"]) == (record["scores"], record["pairs"])
 
 
+@pytest.mark.parametrize("name", ["fastalign", "dictionary", "awesome"])
+def test_links_may_be_stored_in_a_folder_of_any_name(world, cli, tmp_path, name):
+    argv = flags(world, "bert", "--aligner", "fastalign")
+    assert cli([*argv, "--write-links", tmp_path / "elsewhere" / name]).code == 0
+    stored = only_record(tmp_path / "out")
+    assert cli([*argv, "--overwrite"]).code == 0
+    assert but_seconds(only_record(tmp_path / "out")) == but_seconds(stored)
+
+
+@pytest.mark.parametrize("flag", ["--save-model", "--write-links"])
+def test_a_record_that_exists_does_not_silently_forgo_what_else_is_asked_for(world, cli, tmp_path, flag):
+    assert cli(flags(world)).code == 0
+    assert_refused(cli([*flags(world), flag, tmp_path / "asked"]), "--overwrite")
+    assert cli([*flags(world), flag, tmp_path / "asked", "--overwrite"]).code == 0 and (tmp_path / "asked").is_dir()
+
+
+def test_a_message_of_several_lines_is_printed_as_one(world, cli, tmp_path):
+    assert_refused(cli(["--model", "no\nsuch", *flags(world)[2:]]), "--model no such")
+
+
+@pytest.mark.parametrize("endpoint", ["foo", "http://127.0.0.1:9"])
+def test_a_hub_that_is_not_there_is_no_traceback(world, tmp_path, endpoint):
+    argv = ["--model", "no-such-model", *flags(world)[2:]]
+    process = start(argv, tmp_path / "out", HF_ENDPOINT=endpoint)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert_one_line(err, "--model no-such-model")
+
+
+def test_a_test_set_without_a_word_that_the_tokenizer_sees_is_named(world, cli, data, tmp_path):
+    (data / "udpos/qaa/test.conllu").write_text("1\t\u200b\t_\tX\t_\t_\t_\t_\t_\t_\n\n", "utf-8")
+    assert_refused(cli(qaa(world, data)), "qaa", "nothing to score", folder=tmp_path / "out")
+
+
 # ------------------------------------------------------------------------------------------- bad flags
 
 
@@ -600,6 +634,8 @@ BAD_FLAGS = {
     "--aligner giza": "--aligner giza", "--aligner awesome --aligner-model nowhere": "--aligner-model nowhere",
     "--aligner-layer x": "--aligner-layer", "--aligner-layer 99 --aligner awesome": "--aligner-layer 99",
     "--aligner-layer -1 --aligner awesome": "--aligner-layer -1",
+    "--aligner fastalign/": "another name", "--aligner . --write-links here": "--write-links", "--device meta": "meta",
+    "--languages ../udpos/qaa": "no language code", "--realign-steps 99999999999999999999": "--realign-steps",
     "--schedule during --save-model here": "--save-model", "--strategy baseline --write-links here": "--write-links",
     **{f"--{name} {value}": f"--{name}" for value in ("0", "-1") for name in (
         "epochs", "batch-size", "realign-steps", "realign-batch-size", "lr", "realign-lr", "temperature", "max-length",
@@ -610,7 +646,9 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize("bad", BAD_FLAGS)
-def test_a_bad_flag_is_named(world, cli, tmp_path, bad):
+def test_a_bad_flag_is_named(world, cli, tmp_path, monkeypatch, bad):
+    (tmp_path / "fastalign").mkdir()
+    monkeypatch.chdir(tmp_path)
     argv = [*flags(world, "bert", "--aligner-model", world / "models/bert"), *bad.split()]
     assert_refused(cli(argv), BAD_FLAGS[bad], folder=tmp_path / "out")
 

@@ -58,6 +58,18 @@ def test_each_held_out_word_has_one_link(world):
             assert len(linked) > 50 and len(set(linked)) == len(linked)
 
 
+def test_a_word_twice_in_a_sentence_is_held_out_once():
+    pair = af.Pair("de", ["bank", "a", "bank"], ["Bank", "ein", "Ufer"], [(0, 0), (1, 1), (2, 2)])
+    _, rest = af.hold_out({"de": iter([pair])}, 0)
+    assert rest["de"][0].links == [(0, 0), (1, 1)]
+
+
+def test_words_that_are_all_cut_off_are_an_error(model, tokenizer):
+    pair = af.Pair("de", ["a"] * 30 + ["end"], ["b"] * 30 + ["Ende"], [(30, 30)])
+    with pytest.raises(af.UserError, match="--probe: no linked word of de lies within 8 subwords"):
+        af.retrieval(model, tokenizer, [pair], 8)
+
+
 def test_repeated_sentences_and_further_readings_are_not_held_out():
     pairs = [af.Pair("de", ["word", str(k)], ["Wort", str(k)], [(0, 0)]) for k in range(8)]
     again = [pair._replace(reading=2) for pair in pairs]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import toy_world
-from transformers import AutoTokenizer
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import alignfreeze as af
 
@@ -353,6 +353,7 @@ BAD += [("wikiann", {"tokens": tokens, "ner_tags": [1, 0]}) for tokens in (["Ann
 BAD += [("wikiann", {"tokens": [], "ner_tags": []})]
 BAD += [("xnli", {**GOOD["xnli"], "label": label}) for label in (3, -1, "0", 1.0, [1])]
 BAD += [("xquad", {**GOOD["xquad"], "answers": answers}) for answers in BAD_ANSWERS]
+BAD += [(task, json.dumps(GOOD[task]).replace(word, r"\ud800")) for task, word in (("xnli", "dog"), ("wikiann", "Ann"))]
 
 
 def broken(task: str, bad: object) -> str:
@@ -440,3 +441,16 @@ def test_the_loss_in_parts_is_that_of_the_whole_batch(tokenizer, world, task):
         assert torch.isfinite(loss)
         gradients.append([loss.detach(), *(p.grad.norm() for p in model.parameters() if p.grad is not None)])
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_without_any_label_has_loss_zero_and_others_the_mean(world):
+    """As in the inside of a word that is longer than its windows."""
+    model = AutoModelForTokenClassification.from_pretrained(world / "models/bert", num_labels=18).eval()
+    ids = np.arange(5, 15)
+    nothing = {"input_ids": ids, "labels": np.full(10, af.IGNORE)}
+    something = {"input_ids": ids, "labels": np.where(ids % 2, af.IGNORE, 3)}
+    assert af.task_loss(model, [nothing], 0).item() == 0
+    alone, both = (af.task_loss(model, batch, 0) for batch in ([something], [nothing, something]))
+    torch.testing.assert_close(alone, both)
+    logits = model(torch.tensor(ids)[None]).logits[0]
+    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(logits[ids % 2 == 0], torch.full((5,), 3)))
