@@ -505,13 +505,14 @@ def linked_pairs(
         return enumerate(parallel_text(language, data_dir))
 
     def align(lines: list[tuple[int, tuple[str, str]]]) -> list[tuple[list[str], list[str], Links]]:
-        pairs = [(split_words(s, SOURCE), split_words(t, language, vocabulary)) for _, (s, t) in lines]
+        pairs = ((split_words(s, SOURCE), split_words(t, language, vocabulary)) for _, (s, t) in lines)
+        pairs = list(map(lower_case, pairs) if aligner == "fastalign" and not stored else pairs)
         if stored:
             links = [stored_links(stored / name, known, number, *pair) for (number, _), pair in zip(lines, pairs)]
         elif aligner == "dictionary":
             links = [dictionary_links(*pair, forward, backward) for pair in pairs]
         else:
-            links = awesome(pairs) if aligner == "awesome" else fast_align([*map(lower_case, pairs)])
+            links = awesome(pairs) if aligner == "awesome" else fast_align(pairs)
         return [(*pair, found) for pair, found in zip(pairs, links)]
 
     if aligner == "fastalign" and not folder:
