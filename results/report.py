@@ -28,8 +28,7 @@ RUN = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names
 STRATEGIES = ("baseline", "full", "front", "back")  # the paper's, in its order; other freezing specs follow
 PROBES = [f"{what} {stage}" for what in ("retrieval", "drift") for stage in ("before", "realigned", "finetuned")]
 REALIGNING = ("realign_", "aligner_", "layer", "temperature")  # how such flags begin, idle for a baseline
-NOT_SETTINGS = {*RUN, "languages", "out", "data_dir", "device", "overwrite", "save_model", "write_links", "probe"}
-NOT_SETTINGS |= {"realign_cache"}  # flags that change no score
+NOT_SETTINGS = {*RUN, *"languages data_dir probe realign_cache out device overwrite".split()}  # they change no score
 LEGEND = """Percent, mean ± sample deviation over seeds; change against the baseline, ▲ ▼ if by more than one standard
 deviation (the larger of the two), · if by less; languages up/down by as much. `en` is the source, in no average."""
 STYLES = [{"fmt": f, "color": c} for f, c in zip("os^D", ("#222222", "#0072B2", "#E69F00", "#999999"))]  # also by grey
@@ -238,7 +237,8 @@ def figure(folder: Path | None, name: str, panels: dict[str, dict[str, dict[str,
             means, sds = zip(*((y, sd or 0) for y, sd in (by.get(one, (float("nan"), 0)) for by in panel.values())))
             axes.errorbar(at, means, sds, label=one, markersize=4, **STYLES[[*STRATEGIES, *series].index(one) % 4 - 1])
         axes.set(xticks=range(len(panel)), xticklabels=[*panel], xlim=(-0.6, len(panel) - 0.4), title=title)
-        axes.axhline(0, color="#666666", linewidth=0.8)
+        if title[:9] != "retrieval":  # changes and drift are from zero
+            axes.axhline(0, color="#666666", linewidth=0.8)
         axes.grid(axis="y", color="#dddddd")
         axes.legend(ncols=len(series), frameon=False)
     folder.mkdir(exist_ok=True)
