@@ -525,7 +525,7 @@ def linked_pairs(
     known = read_pharaoh(stored / name) if stored else []
     if data_dir:
         for number, line in text():
-            if stored:
+            if aligner not in ALIGNERS:  # links from elsewhere; those just stored fit
                 align([(number, line)])
         if len(known) > number + 1:
             problem = f"{len(known)} lines of links for {number + 1} sentence pairs; are they of another text?"
