@@ -35,21 +35,25 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import datasets
 import huggingface_hub
 import numpy as np
 import regex
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.distributed.nn import functional as differentiable
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers import AutoModelForQuestionAnswering as Answers
@@ -85,9 +89,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 
 PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
 REALIGNMENT_WEIGHT = 0.1  # of its loss beside the task's, schedule `during`
+KEEP_SECONDS = 600  # how often --realign-cache writes down where realignment is
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe keeps apart
 RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
-say = partial(print, flush=True)  # lines that reach a log file at once
 ANSWER_LENGTH = 30  # subwords that an answer may have, as in the library's example for SQuAD
 IGNORE = -100  # the label of positions that have none, as in cross_entropy's ignore_index
 
@@ -105,6 +109,33 @@ def explained(problem: str) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{problem} ({' '.join(str(error).split())[:200] or type(error).__name__})") from None
+
+
+def processes() -> tuple[int, int]:
+    """(Number of this process, how many train one model together): those that torchrun started, else 0 of 1."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def agreed(value: Any) -> Any:
+    """The value that process 0 has, in all of them."""
+    box = [value]
+    if processes()[1] > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def everywhere(value: Any) -> list:
+    """The values that all processes have."""
+    values = [value] * processes()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def say(line: str) -> None:
+    """Print a line, once for all processes, so that it reaches a log file at once."""
+    if processes()[0] == 0:
+        print(line, flush=True)
 
 
 # ---- 2. Word pairs: text -> words -> links (paper, section 2 and appendix A) -----------------------------------------
@@ -378,18 +409,25 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: the file is empty")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent, whoever else writes it and whenever the process is killed."""
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which is whole or absent, whoever else writes it and whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
         try:
-            file.write(content)
+            yield file
             file.flush()
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write all of a file, or nothing."""
+    with whole(path) as file:
+        file.write(content)
 
 
 def fetch(url: str) -> Path:
@@ -634,6 +672,21 @@ def by_length(items: list, parts: int, length: Callable[[Any], int]) -> list[lis
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def shared_out(items: list, parts: int, count: int, length: Callable[[Any], int]) -> list[list[list]]:
+    """Split a batch among `count` processes, each with short and long items, and every share by length into parts."""
+    items = sorted(items, key=length)
+    return [by_length(items[k::count], parts, length) for k in range(count)]
+
+
+def ahead(items: Iterator, count: int = 8) -> Iterator:
+    """The same items, up to `count` of them made by a thread beforehand, so that a training step need not wait."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = deque(pool.submit(next, items, None) for _ in range(count))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, items, None))
+            yield item
+
+
 def embed(model: nn.Module, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Look up the word embeddings of all parts at once: each look-up costs a gradient as large as the vocabulary."""
     shapes = [part["input_ids"].shape for part in parts]
@@ -643,26 +696,36 @@ def embed(model: nn.Module, parts: list[dict[str, Tensor]]) -> list[dict[str, Te
 
 
 class Batch(NamedTuple):
-    """B sentence pairs, ready for the encoder: 2B sentences, in parts of similar length."""
+    """B sentence pairs for the encoder: 2B sentences, or a process's share of them, in parts of similar length."""
 
     inputs: list[dict[str, Tensor]]  # of each part, input_ids and attention_mask, (its sentences, its longest T)
-    words: Tensor  # (N,) where the N words of all sentences are: positions in all parts flattened, one after the other
-    queries: Tensor  # (Q,) indices into `words`: every linked word, of either side,
+    words: Tensor  # (N,) where the N words of its sentences are: positions in its parts flattened, one after the other
+    counts: list[int]  # N in each process; the words of all, one process after the other, are numbered from 0
+    queries: Tensor  # (Q,) numbers of words: every linked word, of either side,
     targets: Tensor  # (Q,) and the word that it is linked to
     cut: list[int]  # for each sentence pair, how many links were lost because a word lay behind `max_length` subwords
+    pairs: list[Pair]
 
 
-def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int = 1, device: Any = "cpu") -> Batch:
-    """Turn linked sentence pairs into one batch; a sentence of more than `max_length` subwords is cut off there."""
-    sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
-    groups = by_length(encode_words(tokenizer, sentences, max_length), parts, lambda window: len(window.ids))
-    inputs = [pad_inputs([window.ids for window in group], tokenizer.pad_token_id, device) for group in groups]
+def encode_pairs(
+    tokenizer, pairs: list[Pair], max_length: int = 96, parts: int = 1, device: Any = "cpu", process: tuple = (0, 1)
+) -> Batch:
+    """Turn linked sentence pairs into one batch; a sentence of more than `max_length` subwords is cut off there.
+
+    process: (k, n) puts only the k-th of n equal shares of the sentences into the batch; loss and links are of all.
+    """
+    sentences, (k, n) = [pair.source for pair in pairs] + [pair.target for pair in pairs], process
+    shares = shared_out(encode_words(tokenizer, sentences, max_length), parts, n, lambda window: len(window.ids))
+    inputs = [pad_inputs([window.ids for window in group], tokenizer.pad_token_id, device) for group in shares[k]]
+    groups = list(itertools.chain(*shares))
     word = [pad([np.where(window.first, window.words, -1) for window in group], -1) for group in groups]
     sentence = [pad([np.full(len(window.ids), window.sentence) for window in group], 0) for group in groups]
+    sizes = [sum(len(group) * max(len(window.ids) for window in group) for group in share) for share in shares]
     word, sentence = (torch.cat([tensor.flatten() for tensor in part]) for part in (word, sentence))
 
-    places = (word >= 0).nonzero().squeeze(1)  # (N,) the first subword of every word
-    row = torch.full((len(sentences), max(map(len, sentences))), -1)  # (sentence, word) -> index into W, -1 if cut off
+    places = (word >= 0).nonzero().squeeze(1)  # the first subword of every word, of all processes
+    own = [(part >= 0).nonzero().squeeze(1) for part in word.split(sizes)]  # the same, counted within each process
+    row = torch.full((len(sentences), max(map(len, sentences))), -1)  # (sentence, word) -> its number, -1 if cut off
     row[sentence[places], word[places]] = torch.arange(len(places))
     pair = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(pair.links) for pair in pairs]))
     i, j = torch.tensor([link for pair in pairs for link in pair.links]).T
@@ -670,8 +733,8 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int = 96, parts: int 
     kept = (source >= 0) & (target >= 0)
     cut = torch.bincount(pair[~kept], minlength=len(pairs)).tolist()
     source, target = source[kept], target[kept]
-    indices = {"words": places, "queries": torch.cat([source, target]), "targets": torch.cat([target, source])}
-    return Batch(inputs, **to_device(indices, device), cut=cut)
+    indices = {"words": own[k], "queries": torch.cat([source, target]), "targets": torch.cat([target, source])}
+    return Batch(inputs, **to_device(indices, device), counts=list(map(len, own)), cut=cut, pairs=pairs)
 
 
 def contrastive_loss(words: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
@@ -763,8 +826,16 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
 def realignment_loss(encoder, projection, batch: Batch, layer: int = -2, temperature: float = 0.1) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors of words -> contrastive loss."""
     hidden = [hidden_state(encoder, part, layer).flatten(0, 1) for part in embed(encoder, batch.inputs)]
-    words = projection(torch.cat(hidden)[batch.words])  # (subwords, hidden) -> (N, 128)
-    return contrastive_loss(words.float(), batch.queries, batch.targets, temperature)
+    words = projection(torch.cat(hidden)[batch.words]).float()  # (subwords, hidden) -> (N, 128)
+    return contrastive_loss(gather(words, batch.counts), batch.queries, batch.targets, temperature)
+
+
+def gather(rows: Tensor, counts: list[int]) -> Tensor:
+    """The rows, (N, d), of all processes, (sum of `counts`, d), through which the gradients of all flow back."""
+    if len(counts) == 1:
+        return rows
+    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
+    return torch.cat([part[:n] for part, n in zip(differentiable.all_gather(padded), counts)])
 
 
 def projection_head(hidden: int, size: int = 128) -> nn.Module:
@@ -772,76 +843,122 @@ def projection_head(hidden: int, size: int = 128) -> nn.Module:
     return nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False))
 
 
-def realignment_losses(
-    model: nn.Module, projection: nn.Module, tokenizer: Any, pairs: Iterator[Pair], seen: dict[str, Counter], *,
-    batch_size: int = 16, layer: int = -2, temperature: float = 0.1, max_length: int = 96, precision: str = "fp32",
-) -> Iterator[Tensor]:  # fmt: skip
-    """The loss of one batch of sentence pairs after the other; `seen` counts what was in them, by language."""
-    device = model.device
-    while True:
-        chunk = list(itertools.islice(pairs, batch_size))
-        batch = encode_pairs(tokenizer, chunk, max_length, PARTS.get(device.type, 1), device)
-        for pair, cut in zip(chunk, batch.cut):
-            counts = seen.setdefault(pair.language, Counter())
-            counts.update(sentences=1, words=len(pair.links) - cut, cut=cut, skipped=pair.skipped)
-            counts["readings"] = pair.reading  # how often its text was begun
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = realignment_loss(model.base_model, projection, batch, layer, temperature)
-        yield loss
+def realignment_batches(
+    tokenizer: Any, pairs: Iterator[Pair], batch_size: int = 16, max_length: int = 96, device: Any = "cpu"
+) -> Iterator[Batch]:
+    """One batch of sentence pairs after the other, on its device."""
+    parts = PARTS.get(torch.device(device).type, 1)
+    for chunk in in_chunks(pairs, batch_size):
+        yield encode_pairs(tokenizer, chunk, max_length, parts, device, processes())
+
+
+def tally(seen: dict[str, Counter], batch: Batch) -> None:
+    """Count what is in a batch, by language."""
+    for pair, cut in zip(batch.pairs, batch.cut):
+        counts = seen.setdefault(pair.language, Counter())
+        counts.update(sentences=1, words=len(pair.links) - cut, cut=cut, skipped=pair.skipped)
+        counts["readings"] = pair.reading  # how often its text was begun
 
 
 def realign(
-    model: nn.Module, tokenizer: Any, pairs: Iterator[Pair], *, steps: int, spec: str = "none",
-    lr: float = DEFAULT_LR, seed: int = 31, **settings,
+    model: nn.Module, tokenizer: Any, pairs: Iterator[Pair], *, steps: int, spec: str = "none", lr: float = DEFAULT_LR,
+    seed: int = 31, batch_size: int = 16, max_length: int = 96, layer: int = -2, temperature: float = 0.1,
+    precision: str = "fp32", state: dict | None = None, keep: Callable | None = None,
 ) -> dict[str, Counter]:  # fmt: skip
     """Realign an encoder in place: `steps` batches of sentence pairs, the layers that `spec` names frozen meanwhile.
 
     model: an encoder, or a model with one inside (`base_model`); only the encoder changes. Adam at a constant learning
-    rate. settings: those of `realignment_losses`; layer is which of the hidden states is realigned, as in the authors'
-    code the output of the layer before the last. Returns what was seen of each language. UserError when the loss is
-    not finite.
+    rate. layer: which of the hidden states is realigned, as in the authors' code the output of the layer before the
+    last. state: what `load_state` found, to go on from there; keep: `save_state`, called now and then, and at
+    the end. Returns what was seen of each language. UserError when the loss is not finite.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + processes()[0])  # processes differ in their dropout; they begin with the same weights
     encoder, seen = model.base_model.train(), {}
     projection = projection_head(encoder.config.hidden_size).to(model.device)
-    losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
     frozen = freeze(encoder, spec)
-    trained = [p for p in itertools.chain(encoder.parameters(), projection.parameters()) if p.requires_grad]
+
+    def loss(batch: Batch) -> Tensor:
+        tally(seen, batch)
+        return realignment_loss(encoder, projection, batch, layer, temperature)
+
     still = sum(encoder.get_parameter(name).numel() for name in frozen) / encoder.num_parameters()
-    descend(f"realign, {still:.0%} of the parameters frozen", losses, steps, trained, lr)
+    objective, done = Objective(loss, [encoder, projection], precision), 0
+    if state:
+        done, seen = state["step"], {language: Counter(counts) for language, counts in state["seen"].items()}
+    batches = itertools.islice(pairs, done * batch_size, None)
+    batches = realignment_batches(tokenizer, batches, batch_size, max_length, model.device)
+    stage, keep = f"realign, {still:.0%} of the parameters frozen", partial(keep, seen) if keep else None
+    descend(stage, objective, batches, steps, lr, state=state, keep=keep)
     encoder.requires_grad_(True)  # every layer trains again in fine-tuning
     return seen
 
 
-def shielded(losses: Iterator[Tensor], model: nn.Module, spec: str) -> Iterator[Tensor]:
-    """Losses whose gradient does not reach the layers that `spec` names; any other loss still trains them.
+def shielded_loss(model: nn.Module, projection: nn.Module, spec: str, seen: dict[str, Counter], **settings) -> Callable:
+    """A realignment loss whose gradient does not reach the layers that `spec` names; any other loss still trains them.
 
     For realignment during fine-tuning: the layers are frozen while the graph of this loss is built, and then only.
     """
-    while True:
+
+    def loss(batch: Batch) -> Tensor:
+        tally(seen, batch)
         freeze(model, spec)
-        loss = next(losses)
+        value = realignment_loss(model.base_model, projection, batch, **settings)
         model.requires_grad_(True)
-        yield loss
+        return value
+
+    return loss
 
 
-def descend(stage: str, losses: Iterator[Tensor], steps: int, weights: list, lr: float, decay: bool = False) -> None:
-    """One step of Adam for each loss, at a constant learning rate, or with 10% of warm-up and a linear decay to 0.
+class Objective(nn.Module):
+    """A loss of a batch, together with the modules that it trains: what DistributedDataParallel wraps."""
 
-    Shows a bar with loss and time left when a person watches, and a line at the end. Losses stay on their device: only
-    every 20 steps are they waited for. UserError when they are not finite.
+    def __init__(self, loss: Callable[[Any], Tensor], modules: list[nn.Module], precision: str = "fp32"):
+        super().__init__()
+        self.loss, self.trained, self.precision = loss, nn.ModuleList(modules), precision
+
+    def forward(self, batch: Any) -> Tensor:
+        device = next(self.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.loss(batch)
+
+
+def parallel(objective: Objective) -> nn.Module:
+    """The same loss, whose gradients are averaged over all processes; they begin with the weights of process 0."""
+    if processes()[1] == 1:
+        return objective
+    return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def descend(
+    stage: str, objective: Objective, batches: Iterator, steps: int, lr: float, decay: bool = False,
+    state: dict | None = None, keep: Callable | None = None,
+) -> None:  # fmt: skip
+    """One step of Adam for each batch, at a constant learning rate, or with 10% of warm-up and a linear decay to 0.
+
+    With several processes, each computes its share of a batch, and their gradients are averaged. Shows a bar with loss
+    and time left when a person watches, and a line at the end. Losses stay on their device: only every 20 steps are
+    they waited for. UserError when they are not finite. state, keep: see `realign`.
     """
-    optimizer, seen, start = torch.optim.Adam(weights, lr, fused=True), [], time.time()
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps) if decay else None
+    step, seen, start, done = parallel(objective), [], time.time(), 0
+    if state:
+        restore(objective, optimizer, state)
+        done = state["step"]
+        say(f"{stage}: begins behind step {done} of {steps}, where an earlier run got")
+    if done == steps:
+        return
+    kept = start
 
     def mean(part: list[Tensor]) -> float:
         value = torch.stack(part).float().mean().item()
         if not math.isfinite(value):
-            raise UserError(f"{stage}: the loss is {value} by step {len(seen)}; lower the learning rate")
+            raise UserError(f"{stage}: the loss is {value} by step {done + len(seen)}; lower the learning rate")
         return value
 
-    bar = tqdm(itertools.islice(losses, steps), stage, steps, leave=False, disable=None)  # None: only on a terminal
-    for loss in bar:
+    bar = progress(ahead(itertools.islice(batches, steps - done)), stage, steps - done)
+    for batch in bar:
+        loss = step(batch)
         loss.backward()
         optimizer.step()
         if schedule:
@@ -850,8 +967,78 @@ def descend(stage: str, losses: Iterator[Tensor], steps: int, weights: list, lr:
         seen.append(loss.detach())
         if len(seen) % 20 == 0:
             bar.set_postfix(loss=f"{mean(seen[-20:]):.3f}")
+            if keep and agreed(time.time() - kept > KEEP_SECONDS):
+                keep(objective, optimizer, done + len(seen), last=False)
+                kept = time.time()
     change = f"loss {mean(seen[:20]):.3f} -> {mean(seen[-20:]):.3f}"
     say(f"{stage}: {len(seen)} steps, {change}, {time.time() - start:.1f} s")
+    if keep:
+        keep(objective, optimizer, steps, last=True)
+
+
+def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
+    """A bar for a person who watches, and for a log file nothing."""
+    return tqdm(items, stage, total, leave=False, disable=None if processes()[0] == 0 else True)
+
+
+def fingerprint(model: nn.Module, tokenizer: Any, *settings: Any) -> str:
+    """A name for what an encoder (any head left out) becomes or computes here, with these settings and this program."""
+    here = [torch.__version__, transformers.__version__, model.device.type, torch.get_num_threads(), processes()[1]]
+    words = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None}  # left over from the last call
+    key = hashlib.sha256(json.dumps([*settings, *here, words]).encode())
+    for weights in [Path(__file__).read_bytes(), *map(Tensor.numpy, layer_weights(model).values())]:
+        key.update(weights)
+    return key.hexdigest()[:16]
+
+
+def load_state(folder: Path, steps: int) -> dict:
+    """Where the realignment of this folder is after `steps` steps, or the latest state from which it can get there."""
+    earlier = {int(path.stem.split("-")[1]): path for path in folder.glob("resume-*.pt")}
+    exact, earlier = folder / f"step-{steps}.pt", [earlier[step] for step in sorted(earlier) if step <= steps]
+    path = agreed(exact if exact.exists() else earlier[-1] if earlier else None)
+    with explained(f"{path}: cannot be read; delete it"):
+        return torch.load(path, "cpu", weights_only=True) if path else {}
+
+
+def save_state(folder: Path, seen: dict, objective: Objective, optimizer: Any, step: int, last: bool) -> None:
+    """Write down where a realignment is: `step-N.pt` at its end, and `resume-N.pt`, of which only the farthest is kept.
+
+    The first holds the weights that have moved, the second all that later steps depend on.
+    """
+    trained = {name: p for name, p in objective.named_parameters() if p in optimizer.state}
+    state = {"step": step, "seen": {language: dict(counts) for language, counts in seen.items()}}
+    state["weights"] = {name: p.detach() for name, p in trained.items()}
+    more = {"adam": {name: optimizer.state[p] for name, p in trained.items()}, "random": everywhere(random_states())}
+    earlier = {path: int(path.stem.split("-")[1]) for path in folder.glob("resume-*.pt")}
+    if processes()[0] > 0:  # one of them writes
+        return
+    if last:
+        with whole(folder / f"step-{step}.pt") as file:
+            torch.save(state, file)
+    if step > max(earlier.values(), default=0):
+        with whole(folder / f"resume-{step}.pt") as file:
+            torch.save(state | more, file)
+        for path in earlier:
+            path.unlink(missing_ok=True)
+
+
+def restore(objective: Objective, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Put weights, optimiser and random numbers back to where they were."""
+    for name, weights in state["weights"].items():
+        parameter = objective.get_parameter(name)
+        parameter.data.copy_(weights)
+        for key, value in state["adam"][name].items() if "adam" in state else []:
+            optimizer.state[parameter][key] = value.to(parameter.device)
+    if "random" in state:
+        cpu, *gpu = state["random"][processes()[0]]
+        torch.set_rng_state(cpu)
+        if gpu:
+            torch.cuda.set_rng_state(*gpu)
+
+
+def random_states() -> list[Tensor]:
+    """Of the generators of random numbers: the CPU's, and the GPU's if there is one."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
 
 
 def hold_out(streams: dict[str, Iterator[Pair]], used: int) -> tuple[dict, dict[str, list[Pair]]]:
@@ -1191,43 +1378,59 @@ def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def finetune(
     model: nn.Module, features: list[dict], pad_id: int, *, epochs: int, batch_size: int = 32, lr: float = DEFAULT_LR,
-    precision: str = "fp32", seed: int = 31, realignment: Iterator[Tensor] | None = None,
-    projection: nn.Module | None = None,
+    precision: str = "fp32", seed: int = 31, realignment: tuple[nn.Module, Iterator[Batch], Callable] | None = None,
 ) -> int:  # fmt: skip
     """Fine-tune all layers of the model in place; return the number of steps.
 
-    Adam; the learning rate rises linearly over the first 10% of the steps, then falls linearly to 0. realignment: with
-    the schedule `during`, losses that are added with a weight of 0.1, and the projection that trains with them.
+    Adam; the learning rate rises linearly over the first 10% of the steps, then falls linearly to 0. realignment, for
+    the schedule `during`: a projection to train as well, batches of sentence pairs, and the loss of such a batch, which
+    is added with a weight of 0.1.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + processes()[0])
     model.train()
-    losses = task_losses(model, features, pad_id, epochs, batch_size, precision, seed)
-    if realignment:
-        losses = (loss + REALIGNMENT_WEIGHT * next(realignment) for loss in losses)
-    steps, trained = epochs * math.ceil(len(features) / batch_size), list(model.parameters())
-    descend("fine-tune", losses, steps, trained + list(projection.parameters() if projection else []), lr, decay=True)
+    projection, pairs, realignment_loss = realignment or (nn.Identity(), itertools.repeat(None), None)
+
+    def loss(batch: tuple) -> Tensor:
+        examples, pairs = batch
+        total = task_loss(model, examples)
+        return total + REALIGNMENT_WEIGHT * realignment_loss(pairs) if realignment else total
+
+    batches = zip(task_batches(features, pad_id, epochs, batch_size, seed, model.device), pairs)
+    steps = epochs * math.ceil(len(features) / batch_size)
+    descend("fine-tune", Objective(loss, [model, projection], precision), batches, steps, lr, decay=True)
     return steps
 
 
-def task_losses(model, features: list, pad_id: int, epochs: int, size: int, precision: str, seed: int) -> Iterator:
-    """The loss of one batch of `size` examples after the other, which every epoch shuffles anew."""
+def task_batches(features: list, pad_id: int, epochs: int, size: int, seed: int, device: Any) -> Iterator[tuple]:
+    """One batch of `size` examples after the other, which every epoch shuffles anew, on their device."""
     order = random.Random(seed)
     for _ in range(epochs):
         for batch in in_chunks(iter(order.sample(features, len(features))), size):
-            yield task_loss(model, batch, pad_id, PARTS.get(model.device.type, 1), precision)
+            yield task_batch(batch, pad_id, PARTS.get(torch.device(device).type, 1), device, processes())
 
 
-def task_loss(model: nn.Module, batch: list[dict], pad_id: int, parts: int = 1, precision: str = "fp32") -> Tensor:
-    """The mean cross-entropy over all labels of a batch, computed in `parts` of similar length."""
-    groups = by_length(batch, parts, lambda feature: len(feature["input_ids"]))
-    inputs, labels = zip(*(collate(group, pad_id, model.device) for group in groups))
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = [task_logits(model, part).flatten(0, -2) for part in embed(model, inputs)]
+def task_batch(batch: list[dict], pad_id: int, parts: int = 1, device: Any = "cpu", process: tuple = (0, 1)) -> tuple:
+    """([(inputs, labels) of each part, as `collate` makes them], how many labels all of the batch has).
+
+    process: (k, n) takes only the k-th of n equal shares of the examples. Where there are fewer examples than
+    processes, some get an example without labels.
+    """
+    k, n = process
+    labels = torch.tensor(max(1, sum((feature["labels"] != IGNORE).sum() for feature in batch)))  # 0 in a long word
+    batch = batch + [batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}] * (n - len(batch))
+    groups = shared_out(batch, parts, n, lambda feature: len(feature["input_ids"]))[k]
+    return [collate(group, pad_id, device) for group in groups], labels.to(device, non_blocking=True)
+
+
+def task_loss(model: nn.Module, batch: tuple[list[tuple[dict, Tensor]], Tensor]) -> Tensor:
+    """The mean cross-entropy over all labels of a batch, as `task_batch` makes it."""
+    inputs, labels = zip(*batch[0])
+    logits = [task_logits(model, part).flatten(0, -2) for part in embed(model, inputs)]
     width = max(part.shape[-1] for part in logits)  # differs between parts where the labels are places in the text
-    logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
+    logits = torch.cat([F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]).float()
     labels = torch.cat([part.flatten() for part in labels])
-    loss = F.cross_entropy(torch.cat(logits).float(), labels, ignore_index=IGNORE, reduction="sum")
-    return loss / (labels != IGNORE).sum().clamp(min=1)  # none in the inside of a word longer than its windows
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+    return (differentiable.all_reduce(loss) if processes()[1] > 1 else loss) / batch[1]
 
 
 @torch.inference_mode()
@@ -1246,6 +1449,14 @@ def evaluate(model, task: Task, examples: list, features: list[dict], pad_id: in
         for k, row in zip(chunk, output):
             logits[k] = row[: len(features[k]["labels"])] if row.ndim == 2 else row
     return {metric: round(value, 6) for metric, value in task.score(examples, features, logits).items()}
+
+
+def evaluate_all(model: nn.Module, task: Task, tests: dict[str, tuple[list, list]], *settings) -> dict[str, dict]:
+    """{language: its scores}. With several processes, each takes some of the languages."""
+    k, n = processes()
+    own = {code: evaluate(model, task, *tests[code], *settings) for code in progress(list(tests)[k::n], "evaluate")}
+    scores = everywhere(own)
+    return {code: scores[number % n][code] for number, code in enumerate(tests)}
 
 
 # ---- 6. One run: check everything, realign, fine-tune, evaluate, write the record ------------------------------------
@@ -1296,7 +1507,7 @@ def resolve(args: argparse.Namespace) -> dict:
 def shown(args: argparse.Namespace) -> dict:
     """The settings as a record shows them: of a path only the last part, and nothing of where things go."""
     paths = ("model", "aligner", "aligner_model", "data_dir", "probe")
-    elsewhere = ("out", "overwrite", "device", "save_model", "write_links")
+    elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "realign_cache")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
     return {key: Path(value).absolute().name if key in paths and value else value for key, value in values.items()}
 
@@ -1330,6 +1541,8 @@ def check_flags(args: argparse.Namespace, aligner: str, config: Any, longest: in
         raise UserError("--write-links: a baseline without --probe aligns no text; take another --strategy")
     if not shortest <= args.max_length <= longest:
         raise UserError(f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this encoder")
+    if processes()[1] > (most := 2 * args.realign_batch_size if args.realign_languages else args.batch_size):
+        raise UserError(f"{processes()[1]} processes, but a batch is of {most} sentences: start fewer with torchrun")
     for flag in ("languages", "realign_languages"):
         unknown = [code for code in getattr(args, flag) or [] if code not in TREEBANKS]
         if malformed := [code for code in unknown if not regex.fullmatch(r"[\w-]+", code)]:
@@ -1343,7 +1556,8 @@ def check_flags(args: argparse.Namespace, aligner: str, config: Any, longest: in
         raise UserError(f"--save-model {args.save_model}: exists already; name a new directory")
     saved, links = args.save_model, args.write_links
     for flag, path, folder in (
-        ("--out", args.out, args.out), ("--write-links", links, links), ("--save-model", saved, saved and saved.parent)
+        ("--out", args.out, args.out), ("--write-links", links, links), ("--save-model", saved, saved and saved.parent),
+        ("--realign-cache", args.realign_cache, args.realign_cache),
     ):  # fmt: skip
         with explained(f"{flag} {path}: cannot write there; choose another folder"):
             if folder:
@@ -1382,18 +1596,28 @@ def look_for_hub() -> None:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms."""
+    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms.
+
+    Where torchrun started several processes, they meet here, and each takes the GPU of its number on this machine.
+    """
     with explained(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.zeros(1, device=device).item()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.cuda.set_device(device)
+    if dist.is_torchelastic_launched() and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
     """Write the realigned encoder as a directory that --model takes; whole or absent."""
+    if processes()[0] > 0:  # one of them writes
+        return
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         model.base_model.save_pretrained(f"{scratch}/model")
         tokenizer.save_pretrained(f"{scratch}/model")
@@ -1433,16 +1657,17 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
+    device = choose_device(args.device)
     aligner, changed = args.aligner, resolve(args)
     path = args.out / f"{record_name(args, changed)}.json"
-    if path.exists() and not args.overwrite:
+    if agreed(path.exists()) and not args.overwrite:
         if args.save_model or args.write_links:
             raise UserError(f"{path} exists: add --overwrite, without which nothing is trained or stored again")
         say(f"{path} exists: nothing to do (--overwrite repeats the run)")
         return path
     if not (args.data_dir and all(Path(model).is_dir() for model in (args.model, args.aligner_model or args.model))):
         look_for_hub()
-    task, device = TASKS[args.task], choose_device(args.device)
+    task = TASKS[args.task]
     tokenizer, config = load_tokenizer(args.model)
     check_flags(args, aligner, config, tokenizer.model_max_length)
     seconds, pairs, held_out = {}, None, {}
@@ -1464,10 +1689,10 @@ def run(args: argparse.Namespace) -> Path:
     say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
 
     seen, probed = train(args, model, tokenizer, features, pairs, held_out, steps, seconds)
-    scores = {}
     with timed(seconds, "evaluate"):
-        for code, (examples, rows) in tqdm(tests.items(), desc="evaluate", leave=False, disable=None):
-            scores[code] = evaluate(model, task, examples, rows, tokenizer.pad_token_id, args.precision)
+        scores = evaluate_all(model, task, tests, tokenizer.pad_token_id, args.precision)
+    if processes()[0] > 0:  # one of them writes
+        return path
     results = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds, "pairs": seen}
     write_record(path, results | ({"probe": probed} if args.probe else {}), source, device)
     say_pairs(seen)
@@ -1490,29 +1715,49 @@ def train(args, model, tokenizer, features, pairs, held_out: dict, steps: dict, 
 
     if args.probe:
         probe("before")
-    seen, losses, projection = {}, None, None
-    settings = {"batch_size": args.realign_batch_size, "max_length": args.realign_max_length, "layer": args.layer}
-    settings |= {"temperature": args.temperature, "precision": args.precision}
+    seen, realignment = {}, None
     if args.schedule == "before":
-        settings |= {"spec": args.strategy, "steps": steps["realign"], "lr": args.realign_lr, "seed": args.seed}
         with timed(seconds, "realign"):
-            seen = realign(model, tokenizer, pairs, **settings)
+            cache = trajectory(args, model, tokenizer) if args.realign_cache else None
+            state = load_state(cache, steps["realign"]) if cache else {}
+            seen = realign(
+                model, tokenizer, pairs, steps=steps["realign"], spec=args.strategy, lr=args.realign_lr, seed=args.seed,
+                batch_size=args.realign_batch_size, max_length=args.realign_max_length, layer=args.layer,
+                temperature=args.temperature, precision=args.precision, state=state,
+                keep=partial(save_state, cache) if cache else None,
+            )  # fmt: skip
+            steps |= {"realign_reused": state["step"]} if state else {}
         if args.probe:
             probe("realigned")
     elif args.schedule == "during":
         projection = projection_head(model.config.hidden_size).to(model.device)
-        losses = realignment_losses(model, projection, tokenizer, pairs, seen, **settings)
-        losses = shielded(losses, model, args.strategy)
+        sizes = (args.realign_batch_size, args.realign_max_length)
+        batches = realignment_batches(tokenizer, pairs, *sizes, model.device)
+        loss = shielded_loss(model, projection, args.strategy, seen, layer=args.layer, temperature=args.temperature)
+        realignment = (projection, batches, loss)
     if args.save_model:
         save_encoder(model, tokenizer, args.save_model)
     with timed(seconds, "finetune"):
         finetune(
             model, features, tokenizer.pad_token_id, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr,
-            precision=args.precision, seed=args.seed, realignment=losses, projection=projection,
+            precision=args.precision, seed=args.seed, realignment=realignment,
         )  # fmt: skip
     if args.probe:
         probe("finetuned")
     return seen, probed
+
+
+def trajectory(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> Path:
+    """The folder in --realign-cache of all runs that realign alike, for however many steps and whatever task."""
+    names = ("strategy", "seed", "layer", "temperature", "precision", "aligner", "aligner_model", "aligner_layer")
+    names += ("realign_languages", "realign_batch_size", "realign_lr", "realign_max_length")
+    files = [Path(args.aligner) / f"{SOURCE}-{code}.txt" for code in args.realign_languages]
+    files += sorted(Path(args.aligner_model or "").glob("*.*")) if args.aligner == "awesome" else []
+    for code in args.realign_languages if args.data_dir else []:
+        files.append(args.data_dir / "parallel" / f"{SOURCE}-{code}.tsv")
+        files += [args.data_dir / "dictionary" / f"{a}-{b}.txt" for a, b in ((SOURCE, code), (code, SOURCE))]
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in files]
+    return args.realign_cache / fingerprint(model, tokenizer, [str(getattr(args, name)) for name in names], files)
 
 
 @contextmanager
@@ -1528,6 +1773,7 @@ def write_record(path: Path, results: dict, source: str, device: torch.device) -
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
     record["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, datasets)}
     record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": source}
+    record["processes"] = processes()[1]
     record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
@@ -1596,6 +1842,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--limit-test", type=int, metavar="N", help="only the first N test examples of a language, for a quick look")
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     add("--save-model", type=Path, metavar="DIR", help="a new folder for the realigned encoder, before fine-tuning")
+    add("--realign-cache", type=Path, metavar="DIR", help="states of realignment, kept for runs that realign alike")
     add("--probe", action="store_true", help="also measure every layer: word retrieval, and how far its weights moved")
     add("--write-links", type=Path, metavar="DIR", help="align all the text and store it, in Pharaoh files en-XX.txt")
     add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="for the record (default: %(default)s)")
@@ -1623,11 +1870,15 @@ def main(argv: list[str] | None = None) -> int:
         run(parse_args(argv))
         return 0
     except (UserError, OSError) as error:  # OSError: a full disk, say
-        print("alignfreeze:", " ".join(str(error).split()), file=sys.stderr)
+        where = f" (process {processes()[0]})" if processes()[0] else ""
+        print(f"alignfreeze{where}:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,17 @@ from transformers import (
 )
 
 import alignfreeze
-from alignfreeze import Pair, contrastive_loss, encode_pairs, finetune, freeze, hidden_state, realign, task_loss
+from alignfreeze import (
+    Pair,
+    contrastive_loss,
+    encode_pairs,
+    finetune,
+    freeze,
+    hidden_state,
+    realign,
+    task_batch,
+    task_loss,
+)
 
 WORDS = "the cat dog sees a big old house le chat chien voit une grande vieille maison".split()
 LAYERS = 4
@@ -229,15 +239,15 @@ def test_realignment_during_fine_tuning_trains_all_layers_but_moves_frozen_ones_
         grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         return {name: grad.clone() for name, grad in grads.items()}
 
-    task = gradient(task_loss(model, batch, 1))
+    task = gradient(task_loss(model, task_batch(batch, 1)))
     realignment = gradient(alignfreeze.realignment_loss(model.base_model, projection, chunk))
     model.zero_grad()
     projection.zero_grad()
     before, head = weights(model), weights(projection)
 
-    losses = alignfreeze.realignment_losses(model, projection, tokenizer, pairs(), {}, batch_size=4)
-    losses = alignfreeze.shielded(losses, model, spec)
-    finetune(model, batch, 1, epochs=1, batch_size=4, lr=1e-3, realignment=losses, projection=projection)
+    batches = alignfreeze.realignment_batches(tokenizer, pairs(), batch_size=4)
+    loss = alignfreeze.shielded_loss(model, projection, spec, {})
+    finetune(model, batch, 1, epochs=1, batch_size=4, lr=1e-3, realignment=(projection, batches, loss))
     for name, parameter in model.named_parameters():
         expected = task[name].clone()
         if name in realignment and part_of(name) not in SPECS.get(spec, "emb 1").split():
@@ -321,7 +331,7 @@ def test_micro_batches_sum_to_the_gradient_of_the_batch(architecture):
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     for parts in (1, 3, 10):
         model.zero_grad()
-        loss = task_loss(model, batch, 1, parts)
+        loss = task_loss(model, task_batch(batch, 1, parts))
         loss.backward()
         torch.testing.assert_close(loss, expected)
         for name, parameter in model.named_parameters():

@@ -436,7 +436,7 @@ def test_the_loss_in_parts_is_that_of_the_whole_batch(tokenizer, world, task):
     gradients = []
     for parts in (1, 4):
         model.zero_grad()
-        loss = af.task_loss(model, batch, tokenizer.pad_token_id, parts)
+        loss = af.task_loss(model, af.task_batch(batch, tokenizer.pad_token_id, parts))
         loss.backward()
         assert torch.isfinite(loss)
         gradients.append([loss.detach(), *(p.grad.norm() for p in model.parameters() if p.grad is not None)])
@@ -449,8 +449,8 @@ def test_a_batch_without_any_label_has_loss_zero_and_others_the_mean(world):
     ids = np.arange(5, 15)
     nothing = {"input_ids": ids, "labels": np.full(10, af.IGNORE)}
     something = {"input_ids": ids, "labels": np.where(ids % 2, af.IGNORE, 3)}
-    assert af.task_loss(model, [nothing], 0).item() == 0
-    alone, both = (af.task_loss(model, batch, 0) for batch in ([something], [nothing, something]))
+    assert af.task_loss(model, af.task_batch([nothing], 0)).item() == 0
+    alone, both = (af.task_loss(model, af.task_batch(batch, 0)) for batch in ([something], [nothing, something]))
     torch.testing.assert_close(alone, both)
     logits = model(torch.tensor(ids)[None]).logits[0]
     torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(logits[ids % 2 == 0], torch.full((5,), 3)))
