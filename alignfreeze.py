@@ -362,6 +362,29 @@ def grow_diag_final_and(pair, i, j, forward, reverse):
     return kept[:-1]
 
 
+def remembered(align: Callable[[list], list[Links]], folder: Path) -> Callable[[list], list[Links]]:
+    """The same aligner, which keeps on disk what it computes, and computes nothing that is there.
+
+    For whole lists of pairs, as links can depend on what is aligned together. Every process adds a file of its own.
+    """
+    known, own = {}, []  # {key: links as JSON}; this process's file, once there is something to write
+    for path in folder.glob("*.txt"):
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        known |= dict(line.split(" ", 1) for line in lines if line.endswith("\n"))  # a killed process left the last one
+
+    def links(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
+        key = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+        if key not in known:
+            if not own:
+                folder.mkdir(parents=True, exist_ok=True)
+                own.append(tempfile.NamedTemporaryFile("w", dir=folder, suffix=".txt", delete=False))
+            known[key] = json.dumps(align(pairs))
+            print(key, known[key], file=own[0], flush=True)
+        return [[(i, j) for i, j in found] for found in json.loads(known[key])]
+
+    return links
+
+
 @torch.inference_mode()
 def awesome_links(
     encoder: nn.Module, tokenizer: Any, pairs: list[tuple[list[str], list[str]]], layer: int = 8, threshold=1e-3
@@ -1579,6 +1602,9 @@ def word_pairs(args: argparse.Namespace, aligner: str, device: torch.device) -> 
             with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
                 return awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
 
+        key = fingerprint(encoder, tokenizer, args.aligner_layer, args.precision)
+        align = remembered(align, CACHE / "awesome" / key)
+
     settings = (aligner, args.data_dir, args.seed, align, args.write_links)
     return {language: linked_pairs(language, *settings) for language in args.realign_languages}
 
@@ -1612,6 +1638,14 @@ def choose_device(name: str | None) -> torch.device:
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def fast_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies matrices faster so (same scores: see the README), else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
 def save_encoder(model: nn.Module, tokenizer, folder: Path) -> None:
@@ -1658,6 +1692,7 @@ def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
     device = choose_device(args.device)
+    args.precision = args.precision or fast_precision(device)
     aligner, changed = args.aligner, resolve(args)
     path = args.out / f"{record_name(args, changed)}.json"
     if agreed(path.exists()) and not args.overwrite:
@@ -1834,7 +1869,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--aligner-model", metavar="ID|DIR", help="encoder for --aligner awesome (default: multilingual BERT)")
     add("--aligner-layer", type=int, help="its hidden states that are compared (default: 8)")
     add("--max-length", type=int, help="subwords of an example in fine-tuning (default: 96; xquad 128)")
-    add("--precision", choices=["fp32", "bf16"], help="bf16: of matrix products; weights stay float32 (default: fp32)")
+    add("--precision", choices=["fp32", "bf16"], help="of matrix products (default: bf16 where fast; the paper: fp32)")
     add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, multi-word ranges left out")
     add = parser.add_argument_group("data and output").add_argument
     add("--data-dir", type=Path, metavar="DIR", help="local files instead of the hub; the README shows the layout")

@@ -23,3 +23,15 @@ def world(tmp_path_factory) -> Path:
     for architecture in ("distilbert", "bert", "xlmr"):
         toy_world.build_model(folder, architecture, texts, steps=0)
     return folder
+
+
+@pytest.fixture
+def data(world, tmp_path) -> Path:
+    """A copy of a little of the toy world's data, English and qaa, to be broken."""
+    folder = tmp_path / "data"
+    for name in ("udpos/en/train.conllu", "udpos/en/test.conllu", "udpos/qaa/test.conllu", "parallel/en-qaa.tsv",
+                 "dictionary/en-qaa.txt", "dictionary/qaa-en.txt"):  # fmt: skip
+        lines = (world / "data" / name).read_text("utf-8").splitlines(keepends=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(lines[: 30 if "parallel" in name else None]), "utf-8")
+    return folder

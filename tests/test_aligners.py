@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import alignfreeze as af
-from alignfreeze import awesome_links, fast_align, grow_diag_final_and, linked_pairs, split_words
+from alignfreeze import awesome_links, fast_align, grow_diag_final_and, linked_pairs, remembered, split_words
 
 DATA = os.environ.get("ALIGNFREEZE_DATA")
 real_data = pytest.mark.skipif(
@@ -365,3 +365,28 @@ def test_alignment_error_rate_of_a_real_encoder(language):
     pairs = [(source.split(), target.split()) for source, target in cased]
     found = [set(links) for links in awesome_links(model, tokenizer, pairs, layer=7)]
     assert error_rate(found, gold) <= AWESOME_ERROR_RATE[language]
+
+
+# ------------------------------------------------------------------------------------------------- links kept on disk
+
+
+def test_links_are_computed_once_for_all_processes_and_torn_lines_are_computed_again(tmp_path):
+    calls = []
+
+    def align(pairs):
+        calls.append(len(pairs))
+        return [[(k, 0) for k in range(len(source))] for source, _ in pairs]
+
+    one, two = ([(["a", "b"], ["c"]), (["d"], ["é"])], [(["a", "b"], ["c"])])
+    for _ in range(2):  # two processes, one after the other
+        links = remembered(align, tmp_path / "links")
+        assert links(one) == links(one) == [[(0, 0), (1, 0)], [(0, 0)]]
+        assert links(two) == [[(0, 0), (1, 0)]]
+    assert calls == [2, 1]
+    (path,) = (tmp_path / "links").iterdir()
+    path.write_text(path.read_text("utf-8")[:-2], "utf-8")  # killed while it wrote the second line
+    calls.clear()
+    links = remembered(align, tmp_path / "links")
+    assert (links(one), calls) == ([[(0, 0), (1, 0)], [(0, 0)]], [])
+    assert (links(two), calls) == ([[(0, 0), (1, 0)]], [1])
+    assert len(list((tmp_path / "links").iterdir())) == 2  # a process writes to a file of its own

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_cli import data, finish, flags, start  # noqa: F401
+from test_cli import finish, flags, start
 from test_processes import torchrun
 
 import alignfreeze as af

@@ -24,7 +24,7 @@ SCRIPT = Path(alignfreeze.__file__)
 ARCHITECTURES = ("distilbert", "bert", "xlmr")
 STRATEGIES = ("baseline", "full", "front", "back", "emb,0-1")
 # flags that say where things go: not part of the result
-PLACES = {"out", "overwrite", "device", "save_model", "write_links"}
+PLACES = {"out", "overwrite", "device", "save_model", "write_links", "realign_cache"}
 STAGE = re.compile(r"^(realign|fine-tune)\b", re.MULTILINE)  # how the line of a training stage begins
 LANGUAGES = ["qaa", "qab"]
 STEPS, EXAMPLES, BATCH = 2, 40, 32
@@ -43,7 +43,8 @@ def flags(world: Path, model: str = "bert", *more: object, data: Path | None = N
     return [
         *("--model", str(world / "models" / model), "--data-dir", str(data or world / "data"), "--device", "cpu"),
         *("--languages", *LANGUAGES, "--realign-languages", *LANGUAGES, "--epochs", "1", "--batch-size", str(BATCH)),
-        *("--realign-steps", str(STEPS), "--limit-train", str(EXAMPLES), "--limit-test", "20", *map(str, more)),
+        *("--realign-steps", str(STEPS), "--limit-train", str(EXAMPLES), "--limit-test", "20"),
+        *("--precision", "fp32", *map(str, more)),
     ]
 
 
@@ -69,18 +70,6 @@ def cli(capsys, tmp_path):
         return Result(code, *capsys.readouterr())
 
     return call
-
-
-@pytest.fixture
-def data(world, tmp_path) -> Path:
-    """A copy of a little of the toy world's data, English and qaa, to be broken."""
-    folder = tmp_path / "data"
-    for name in ("udpos/en/train.conllu", "udpos/en/test.conllu", "udpos/qaa/test.conllu", "parallel/en-qaa.tsv",
-                 "dictionary/en-qaa.txt", "dictionary/qaa-en.txt"):  # fmt: skip
-        lines = (world / "data" / name).read_text("utf-8").splitlines(keepends=True)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("".join(lines[: 30 if "parallel" in name else None]), "utf-8")
-    return folder
 
 
 def qaa(world: Path, data: Path, *more: object) -> list[str]:
@@ -151,7 +140,7 @@ def test_a_run_prints_its_table_and_writes_its_record(world, cli, tmp_path, mode
 
     identity = {"model": model, "task": "udpos", "strategy": strategy, "schedule": schedule, "aligner": aligner}
     identity |= {"seed": 42}
-    rest = {"scores", "config", "steps", "seconds", "pairs", "versions", "device"}
+    rest = {"scores", "config", "steps", "seconds", "pairs", "versions", "device", "processes"}
     assert set(record) == identity.keys() | rest
     assert {key: record[key] for key in identity} == identity
 
@@ -177,7 +166,7 @@ def test_a_run_prints_its_table_and_writes_its_record(world, cli, tmp_path, mode
     versions = {"python", "torch", "transformers", "datasets", "alignfreeze.py"}
     assert set(record["versions"]) == versions and re.fullmatch("[0-9a-f]{64}", record["versions"]["alignfreeze.py"])
     assert record["versions"]["torch"] == torch.__version__
-    assert record["device"] == "cpu"
+    assert record["device"] == "cpu" and record["processes"] == 1
     assert not [text for text in strings(record) if os.sep in text or str(tmp_path) in text]
 
     scores = {code: 100 * metrics["accuracy"] for code, metrics in record["scores"].items()}
@@ -297,7 +286,16 @@ def test_the_papers_value_written_out_is_the_same_run():
 
 
 def test_where_a_run_goes_does_not_change_its_name():
-    assert len(set(record_names("", "--out elsewhere", "--device cpu", "--overwrite", "--save-model encoder"))) == 1
+    assert (
+        len(
+            set(
+                record_names(
+                    "", "--out elsewhere", "--device cpu", "--overwrite", "--save-model encoder", "--realign-cache here"
+                )
+            )
+        )
+        == 1
+    )
 
 
 REALIGNMENT = ("--schedule before", "--aligner links", "--realign-languages de", "--realign-steps 9", "--layer -1",
