@@ -3,8 +3,9 @@
 #
 #   ./run_all.sh             every model, task, strategy, schedule, aligner and seed of the paper: 465 runs, the main results
 #                            first; finished runs are skipped
-#   ./run_all.sh --dry-run   only print the commands that are left, one a line:
-#                            ./run_all.sh --dry-run | xargs -P 4 -I{} bash -c '{}'
+#   ./run_all.sh --dry-run   only print the commands that are left, one a line, for several at a time or several machines:
+#                            ./run_all.sh --dry-run >runs.txt; xargs -P 4 -I{} bash -c {} <runs.txt
+#                            (README: GNU parallel, SLURM)
 #   ./run_all.sh quick       a first look with the hub and a GPU, about ten minutes: distilmBERT, PoS, four strategies, a
 #                            fifth of the paper's steps
 #   ./run_all.sh toy         an invented world, from nothing to its table; no network, under 5 minutes on two cores
@@ -14,8 +15,11 @@
 #   MODELS TASKS STRATEGIES SEEDS   what to loop over
 #   SCHEDULES ALIGNERS    as well; by default all for PoS, and "before" and "dictionary" for the other tasks
 #   LANGUAGES             target languages, if not all of the task's
-#   FLAGS                 more flags for alignfreeze.py, such as "--precision bf16" or "--data-dir DIR"
+#   FLAGS                 more flags for alignfreeze.py, such as "--precision fp32" or "--data-dir DIR"
 #   OUT                   folder for the records (results/runs)
+#   REALIGN_CACHE         folder where runs leave off realigning, and those of longer tasks go on (results/realign-cache, in
+#                         the end 210 GB for the paper's grid; whatever is in it may be deleted at any time); "none": no
+#                         such folder, and every run realigns from the first step
 #   PYTHON                the Python interpreter (python3)
 set -euof pipefail  # -f: the words of settings and commands are no file patterns
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -42,10 +46,14 @@ set_up() {
 
 # The commands of the grid that are left to do, one a line; how many are done goes to stderr.
 grid() {
-  local model task strategy schedule aligner seed name first=1 total=0 left=0 python=${PYTHON:-python3}
+  local model task strategy schedule aligner seed name cache first=1 total=0 left=0 python=${PYTHON:-python3}
   for schedule in ${SCHEDULES:-before during}; do for aligner in ${ALIGNERS:-dictionary fastalign awesome}; do
     for task in $TASKS; do for model in $MODELS; do for seed in $SEEDS; do for strategy in $STRATEGIES; do
       name=${model##*/}_${task}_${strategy}_${schedule}_${aligner##*/}_$seed
+      cache=
+      if [[ $strategy != baseline && $schedule = before && $TASKS = *\ * && $REALIGN_CACHE != none ]]; then  # shared
+        if [ "$ALIGNERS" ] || [ "$aligner" = dictionary ]; then cache=" --realign-cache $REALIGN_CACHE"; fi
+      fi
       if [ "$strategy" = baseline ]; then  # one baseline serves every schedule and aligner
         [ $first ] || continue
         name=${model##*/}_${task}_baseline_none_none_$seed
@@ -54,10 +62,12 @@ grid() {
         [ "$ALIGNERS" ] || [ "$aligner" = dictionary ] || continue
       fi
       total=$((total + 1))
-      if [ -z "$FLAGS$LANGUAGES" ] && [ -e "$OUT/$name.json" ]; then continue; fi  # with flags, alignfreeze.py looks itself
+      if [ -z "$FLAGS$LANGUAGES" ]; then  # with flags, alignfreeze.py looks itself
+        if [ -e "$OUT/$name.json" ] || [ -e "$OUT/${name}_precision=bf16.json" ]; then continue; fi
+      fi
       left=$((left + 1))
       echo "$python alignfreeze.py --model $model --task $task --strategy $strategy --schedule $schedule" \
-        "--aligner $aligner --seed $seed --out $OUT${LANGUAGES:+ --languages $LANGUAGES}${FLAGS:+ $FLAGS}"
+        "--aligner $aligner --seed $seed --out $OUT$cache${LANGUAGES:+ --languages $LANGUAGES}${FLAGS:+ $FLAGS}"
     done; done; done; done
     first=
   done; done
@@ -88,6 +98,7 @@ toy() {
   fi
   MODELS=$world/models/bert OUT=results/toy/runs LANGUAGES="qaa qab qac" SCHEDULES=before ALIGNERS=dictionary
   FLAGS="--data-dir $world/data --realign-languages $LANGUAGES --epochs 4 --lr 2e-4 --realign-lr 2e-4 --device cpu"
+  FLAGS+=" --precision fp32" REALIGN_CACHE=none  # the same numbers on every machine
   { TASKS=udpos grid; TASKS="wikiann xnli xquad" STRATEGIES=front grid; } | run_commands || failed=$?
   [ $failed -ne 130 ] || exit 130
   set +f
@@ -120,8 +131,9 @@ if [ $COMMAND = quick ]; then
   FLAGS="--epochs 1${FLAGS:+ $FLAGS}"  # a fifth of the fine-tuning steps, and as many of realignment
 fi
 : "${MODELS:=distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}"
-: "${TASKS:=udpos wikiann xnli xquad}" "${STRATEGIES:=baseline full front back}" "${SCHEDULES:=}" "${ALIGNERS:=}"
-: "${SEEDS:=31 42 66 23 17}" "${LANGUAGES:=}" "${FLAGS:=}" "${OUT:=results/runs}"
+: "${TASKS:=udpos wikiann xquad xnli}"  # the shortest first: longer ones realign on from there
+: "${STRATEGIES:=baseline full front back}" "${SCHEDULES:=}" "${ALIGNERS:=}" "${SEEDS:=31 42 66 23 17}" "${LANGUAGES:=}"
+: "${FLAGS:=}" "${OUT:=results/runs}" "${REALIGN_CACHE:=results/realign-cache}"
 
 case $COMMAND in
   test) set_up torch transformers datasets pytest; exec "$PYTHON" -m pytest tests ;;
