@@ -22,6 +22,7 @@ Transfer in Multilingual Transformers. Findings of ACL 2023. https://arxiv.org/a
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import itertools
 import json
@@ -78,6 +79,7 @@ TREEBANKS = {  # language: Universal Dependencies treebank; English to train, th
 }  # fmt: skip
 SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
 
+TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range such as `3-4`, or an empty node such as `8.1`
 UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
 
 ALIGNERS = ("dictionary", "fastalign", "awesome")
@@ -657,18 +659,20 @@ def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows
     start, end = np.split(np.array(probe["input_ids"])[special], [special.argmin()])  # such as [CLS] and [SEP]
     mark = probe.tokens()[special.argmin()][0]  # what this tokenizer writes for a blank: XLM-R ▁, byte-level BPE Ġ
     blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
-    edges, room = (len(start), len(end)), max_length - len(start) - len(end)
+    edges = [(start, end), *([np.full(len(edge), value) for edge in (start, end)] for value in (-1, False))]
+    room = max_length - len(start) - len(end)
     encoded = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False)
     result = []
     for k, ids in enumerate(encoded["input_ids"]):
         ids, words = np.array(ids, dtype=np.int64), np.array(encoded.word_ids(k), dtype=np.int64)
         lone = (ids == blank) & (words == np.append(words[1:], -1))  # a blank with more of its word behind it
         ids, words = ids[~lone], words[~lone]
-        first = np.diff(words, prepend=-1) != 0
+        rows = ids, words, np.diff(words, prepend=-1) != 0
         for at in range(0, max(len(ids), 1) if windows else 1, room):
-            part = slice(at, at + room)
-            inside = np.pad(words[part], edges, constant_values=-1), np.pad(first[part], edges, constant_values=False)
-            result.append(Window(k, np.concatenate([start, ids[part], end]), *inside))
+            parts = (row[at : at + room] for row in rows)
+            result.append(
+                Window(k, *(np.concatenate([left, part, right]) for part, (left, right) in zip(parts, edges)))
+            )
     return result
 
 
@@ -1171,7 +1175,7 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
             tokens, tags = [], []
         elif not line.startswith("#"):
             fields = line.split("\t")
-            if len(fields) != 10 or not regex.fullmatch(r"\d+([-.]\d+)?", fields[0]) or not fields[1]:
+            if len(fields) != 10 or not TOKEN_ID.fullmatch(fields[0]) or not fields[1]:
                 raise UserError(f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
             if "." in fields[0] or ("-" in fields[0] and args.syntactic_words):
                 continue
@@ -1706,6 +1710,7 @@ def run(args: argparse.Namespace) -> Path:
     tokenizer, config = load_tokenizer(args.model)
     check_flags(args, aligner, config, tokenizer.model_max_length)
     seconds, pairs, held_out = {}, None, {}
+    gc.disable()  # what comes now are millions of small objects that stay: no use looking for garbage among them
     with timed(seconds, "data"):
         features, tests = load_data(args, tokenizer)
     steps = {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
@@ -1718,6 +1723,8 @@ def run(args: argparse.Namespace) -> Path:
             pairs = interleave(list(streams.values()))
     if args.strategy != "baseline":
         steps["realign"] = count
+    gc.freeze()
+    gc.enable()
     torch.manual_seed(args.seed)  # for the first weights of the classifier
     with timed(seconds, "model"), explained(f"--model {args.model}: cannot load its weights"):
         model = task.head.from_pretrained(args.model, num_labels=task.labels, dtype=torch.float32).to(device)
@@ -1912,6 +1919,7 @@ def main(argv: list[str] | None = None) -> int:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
     finally:
+        gc.enable()
         if dist.is_initialized():
             dist.destroy_process_group()
 
