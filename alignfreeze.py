@@ -53,7 +53,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from torch.distributed.nn import functional as differentiable
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -89,6 +88,7 @@ MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
 
+SCRIPT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # read now, as it may be edited while this runs
 PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
 REALIGNMENT_WEIGHT = 0.1  # of its loss beside the task's, schedule `during`
 KEEP_SECONDS = 600  # how often --realign-cache writes down where realignment is
@@ -120,10 +120,7 @@ def processes() -> tuple[int, int]:
 
 def agreed(value: Any) -> Any:
     """The value that process 0 has, in all of them."""
-    box = [value]
-    if processes()[1] > 1:
-        dist.broadcast_object_list(box)
-    return box[0]
+    return everywhere(value)[0]
 
 
 def everywhere(value: Any) -> list:
@@ -371,8 +368,9 @@ def remembered(align: Callable[[list], list[Links]], folder: Path) -> Callable[[
     """
     known, own = {}, []  # {key: links as JSON}; this process's file, once there is something to write
     for path in folder.glob("*.txt"):
-        lines = path.read_text("utf-8").splitlines(keepends=True)
-        known |= dict(line.split(" ", 1) for line in lines if line.endswith("\n"))  # a killed process left the last one
+        with explained(f"{path}: cannot be read; delete it"):
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            known |= dict(line.split(" ", 1) for line in lines if line.endswith("\n"))  # or it was killed in the line
 
     def links(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
         key = hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
@@ -380,6 +378,7 @@ def remembered(align: Callable[[list], list[Links]], folder: Path) -> Callable[[
             if not own:
                 folder.mkdir(parents=True, exist_ok=True)
                 own.append(tempfile.NamedTemporaryFile("w", dir=folder, suffix=".txt", delete=False))
+                os.chmod(own[0].name, 0o644)
             known[key] = json.dumps(align(pairs))
             print(key, known[key], file=own[0], flush=True)
         return [[(i, j) for i, j in found] for found in json.loads(known[key])]
@@ -579,8 +578,8 @@ def linked_pairs(
         return [(*pair, found) for pair, found in zip(pairs, links)]
 
     if aligner == "fastalign" and not folder:
-        key = json.dumps([list(text()), sorted(vocabulary)]).encode() + Path(__file__).read_bytes()
-        folder = CACHE / "fastalign" / hashlib.sha256(key).hexdigest()[:16]
+        key = json.dumps([list(text()), sorted(vocabulary), SCRIPT])
+        folder = CACHE / "fastalign" / hashlib.sha256(key.encode()).hexdigest()[:16]
         stored = folder if (folder / name).exists() else None
     if folder and not stored:
         write_links(folder / name, [list(text())] if aligner == "fastalign" else in_chunks(text()), align)
@@ -659,7 +658,7 @@ def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows
     start, end = np.split(np.array(probe["input_ids"])[special], [special.argmin()])  # such as [CLS] and [SEP]
     mark = probe.tokens()[special.argmin()][0]  # what this tokenizer writes for a blank: XLM-R ▁, byte-level BPE Ġ
     blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
-    edges = [(start, end), *([np.full(len(edge), value) for edge in (start, end)] for value in (-1, False))]
+    edges = [(start, end)] + [(np.full(len(start), value), np.full(len(end), value)) for value in (-1, False)]
     room = max_length - len(start) - len(end)
     encoded = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False)
     result = []
@@ -669,10 +668,8 @@ def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows
         ids, words = ids[~lone], words[~lone]
         rows = ids, words, np.diff(words, prepend=-1) != 0
         for at in range(0, max(len(ids), 1) if windows else 1, room):
-            parts = (row[at : at + room] for row in rows)
-            result.append(
-                Window(k, *(np.concatenate([left, part, right]) for part, (left, right) in zip(parts, edges)))
-            )
+            parts = [np.concatenate([left, row[at : at + room], right]) for row, (left, right) in zip(rows, edges)]
+            result.append(Window(k, *parts))
     return result
 
 
@@ -706,12 +703,18 @@ def shared_out(items: list, parts: int, count: int, length: Callable[[Any], int]
 
 
 def ahead(items: Iterator, count: int = 8) -> Iterator:
-    """The same items, up to `count` of them made by a thread beforehand, so that a training step need not wait."""
+    """The same items, up to `count` of them made by a thread beforehand, so that a training step need not wait.
+
+    None is no item.
+    """
     with ThreadPoolExecutor(1) as pool:
         coming = deque(pool.submit(next, items, None) for _ in range(count))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(pool.submit(next, items, None))
-            yield item
+        try:
+            while (item := coming.popleft().result()) is not None:
+                coming.append(pool.submit(next, items, None))
+                yield item
+        finally:  # after an error or Ctrl-C, wait for one batch, not for all of them
+            pool.shutdown(cancel_futures=True)
 
 
 def embed(model: nn.Module, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -731,7 +734,7 @@ class Batch(NamedTuple):
     queries: Tensor  # (Q,) numbers of words: every linked word, of either side,
     targets: Tensor  # (Q,) and the word that it is linked to
     cut: list[int]  # for each sentence pair, how many links were lost because a word lay behind `max_length` subwords
-    pairs: list[Pair]
+    pairs: list[Pair]  # what was encoded, all B of them
 
 
 def encode_pairs(
@@ -744,24 +747,23 @@ def encode_pairs(
     sentences, (k, n) = [pair.source for pair in pairs] + [pair.target for pair in pairs], process
     shares = shared_out(encode_words(tokenizer, sentences, max_length), parts, n, lambda window: len(window.ids))
     inputs = [pad_inputs([window.ids for window in group], tokenizer.pad_token_id, device) for group in shares[k]]
-    groups = list(itertools.chain(*shares))
-    word = [pad([np.where(window.first, window.words, -1) for window in group], -1) for group in groups]
-    sentence = [pad([np.full(len(window.ids), window.sentence) for window in group], 0) for group in groups]
-    sizes = [sum(len(group) * max(len(window.ids) for window in group) for group in share) for share in shares]
-    word, sentence = (torch.cat([tensor.flatten() for tensor in part]) for part in (word, sentence))
-
-    places = (word >= 0).nonzero().squeeze(1)  # the first subword of every word, of all processes
-    own = [(part >= 0).nonzero().squeeze(1) for part in word.split(sizes)]  # the same, counted within each process
+    first = torch.cat([pad([window.first for window in group], False).flatten() for group in shares[k]])
+    shares = [list(itertools.chain(*share)) for share in shares]
+    windows = list(itertools.chain(*shares))
+    word = np.concatenate([window.words[window.first] for window in windows])  # of all processes
+    sentence = np.repeat([window.sentence for window in windows], [window.first.sum() for window in windows])
     row = torch.full((len(sentences), max(map(len, sentences))), -1)  # (sentence, word) -> its number, -1 if cut off
-    row[sentence[places], word[places]] = torch.arange(len(places))
+    row[sentence, word] = torch.arange(len(word))
     pair = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(pair.links) for pair in pairs]))
     i, j = torch.tensor([link for pair in pairs for link in pair.links]).T
     source, target = row[pair, i], row[pair + len(pairs), j]
     kept = (source >= 0) & (target >= 0)
     cut = torch.bincount(pair[~kept], minlength=len(pairs)).tolist()
     source, target = source[kept], target[kept]
-    indices = {"words": own[k], "queries": torch.cat([source, target]), "targets": torch.cat([target, source])}
-    return Batch(inputs, **to_device(indices, device), counts=list(map(len, own)), cut=cut, pairs=pairs)
+    indices = {"words": first.nonzero().squeeze(1)}
+    indices |= {"queries": torch.cat([source, target]), "targets": torch.cat([target, source])}
+    counts = [sum(int(window.first.sum()) for window in share) for share in shares]
+    return Batch(inputs, **to_device(indices, device), counts=counts, cut=cut, pairs=pairs)
 
 
 def contrastive_loss(words: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1) -> Tensor:
@@ -858,11 +860,17 @@ def realignment_loss(encoder, projection, batch: Batch, layer: int = -2, tempera
 
 
 def gather(rows: Tensor, counts: list[int]) -> Tensor:
-    """The rows, (N, d), of all processes, (sum of `counts`, d), through which the gradients of all flow back."""
+    """The rows of all processes, (sum of `counts`, d); gradients flow to this process's own, (N, d).
+
+    That is enough: every process computes the loss of the whole batch, and so has all of its own rows' gradient.
+    """
     if len(counts) == 1:
         return rows
-    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))
-    return torch.cat([part[:n] for part, n in zip(differentiable.all_gather(padded), counts)])
+    padded = F.pad(rows.detach(), (0, 0, 0, max(counts) - len(rows)))
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    parts[processes()[0]] = rows
+    return torch.cat([part[:n] for part, n in zip(parts, counts)])
 
 
 def projection_head(hidden: int, size: int = 128) -> nn.Module:
@@ -896,26 +904,29 @@ def realign(
 
     model: an encoder, or a model with one inside (`base_model`); only the encoder changes. Adam at a constant learning
     rate. layer: which of the hidden states is realigned, as in the authors' code the output of the layer before the
-    last. state: what `load_state` found, to go on from there; keep: `save_state`, called now and then, and at
-    the end. Returns what was seen of each language. UserError when the loss is not finite.
+    last. state: what `load_state` found, to go on from there. keep: called now and then, and at the end, as `save_state`
+    is, without the folder. Returns what was seen of each language. UserError when the loss is not finite.
     """
-    torch.manual_seed(seed + processes()[0])  # processes differ in their dropout; they begin with the same weights
-    encoder, seen = model.base_model.train(), {}
+    torch.manual_seed(seed + 1000 * processes()[0])  # processes differ in their dropout, not in their weights
+    encoder, state = model.base_model.train(), state or {"step": 0, "seen": {}}
+    done, seen = state["step"], {language: Counter(counts) for language, counts in state["seen"].items()}
     projection = projection_head(encoder.config.hidden_size).to(model.device)
     frozen = freeze(encoder, spec)
+    if getattr(encoder, "pooler", None):  # some tasks add one; with and without, gradients are to be summed alike
+        encoder.pooler.requires_grad_(False)
 
     def loss(batch: Batch) -> Tensor:
         tally(seen, batch)
         return realignment_loss(encoder, projection, batch, layer, temperature)
 
     still = sum(encoder.get_parameter(name).numel() for name in frozen) / encoder.num_parameters()
-    objective, done = Objective(loss, [encoder, projection], precision), 0
-    if state:
-        done, seen = state["step"], {language: Counter(counts) for language, counts in state["seen"].items()}
-    batches = itertools.islice(pairs, done * batch_size, None)
-    batches = realignment_batches(tokenizer, batches, batch_size, max_length, model.device)
-    stage, keep = f"realign, {still:.0%} of the parameters frozen", partial(keep, seen) if keep else None
-    descend(stage, objective, batches, steps, lr, state=state, keep=keep)
+    stage, objective = (
+        f"realign, {still:.0%} of the parameters frozen",
+        Objective(loss, [encoder, projection], precision),
+    )
+    pairs = itertools.islice(pairs, done * batch_size, None)
+    batches = realignment_batches(tokenizer, pairs, batch_size, max_length, model.device)
+    descend(stage, objective, batches, steps, lr, state=state, keep=partial(keep, seen) if keep else None)
     encoder.requires_grad_(True)  # every layer trains again in fine-tuning
     return seen
 
@@ -953,7 +964,7 @@ def parallel(objective: Objective) -> nn.Module:
     """The same loss, whose gradients are averaged over all processes; they begin with the weights of process 0."""
     if processes()[1] == 1:
         return objective
-    return DistributedDataParallel(objective, find_unused_parameters=True, broadcast_buffers=False)
+    return DistributedDataParallel(objective, find_unused_parameters=True, forward_sync_buffers=False)
 
 
 def descend(
@@ -968,37 +979,36 @@ def descend(
     """
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps) if decay else None
-    step, seen, start, done = parallel(objective), [], time.time(), 0
-    if state:
+    compute, losses, done, start = parallel(objective), [], 0, time.time()
+    if state and (done := state["step"]):
+        say(f"{stage}: goes on after step {done} of {steps}, which an earlier run took")
         restore(objective, optimizer, state)
-        done = state["step"]
-        say(f"{stage}: begins behind step {done} of {steps}, where an earlier run got")
     if done == steps:
         return
-    kept = start
+    last_kept = start
 
     def mean(part: list[Tensor]) -> float:
         value = torch.stack(part).float().mean().item()
         if not math.isfinite(value):
-            raise UserError(f"{stage}: the loss is {value} by step {done + len(seen)}; lower the learning rate")
+            raise UserError(f"{stage}: the loss is {value} by step {done + len(losses)}; lower the learning rate")
         return value
 
     bar = progress(ahead(itertools.islice(batches, steps - done)), stage, steps - done)
     for batch in bar:
-        loss = step(batch)
-        loss.backward()
+        loss = compute(batch)
+        (loss * processes()[1]).backward()  # of which DistributedDataParallel takes the mean
         optimizer.step()
         if schedule:
             schedule.step()
         optimizer.zero_grad()
-        seen.append(loss.detach())
-        if len(seen) % 20 == 0:
-            bar.set_postfix(loss=f"{mean(seen[-20:]):.3f}")
-            if keep and agreed(time.time() - kept > KEEP_SECONDS):
-                keep(objective, optimizer, done + len(seen), last=False)
-                kept = time.time()
-    change = f"loss {mean(seen[:20]):.3f} -> {mean(seen[-20:]):.3f}"
-    say(f"{stage}: {len(seen)} steps, {change}, {time.time() - start:.1f} s")
+        losses.append(loss.detach())
+        if len(losses) % 20 == 0:
+            bar.set_postfix(loss=f"{mean(losses[-20:]):.3f}")
+            if keep and agreed(time.time() - last_kept > KEEP_SECONDS):
+                keep(objective, optimizer, done + len(losses), last=False)
+                last_kept = time.time()
+    change = f"loss {mean(losses[:20]):.3f} -> {mean(losses[-20:]):.3f}"
+    say(f"{stage}: {len(losses)} steps, {change}, {time.time() - start:.1f} s")
     if keep:
         keep(objective, optimizer, steps, last=True)
 
@@ -1009,12 +1019,15 @@ def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
 
 
 def fingerprint(model: nn.Module, tokenizer: Any, *settings: Any) -> str:
-    """A name for what an encoder (any head left out) becomes or computes here, with these settings and this program."""
-    here = [torch.__version__, transformers.__version__, model.device.type, torch.get_num_threads(), processes()[1]]
+    """A name for what an encoder becomes or computes here, with these settings and this script, whatever the task."""
     words = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None}  # left over from the last call
-    key = hashlib.sha256(json.dumps([*settings, *here, words]).encode())
-    for weights in [Path(__file__).read_bytes(), *map(Tensor.numpy, layer_weights(model).values())]:
-        key.update(weights)
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("id2label", "label2id", "_name_or_path")}
+    here = [SCRIPT, torch.__version__, transformers.__version__, device_name(model.device), torch.get_num_threads()]
+    here += [processes()[1], tokenizer.model_max_length, config, words]
+    key = hashlib.sha256(json.dumps([*settings, *here], default=str).encode())
+    for name, weights in model.base_model.state_dict().items():
+        if not name.startswith("pooler."):  # which only some tasks add
+            key.update(weights.cpu().contiguous().numpy())
     return key.hexdigest()[:16]
 
 
@@ -1023,7 +1036,7 @@ def load_state(folder: Path, steps: int) -> dict:
     earlier = {int(path.stem.split("-")[1]): path for path in folder.glob("resume-*.pt")}
     exact, earlier = folder / f"step-{steps}.pt", [earlier[step] for step in sorted(earlier) if step <= steps]
     path = agreed(exact if exact.exists() else earlier[-1] if earlier else None)
-    with explained(f"{path}: cannot be read; delete it"):
+    with explained(f"{path}: cannot be read; start again if another run has just replaced it, else delete it"):
         return torch.load(path, "cpu", weights_only=True) if path else {}
 
 
@@ -1035,37 +1048,35 @@ def save_state(folder: Path, seen: dict, objective: Objective, optimizer: Any, s
     trained = {name: p for name, p in objective.named_parameters() if p in optimizer.state}
     state = {"step": step, "seen": {language: dict(counts) for language, counts in seen.items()}}
     state["weights"] = {name: p.detach() for name, p in trained.items()}
-    more = {"adam": {name: optimizer.state[p] for name, p in trained.items()}, "random": everywhere(random_states())}
+    numbers = [module.get_rng_state() for module in (torch, torch.cuda)[: 1 + torch.cuda.is_initialized()]]
+    more = {"adam": {name: optimizer.state[p] for name, p in trained.items()}, "random": everywhere(numbers)}
     earlier = {path: int(path.stem.split("-")[1]) for path in folder.glob("resume-*.pt")}
     if processes()[0] > 0:  # one of them writes
         return
-    if last:
-        with whole(folder / f"step-{step}.pt") as file:
-            torch.save(state, file)
-    if step > max(earlier.values(), default=0):
-        with whole(folder / f"resume-{step}.pt") as file:
-            torch.save(state | more, file)
-        for path in earlier:
-            path.unlink(missing_ok=True)
+    try:
+        if last:
+            with whole(folder / f"step-{step}.pt") as file:
+                torch.save(state, file)
+        if step > max(earlier.values(), default=0):
+            with whole(folder / f"resume-{step}.pt") as file:
+                torch.save(state | more, file)
+            for path in earlier:
+                path.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # torch.save turns the one into the other; the run does not need the cache
+        say(f"--realign-cache: step {step} is not kept ({' '.join(str(error.__context__ or error).split())})")
 
 
 def restore(objective: Objective, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Put weights, optimiser and random numbers back to where they were."""
+    """Put weights, optimiser and random numbers back to where they were, and empty the state."""
     for name, weights in state["weights"].items():
         parameter = objective.get_parameter(name)
         parameter.data.copy_(weights)
         for key, value in state["adam"][name].items() if "adam" in state else []:
             optimizer.state[parameter][key] = value.to(parameter.device)
     if "random" in state:
-        cpu, *gpu = state["random"][processes()[0]]
-        torch.set_rng_state(cpu)
-        if gpu:
-            torch.cuda.set_rng_state(*gpu)
-
-
-def random_states() -> list[Tensor]:
-    """Of the generators of random numbers: the CPU's, and the GPU's if there is one."""
-    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
+        for module, numbers in zip((torch, torch.cuda), state["random"][processes()[0]]):
+            module.set_rng_state(numbers)
+    state.clear()  # gigabytes
 
 
 def hold_out(streams: dict[str, Iterator[Pair]], used: int) -> tuple[dict, dict[str, list[Pair]]]:
@@ -1413,7 +1424,7 @@ def finetune(
     the schedule `during`: a projection to train as well, batches of sentence pairs, and the loss of such a batch, which
     is added with a weight of 0.1.
     """
-    torch.manual_seed(seed + processes()[0])
+    torch.manual_seed(seed + 1000 * processes()[0])
     model.train()
     projection, pairs, realignment_loss = realignment or (nn.Identity(), itertools.repeat(None), None)
 
@@ -1457,7 +1468,11 @@ def task_loss(model: nn.Module, batch: tuple[list[tuple[dict, Tensor]], Tensor])
     logits = torch.cat([F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]).float()
     labels = torch.cat([part.flatten() for part in labels])
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return (differentiable.all_reduce(loss) if processes()[1] > 1 else loss) / batch[1]
+    if processes()[1] > 1:
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        loss = total + (loss - loss.detach())
+    return loss / batch[1]
 
 
 @torch.inference_mode()
@@ -1577,6 +1592,8 @@ def check_flags(args: argparse.Namespace, aligner: str, config: Any, longest: in
         if unknown and not args.data_dir and (flag != "languages" or args.task == "udpos"):  # else the hub knows
             known = " ".join(TREEBANKS)
             raise UserError(f"--{flag.replace('_', '-')}: no '{unknown[0]}' on the hub; take some of {known}")
+    if args.realign_cache and args.schedule != "before":
+        raise UserError("--realign-cache: this run does not realign before fine-tuning; leave it out")
     if args.save_model and args.schedule == "during":
         raise UserError("--save-model: with --schedule during, no encoder is realigned before fine-tuning")
     if args.save_model and args.save_model.exists():
@@ -1632,7 +1649,7 @@ def choose_device(name: str | None) -> torch.device:
     """
     with explained(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None:
+        if device.type == "cuda" and (device.index is None or dist.is_torchelastic_launched()):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.zeros(1, device=device).item()
     if device.type == "cuda":
@@ -1640,8 +1657,16 @@ def choose_device(name: str | None) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.cuda.set_device(device)
     if dist.is_torchelastic_launched() and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with explained("torchrun: the processes cannot meet"):
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, as far as results depend on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def fast_precision(device: torch.device) -> str:
@@ -1694,9 +1719,8 @@ def load_data(args: argparse.Namespace, tokenizer) -> tuple[list[dict], dict[str
 
 def run(args: argparse.Namespace) -> Path:
     """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
-    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
     device = choose_device(args.device)
-    args.precision = args.precision or fast_precision(device)
+    args.precision = args.precision or agreed(fast_precision(device))
     aligner, changed = args.aligner, resolve(args)
     path = args.out / f"{record_name(args, changed)}.json"
     if agreed(path.exists()) and not args.overwrite:
@@ -1736,7 +1760,7 @@ def run(args: argparse.Namespace) -> Path:
     if processes()[0] > 0:  # one of them writes
         return path
     results = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds, "pairs": seen}
-    write_record(path, results | ({"probe": probed} if args.probe else {}), source, device)
+    write_record(path, results | ({"probe": probed} if args.probe else {}), device)
     say_pairs(seen)
     say_scores(scores)
     say(f"record: {path}")
@@ -1762,13 +1786,13 @@ def train(args, model, tokenizer, features, pairs, held_out: dict, steps: dict, 
         with timed(seconds, "realign"):
             cache = trajectory(args, model, tokenizer) if args.realign_cache else None
             state = load_state(cache, steps["realign"]) if cache else {}
+            steps |= {"realign_reused": state["step"]} if state else {}
             seen = realign(
                 model, tokenizer, pairs, steps=steps["realign"], spec=args.strategy, lr=args.realign_lr, seed=args.seed,
                 batch_size=args.realign_batch_size, max_length=args.realign_max_length, layer=args.layer,
                 temperature=args.temperature, precision=args.precision, state=state,
                 keep=partial(save_state, cache) if cache else None,
             )  # fmt: skip
-            steps |= {"realign_reused": state["step"]} if state else {}
         if args.probe:
             probe("realigned")
     elif args.schedule == "during":
@@ -1799,7 +1823,8 @@ def trajectory(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> Pa
         files.append(args.data_dir / "parallel" / f"{SOURCE}-{code}.tsv")
         files += [args.data_dir / "dictionary" / f"{a}-{b}.txt" for a, b in ((SOURCE, code), (code, SOURCE))]
     files = [hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "" for path in files]
-    return args.realign_cache / fingerprint(model, tokenizer, [str(getattr(args, name)) for name in names], files)
+    settings = [str(getattr(args, name)) for name in names] + [bool(args.write_links)]  # links of a text in its order
+    return args.realign_cache / fingerprint(model, tokenizer, settings, files)
 
 
 @contextmanager
@@ -1810,11 +1835,11 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - start, 1)
 
 
-def write_record(path: Path, results: dict, source: str, device: torch.device) -> None:
+def write_record(path: Path, results: dict, device: torch.device) -> None:
     """One JSON file for one run: what was run, with what, for how long, and the scores. No path in it."""
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
     record["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, datasets)}
-    record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": source}
+    record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": SCRIPT}
     record["processes"] = processes()[1]
     record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -1910,6 +1935,8 @@ def main(argv: list[str] | None = None) -> int:
     datasets.config.STREAMING_READ_MAX_RETRIES = 3
     try:
         run(parse_args(argv))
+        if dist.is_initialized():  # not after an error: the others might wait for this one elsewhere
+            dist.destroy_process_group()
         return 0
     except (UserError, OSError) as error:  # OSError: a full disk, say
         where = f" (process {processes()[0]})" if processes()[0] else ""
@@ -1920,8 +1947,6 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         gc.enable()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def losses_and_gradients(world: Path, architecture: str) -> dict[str, tuple[torc
         projection.zero_grad()
         objective = af.parallel(af.Objective(loss, modules))
         value = objective(batch)
-        value.backward()
+        (value * af.processes()[1]).backward()
         named = itertools.chain(model.named_parameters(), projection.named_parameters())
         results[name] = value.detach(), {key: p.grad.clone() for key, p in named if p.grad is not None}
 
