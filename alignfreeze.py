@@ -904,7 +904,7 @@ def realign(
 
     model: an encoder, or a model with one inside (`base_model`); only the encoder changes. Adam at a constant learning
     rate. layer: which of the hidden states is realigned, as in the authors' code the output of the layer before the
-    last. state: what `load_state` found, to go on from there. keep: called now and then, and at the end, as `save_state`
+    last. state: what `load_state` found, to go on from there. keep: called now and then and at the end, as `save_state`
     is, without the folder. Returns what was seen of each language. UserError when the loss is not finite.
     """
     torch.manual_seed(seed + 1000 * processes()[0])  # processes differ in their dropout, not in their weights
