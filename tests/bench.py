@@ -2,7 +2,7 @@
 
     python tests/bench.py                                        a small BERT with random weights, invented sentences
     python tests/bench.py --model e5-small --data-dir data       a real encoder, real sentences
-    python tests/bench.py --paper                                also the paper's three encoders, random weights
+    python tests/bench.py --paper                                the paper's three encoders with random weights; memory
 
 One run, medians over rounds in which everything is measured in turn; only the ratios mean something on another machine.
 Every realignment step has 16 sentence pairs, every fine-tuning step 32 examples of PoS tagging.
@@ -157,7 +157,9 @@ def show(title: str, rows: dict[str, float], unit: float | None = None) -> None:
         print(f"  {name:58}" + (f"{value / unit:8.2f}{value:10.3f}" if unit else f"{value:>8}"), flush=True)
 
 
-def steps_table(name: str, model, tokenizer, pairs: list, features: list, device, rounds: int, loops: bool) -> dict:
+def steps_table(
+    name: str, model, tokenizer, pairs: list, features: list, device, rounds: int, loops: bool = False
+) -> dict:
     steps, parts = {}, af.PARTS.get(device.type, 1)
     steps["plain pass over the padded batch"] = plain(model, tokenizer, pairs, device, 1)
     if parts > 1:
@@ -276,20 +278,19 @@ bench.memory_of({name!r}, {model!r}, {data_dir!r}, {device!r}, {precision!r})
 
 
 def memory_of(name: str, model: str, data_dir: str, device: str, precision: str) -> None:
-    """In a process of its own: three steps of either stage with Adam, then the peak in GiB."""
-    import resource
-
+    """In a process of its own: three steps of either stage with Adam, then the peak in GiB (on a CPU, Linux only)."""
     device = torch.device(device)
-    tokenizer, pairs, features = real(model, Path(data_dir)) if model else invented()
+    tokenizer, pairs, features = real(model, Path(data_dir)) if data_dir else invented()
     encoder = build(PAPER[name], device)
-    batches = af.realignment_batches(tokenizer, pairs, device=device)
     af.say = lambda line: None
-    af.realign(
-        encoder, tokenizer, itertools.chain.from_iterable(b.pairs for b in batches), steps=3, precision=precision
-    )
+    af.realign(encoder, tokenizer, pairs, steps=3, precision=precision)
     af.finetune(encoder, features[:96], tokenizer.pad_token_id, epochs=1, precision=precision)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else peak))
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:  # not getrusage, which begins with the memory of the process that started this one
+        status = Path("/proc/self/status").read_text("utf-8")
+        peak = int(status.split("VmHWM:")[1].split()[0]) / 2**20
+    print(json.dumps(peak))
 
 
 def memory_table(args: argparse.Namespace, device: torch.device) -> None:
@@ -298,7 +299,7 @@ def memory_table(args: argparse.Namespace, device: torch.device) -> None:
         code = MEMORY.format(name=name, precision=precision, data_dir=str(args.data_dir or ""), **here)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         rows[f"{name}, {precision}"] = f"{json.loads(done.stdout.splitlines()[-1]):.1f} GiB"
-    show("peak memory, both stages of the paper's size, front not frozen", rows)
+    show("peak memory of both stages, nothing frozen", rows)
 
 
 def grid_table(seconds: dict[str, dict[str, float]]) -> None:
@@ -318,7 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory or hub id of an encoder (default: a small BERT, random weights)")
     parser.add_argument("--data-dir", type=Path, help="real sentences, as for alignfreeze.py; with --model")
-    parser.add_argument("--paper", action="store_true", help="also the paper's three encoders, with their memory")
+    parser.add_argument("--paper", action="store_true", help="instead, the paper's three encoders: steps, memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -334,6 +335,15 @@ def main() -> None:
     print(f"16 sentence pairs: {useful} subwords, {padded} with padding; {len(whole.words)} words, ", end="")
     print(f"{len(whole.queries)} queries; {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
+    if args.paper:
+        seconds = {}
+        for name, config in PAPER.items():
+            model = build(config, device)
+            seconds[name] = steps_table(name, model, tokenizer, chunk, examples, device, args.rounds)
+            del model
+        grid_table(seconds)
+        memory_table(args, device)
+        return
     if args.model:
         model = AutoModelForTokenClassification.from_pretrained(args.model, num_labels=18, dtype=torch.float32)
         model = model.to(device).train()
@@ -347,17 +357,6 @@ def main() -> None:
         for precision in ("fp32", "bf16"):
             evaluation_table(model, tokenizer, args.data_dir, seconds, precision)
         start_table(args.model, args.data_dir)
-    del model
-    if args.paper:
-        of = {}
-        for name, config in PAPER.items():
-            model = build(config, device)
-            of[name] = steps_table(
-                name, model, tokenizer, chunk, examples, device, args.rounds, loops=device.type == "cuda"
-            )
-            del model
-        grid_table(of)
-        memory_table(args, device)
 
 
 if __name__ == "__main__":
