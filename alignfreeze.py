@@ -9,9 +9,11 @@ gain and avoids most of the harm. All layers train again in fine-tuning.
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --aligner dictionary --seed 31
     python alignfreeze.py --model distilbert-base-multilingual-cased --strategy emb,0-2 --languages ar de --epochs 1
     python alignfreeze.py --model ./my-encoder --data-dir ./my-data --languages de --realign-languages de fr
+    torchrun --nproc_per_node 4 alignfreeze.py --model xlm-roberta-base --task xnli
 
 Read from top to bottom: tables, word pairs, realignment (the heart: `contrastive_loss` and `freeze`), tasks,
-fine-tuning and evaluation, one run, command line. In a first reading, skip `fast_align` and what it calls.
+fine-tuning and evaluation, one run, command line. In a first reading, skip `fast_align` with what it calls, and what is
+for several processes (`gather`) or kept on disk for later runs (`remembered`, `fingerprint` to `restore`).
 
 Paper: Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers of
 Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
