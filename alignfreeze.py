@@ -1937,8 +1937,6 @@ def main(argv: list[str] | None = None) -> int:
     datasets.config.STREAMING_READ_MAX_RETRIES = 3
     try:
         run(parse_args(argv))
-        if dist.is_initialized():  # not after an error: the others might wait for this one elsewhere
-            dist.destroy_process_group()
         return 0
     except (UserError, OSError) as error:  # OSError: a full disk, say
         where = f" (process {processes()[0]})" if processes()[0] else ""
@@ -1952,4 +1950,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if dist.is_initialized():  # gloo's threads would live on, and can crash the interpreter while it ends:
+        sys.stdout.flush()  # https://github.com/pytorch/pytorch/pull/179291
+        os._exit(code)
+    sys.exit(code)
