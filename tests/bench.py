@@ -293,9 +293,9 @@ def memory_of(name: str, model: str, data_dir: str, device: str, precision: str)
     print(json.dumps(peak))
 
 
-def memory_table(args: argparse.Namespace, device: torch.device) -> None:
+def memory_table(names: list[str], args: argparse.Namespace, device: torch.device) -> None:
     rows, here = {}, {"root": str(ROOT), "tests": str(ROOT / "tests"), "model": args.model, "device": str(device)}
-    for name, precision in itertools.product(PAPER, ("fp32", "bf16")):
+    for name, precision in itertools.product(names, ("fp32", "bf16")):
         code = MEMORY.format(name=name, precision=precision, data_dir=str(args.data_dir or ""), **here)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         rows[f"{name}, {precision}"] = f"{json.loads(done.stdout.splitlines()[-1]):.1f} GiB"
@@ -319,13 +319,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="directory or hub id of an encoder (default: a small BERT, random weights)")
     parser.add_argument("--data-dir", type=Path, help="real sentences, as for alignfreeze.py; with --model")
-    parser.add_argument("--paper", action="store_true", help="instead, the paper's three encoders: steps, memory")
+    parser.add_argument(
+        "--paper", nargs="*", choices=PAPER, help="instead, these of the paper's encoders (default: all): steps, memory"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if bool(args.model) != bool(args.data_dir):
         parser.error("--model and --data-dir go together")
-    if args.paper and args.model and len(af.load_tokenizer(args.model)[0]) > 119_547:
+    if args.paper is not None and args.model and len(af.load_tokenizer(args.model)[0]) > 119_547:
         parser.error(f"--paper: the vocabulary of {args.model} is larger than that of multilingual BERT")
     device = torch.device(args.device)
     tokenizer, pairs, features = real(args.model, args.data_dir) if args.model else invented()
@@ -335,14 +337,14 @@ def main() -> None:
     print(f"16 sentence pairs: {useful} subwords, {padded} with padding; {len(whole.words)} words, ", end="")
     print(f"{len(whole.queries)} queries; {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
-    if args.paper:
-        seconds = {}
-        for name, config in PAPER.items():
-            model = build(config, device)
+    if args.paper is not None:
+        seconds, names = {}, args.paper or list(PAPER)
+        for name in names:
+            model = build(PAPER[name], device)
             seconds[name] = steps_table(name, model, tokenizer, chunk, examples, device, args.rounds)
             del model
         grid_table(seconds)
-        memory_table(args, device)
+        memory_table(names, args, device)
         return
     if args.model:
         model = AutoModelForTokenClassification.from_pretrained(args.model, num_labels=18, dtype=torch.float32)
