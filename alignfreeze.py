@@ -1,31 +1,29 @@
 #!/usr/bin/env python3
-"""Two ways to carry a task to other languages by aligning a model's hidden states. Both methods, in one file.
+"""Two methods that carry a task to other languages by aligning a model's hidden states, in one file.
 
-AlignFreeze (Bakos et al. 2025). A multilingual encoder is fine-tuned on English and tested in other languages. Before
-that it is *realigned*: words that translate each other, found in parallel text by a word aligner, are pulled together
-by a contrastive loss. Realignment helps some languages and harms others; freezing half of the layers meanwhile
-(`requires_grad = False`) keeps most of the gain and avoids most of the harm. All layers train again in fine-tuning.
+AlignFreeze (Bakos et al. 2025). A multilingual encoder is fine-tuned on English and tested in other
+languages. Before that it is *realigned*: words that translate each other, found in parallel text by
+a word aligner, are pulled together by a contrastive loss. That helps some languages and harms others;
+freezing half of the layers meanwhile (`requires_grad = False`) keeps most of the gain and avoids most
+of the harm. All layers train again in fine-tuning.
 
-Middle-layer alignment (Liu and Niehues 2025). A decoder-only language model learns a task in a few languages, by
-low-rank adapters. Steps of the task alternate with steps of the same contrastive loss, now on sentences: the mean
-hidden state of a sentence and that of its translation are pulled together at one layer in the middle of the model.
+Middle-layer alignment (Liu and Niehues 2025). A decoder-only language model learns a task in a few
+languages, by low-rank adapters. Steps of the task alternate with steps of the same contrastive loss,
+now on sentences: the mean hidden states of a sentence and of its translation, at a middle layer.
 
-    python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --aligner dictionary --seed 31
-    python alignfreeze.py --model ./my-encoder --data-dir ./my-data --strategy emb,0-2 --languages de --epochs 1
-    python alignfreeze.py --method mid-align --model Qwen/Qwen2.5-7B-Instruct --task massive --layer 14
+    python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
+    python alignfreeze.py --model ./encoder --data-dir ./data --strategy emb,0-2 --languages de
+    python alignfreeze.py --method mid-align --task massive
     torchrun --nproc_per_node 4 alignfreeze.py --model xlm-roberta-base --task xnli
 
-One frame holds both: what is one vector (a word, a sentence), at which layer, in which schedule, with what frozen.
-Read from top to bottom; sections 1 and 2 are the methods, and all that follows serves them:
+One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
+what frozen. Sections 1 and 2 are the methods; all that follows serves them: 3 text to batches,
+4 text to linked words, 5 word aligners, 6 tasks, 7 files, 8 one run, 9 command line.
 
-    1 the methods               4 text -> linked words      7 files
-    2 training and testing      5 word aligners             8 one run
-    3 linked words -> batches   6 tasks                     9 command line
-
-Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers of Multilingual
-Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
-Liu, Niehues. Middle-Layer Representation Alignment for Cross-Lingual Transfer in Fine-Tuned LLMs. ACL 2025.
-https://arxiv.org/abs/2502.14830
+Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers
+of Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
+Liu, Niehues. Middle-Layer Representation Alignment for Cross-Lingual Transfer in Fine-Tuned LLMs.
+ACL 2025. https://arxiv.org/abs/2502.14830
 """
 
 from __future__ import annotations
@@ -61,52 +59,98 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as distributed
 import torch.nn.functional as F
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModelForCausalLM as Generator
 from transformers import AutoModelForQuestionAnswering as Answers
 from transformers import AutoModelForSequenceClassification as Sentences
 from transformers import AutoModelForTokenClassification as Tokens
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
-# ---- 1. The methods ---------------------------------------------------------------------------------------------
+# ---- 1. The methods -----------------------------------------------------------------------------
 
-MODELS = {  # the paper's encoders, and their learning rate in both stages
-    "distilbert-base-multilingual-cased": 2e-5,
-    "bert-base-multilingual-cased": 2e-5,
-    "xlm-roberta-base": 7.5e-6,
+METHODS = ("alignfreeze", "mid-align")
+SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overrides it
+    "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
+    "task": ("udpos", "massive"),
+    "strategy": ("front", "full"),  # what is frozen in alignment; `baseline`: no alignment
+    "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
+    "unit": ("word", "sentence"),  # what one vector is
+    "layer": (-2, 16),  # index into hidden_states; both as the authors' code has it
+    "temperature": (0.1, 0.1),
+    "realign_batch_size": (16, 32),  # sentence pairs
+    "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
+    "lora": (0, 8),  # rank of the adapters; 0: none, all weights train
+    "batch_size": (32, 32),  # examples of the task
+    "accumulate": (1, 4),  # batches that make one update
+    "lr": (2e-5, 5e-4),
+    "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
+    "realign_decay": ("constant", "inverse_sqrt"),  # and in alignment before it
+    "warmup": (0.1, 0.03),  # share of the updates in which the learning rate rises
+    "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
+    "seed": (31, 1),
 }
-DEFAULT_LR = 2e-5  # for any other encoder
+MODELS = {  # the papers' models, and what is tuned for one of them
+    "distilbert-base-multilingual-cased": {},
+    "bert-base-multilingual-cased": {},
+    "xlm-roberta-base": {"lr": 7.5e-6},
+    "Meta-Llama-3-8B-Instruct": {},
+    "Qwen2.5-7B-Instruct": {"temperature": 1.5},
+}
 REALIGNMENT_WEIGHT = 0.1  # of its loss beside the task's, schedule `during`
-IGNORE = -100  # the label of positions that have none, as in cross_entropy's ignore_index
+IGNORE = -100  # the label of positions that have none
 
 
 class Alignment(NamedTuple):
     """What is one vector, at which layer, with what frozen; the defaults are AlignFreeze's."""
 
     frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
-    layer: int = -2  # index into hidden_states; as in the authors' code, the output of the layer before the last
+    unit: str = "word"
+    layer: int = -2
     temperature: float = 0.1
-    batch_size: int = 16  # sentence pairs
-    max_length: int = 96  # subwords of a sentence, special tokens included
+    batch_size: int = 16
+    max_length: int = 96
+    pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
+    gather: bool = False  # whether sentences of all processes are candidates (words always are)
+
+
+class Training(NamedTuple):
+    """How one stage is trained."""
+
+    lr: float = 2e-5
+    decay: str = "constant"
+    warmup: float = 0.1
+    accumulate: int = 1
+    clip: float = 0.0
+    precision: str = "fp32"
+    seed: int = 31
 
 
 def contrastive_loss(
-    vectors: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1, candidates: Tensor | None = None
-) -> Tensor:
-    """Pull every query towards its target, and away from all other candidates; a scalar.
+    vectors: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1,
+    candidates: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Pull every query towards its target, and away from the other candidates; a scalar.
 
-        mean over (q, t) of  -log  exp(W_q . W_t / tau)  /  sum over candidates w of exp(W_q . W_w / tau)
+        mean over (q, t) of -log  exp(V_q . V_t / tau) / sum over candidates c of exp(V_q . V_c / tau)
 
-    vectors: (N, d), of words or sentences; W are these at unit length, and tau is the temperature. queries, targets:
-    (Q,) indices into `vectors`. candidates: (C,) indices; None: all vectors. No vector is compared with itself.
-    Words: the "strong" alignment of Wu and Dredze (2020, https://arxiv.org/abs/2010.02537), all words are candidates.
+    vectors: (N, d), of words or sentences; V are these at unit length, tau is the temperature.
+    queries, targets: (Q,) indices into `vectors`. candidates: (C,) indices; None: all vectors. No
+    vector is compared with itself. With words, both linked words are queries, and all words are
+    candidates (the "strong" alignment of Wu and Dredze 2020, https://arxiv.org/abs/2010.02537); with
+    sentences, the other language's are queries, and the English ones candidates.
     """
     vectors = F.normalize(vectors, dim=-1)
     similarity = vectors[queries] @ vectors.T / temperature  # (Q, N)
     similarity = similarity.scatter(1, queries[:, None], -math.inf)
     if candidates is not None:
-        others = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device).index_fill(0, candidates, False)
+        others = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
+        others[candidates] = False
         similarity = similarity.masked_fill(others, -math.inf)
     return F.cross_entropy(similarity, targets, reduction="sum") / max(len(queries), 1)
 
@@ -114,15 +158,14 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the upper half, `none` and `full` (realignment)
-    freeze nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in the authors' code, the embeddings keep
-    training unless `emb` is named. UserError for a spec that does not fit the model.
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the upper half, `none` and
+    `full` (realignment) are no layer; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in the
+    authors' code, the embeddings keep training unless `emb` is named. UserError if a spec does not fit.
     """
-    encoder = model.base_model
-    layers = transformer_layers(encoder)
+    layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
     if "emb" in spec.split(","):
-        parts.append(embeddings(encoder))
+        parts.append(embeddings(model.base_model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for part in parts:
         for parameter in part.parameters():
@@ -130,48 +173,9 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
     return [name for name in trained if not model.get_parameter(name).requires_grad]
 
 
-def frozen_layers(spec: str, depth: int) -> list[int]:
-    """The numbers of the layers, of `depth` in all, that a spec names. UserError if it names none that there is."""
-    half = depth // 2
-    named = {"none": range(0), "full": range(0), "emb": range(0), "front": range(half), "back": range(half, depth)}
-    numbers = set()
-    for part in spec.split(","):
-        span = regex.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if part in ("front", "back") and half == 0:
-            raise UserError(f"cannot freeze '{part}': the model has {depth} layer, which has no halves")
-        if part in named:
-            numbers.update(named[part])
-        elif not span:
-            raise UserError(f"cannot freeze '{part}': use front, back, or a list such as 0-5, emb,0-2,11 or emb,front")
-        elif not int(span[1]) <= int(span[2] or span[1]) < depth:
-            raise UserError(f"cannot freeze layers '{part}': the model has layers 0 to {depth - 1}")
-        else:
-            numbers.update(range(int(span[1]), int(span[2] or span[1]) + 1))
-    return sorted(numbers)
-
-
-def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
-    """The list of transformer layers of any encoder or decoder, found by its structure. UserError if there is none."""
-    depth = getattr(encoder.config, "num_hidden_layers", None)
-    for module in encoder.modules():  # from the outside to the inside
-        if isinstance(module, nn.ModuleList) and len(module) == depth and len(set(map(type, module))) == 1:
-            return module
-    kind = type(encoder).__name__
-    raise UserError(f"{kind} has no list of {depth} transformer layers of its own each: cannot freeze layers of it")
-
-
-def embeddings(encoder: nn.Module) -> nn.Module:
-    """All that turns subword ids into the first layer's input: the part that holds the word embeddings."""
-    words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
-    for part in encoder.children():
-        if words in part.modules() and layers not in part.modules():
-            return part
-    return words
-
-
 @contextmanager
 def frozen(model: nn.Module, spec: str) -> Iterator[list[str]]:
-    """In here the layers that `spec` names do not train; afterwards they do again, also after an error."""
+    """In here the layers that `spec` names do not train; afterwards they do, after an error too."""
     names = freeze(model, spec)
     try:
         yield names
@@ -180,10 +184,45 @@ def frozen(model: nn.Module, spec: str) -> Iterator[list[str]]:
             model.get_parameter(name).requires_grad = True
 
 
-def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """`hidden_states[layer]` of the model, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's.
+class LoraLinear(nn.Module):
+    """W x + scale * B A x: W stays, A and B train (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
 
-    No layer above it is computed: `hidden_states[k]` is the input of layer k, and the forward pass ends there.
+    def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float):
+        super().__init__()
+        self.base_layer, self.scale, self.dropout = base_layer, alpha / rank, nn.Dropout(dropout)
+        self.lora_A = nn.Linear(
+            base_layer.in_features, rank, bias=False, device=base_layer.weight.device
+        )
+        self.lora_B = nn.Linear(
+            rank, base_layer.out_features, bias=False, device=base_layer.weight.device
+        )
+        nn.init.zeros_(self.lora_B.weight)  # so that nothing changes at first
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype)))
+        return self.base_layer(x) + (self.scale * self.lora_B(low)).to(x.dtype)
+
+
+def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
+    """Put adapters beside every linear layer of every block; return the names of what still trains.
+
+    That is the adapters, and a classifier if the model has one; embeddings, norms and the head of a
+    language model are frozen.
+    """
+    encoder = model.base_model
+    generates = model.get_output_embeddings() is not None
+    (model if generates else encoder).requires_grad_(False)
+    for layer in transformer_layers(encoder):
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, nn.Linear):
+                layer.set_submodule(name, LoraLinear(module, rank, alpha, dropout))
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
+    """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's.
+
+    No layer above is computed: `hidden_states[k]` is the input of layer k, where the pass ends.
     """
     layers = transformer_layers(encoder)
     layer %= len(layers) + 1
@@ -192,6 +231,280 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     with pass_ends_at(layers[layer]) as found:
         encoder(**inputs)
     return found[0]
+
+
+def sentence_means(hidden: Tensor, mask: Tensor, pool_first: bool = True) -> Tensor:
+    """The mean of a sentence's hidden states, (B, T, hidden) -> (B, hidden); mask: (B, T), 1 inside."""
+    if not pool_first:
+        mask = mask * (mask.cumsum(1) > 1)
+    weights = (mask / mask.sum(1, keepdim=True).clamp(min=1))[:, :, None]
+    return (hidden.float() * weights).sum(1)
+
+
+def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
+    """The vectors of a batch's words or sentences, (N, hidden), from hidden states of its parts."""
+    if how.unit == "word":
+        rows = [part.flatten(0, 1) for part in hidden]
+    else:
+        masks = [part["attention_mask"] for part in batch.inputs]
+        rows = [sentence_means(part, mask, how.pool_first) for part, mask in zip(hidden, masks)]
+    return torch.cat(rows)[batch.rows]
+
+
+def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
+    """Maps words to where they are compared, and is thrown away afterwards; sentences stay as they are."""
+    if unit == "sentence":
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False)
+    )
+
+
+def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
+    """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
+    hidden = [hidden_state(encoder, part, how.layer) for part in embed(encoder, batch.inputs)]
+    vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
+    vectors = gather(vectors, batch.counts)
+    return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
+
+
+def realign(
+    model: nn.Module, tokenizer: Any, pairs: Iterable[Pair], steps: int, how: Alignment = Alignment(),
+    training: Training = Training(),
+) -> tuple[dict, dict]:  # fmt: skip
+    """Align a model in place: `steps` updates, with the layers of `how.frozen` frozen.
+
+    Only the encoder (`base_model`) changes. pairs: a list, gone through as often as needed, or a
+    stream. Returns the loss curve, and what was seen of each language. UserError when the stream ends
+    early or the loss is not finite.
+    """
+    torch.manual_seed(training.seed)
+    encoder, seen = model.base_model.train(), {}
+    projection = projection_head(encoder.config.hidden_size, how.unit).to(model.device)
+
+    def loss(batch: Batch) -> tuple[str, Tensor]:
+        tally(seen, batch)
+        return "realign", alignment_loss(encoder, projection, batch, how)
+
+    batches = alignment_batches(tokenizer, pairs, how, model.device)
+    with frozen(encoder, how.frozen) as names:
+        share = sum(encoder.get_parameter(name).numel() for name in names) / encoder.num_parameters()
+        stage = f"realign, {share:.0%} of the parameters frozen by --strategy"
+        return optimize(stage, [encoder, projection], batches, loss, steps, training), seen
+
+
+def finetune(
+    model: nn.Module, tokenizer: Any, features: list[dict], epochs: int,
+    training: Training = Training(decay="linear"), *, batch_size: int = 32, schedule: str = "before",
+    pairs: Iterable[Pair] | None = None, how: Alignment = Alignment(), stop: Callable | None = None,
+) -> tuple[dict, dict]:  # fmt: skip
+    """Train a model on a task in place, on the features that the task's `encode` made.
+
+    schedule: `before`, the task alone; `during`, each batch of the task with one of `pairs`, whose loss
+    is added with a weight of 0.1; `alternate`, a batch of the task, then one of `pairs`, and so on. The
+    gradient of the pairs' loss does not reach the layers of `how.frozen`. stop: see `optimize`.
+    """
+    projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
+    torch.manual_seed(training.seed)  # after the projection: so earlier records can be repeated
+    model.train()
+    seen, weight = {}, REALIGNMENT_WEIGHT if schedule == "during" else 1.0
+
+    def loss(batch: tuple) -> tuple[str, Tensor]:
+        examples, sentences = batch
+        total = task_loss(model, examples) if examples else 0.0
+        if sentences:
+            tally(seen, sentences)
+            with frozen(model, how.frozen):
+                total = total + weight * alignment_loss(model.base_model, projection, sentences, how)
+        name = "finetune" if schedule != "alternate" else "task" if examples else "align"
+        return name, total
+
+    task = task_batches(
+        features, tokenizer.pad_token_id, epochs, batch_size, training.seed, model.device
+    )
+    count = epochs * math.ceil(len(features) / batch_size)
+    if schedule == "before":
+        batches, modules = zip(task, itertools.repeat(None)), [model]
+    else:
+        aligned = alignment_batches(tokenizer, pairs, how, model.device)
+        batches, modules = zip(task, aligned), [model, projection]
+    if schedule == "alternate":
+        batches, count = in_turn(batches), 2 * count
+    steps = math.ceil(count / training.accumulate)
+    return optimize("fine-tune", modules, batches, loss, steps, training, stop), seen
+
+
+def in_turn(batches: Iterable[tuple]) -> Iterator[tuple]:
+    """Of every (batch of the task, batch of pairs), first the one alone, then the other."""
+    for examples, sentences in batches:
+        yield examples, None
+        yield None, sentences
+
+
+# ---- 2. Training and testing --------------------------------------------------------------------
+
+
+def optimize(
+    stage: str, modules: list[nn.Module], batches: Iterator, loss: Callable[[Any], tuple[str, Tensor]],
+    steps: int, training: Training, stop: Callable[[int], bool] | None = None,
+) -> dict[str, list[float]]:  # fmt: skip
+    """The training loop: `steps` updates of Adam; {name of a loss: its mean over every 20 batches}.
+
+    loss: of a batch, (name, scalar). With several processes, each has its share of every batch, and the
+    mean of their losses and gradients is that of the batch. stop: asked after every update whether to
+    end here. UserError when a loss is not finite, or the batches end early.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
+    warmup = training.warmup * steps
+    warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
+    schedule = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
+    autocast = torch.autocast(parameters[0].device.type, torch.bfloat16, training.precision == "bf16")
+    losses, start, step = defaultdict(list), time.time(), 0
+    if processes()[0] > 0:  # processes differ in their dropout; their weights were drawn alike
+        torch.manual_seed(training.seed + 1000 * processes()[0])
+    bar = progress(in_chunks(ahead(batches), training.accumulate), stage, steps)
+    ended = False
+    for step, group in enumerate(itertools.islice(bar, steps), 1):
+        for batch in group:
+            with autocast:
+                name, value = loss(batch)
+            (value / len(group)).backward()
+            losses[name].append(value.detach())
+        average_gradients(parameters)
+        if training.clip:
+            nn.utils.clip_grad_norm_(parameters, training.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 20 == 0:  # only now are losses waited for
+            bar.set_postfix(loss=f"{mean_loss(stage, losses[name][-20:]):.3f}")
+        ended = stop is not None and stop(step)
+        if ended:
+            break
+    if step < steps and not ended:
+        raise UserError(f"{stage}: the batches end after {step} of {steps} steps; give more pairs")
+    return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
+
+
+def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
+    """The mean cross-entropy over all labels of a batch; of several processes, the mean is that."""
+    logits, labels = [], []
+    for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
+        if model.get_output_embeddings() is None:
+            logits.append(task_logits(model, inputs).flatten(0, -2))
+            labels.append(wanted.flatten())
+        else:
+            labels.append(wanted[wanted != IGNORE])
+            logits.append(token_logits(model, inputs, wanted != IGNORE))
+    width = max(part.shape[-1] for part in logits)  # differs where the labels are places in the text
+    logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
+    total = F.cross_entropy(
+        torch.cat(logits).float(), torch.cat(labels), ignore_index=IGNORE, reduction="sum"
+    )
+    return total * processes()[1] / batch.count
+
+
+def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(B, T, labels) for words, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
+    output = model(**inputs)
+    if "logits" in output:
+        return output.logits
+    ends = torch.stack([output.start_logits, output.end_logits], dim=1)
+    return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
+
+
+def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) -> Tensor:
+    """A language model's logits, (wanted positions, vocabulary): nowhere else, it can be 262,144 words."""
+    hidden = model.base_model(**inputs).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[wanted])
+    cap = getattr(model.config, "final_logit_softcapping", None)  # of Gemma 2
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module, tokenizer: Any, task: Task, examples: list[dict], features: list[dict], *,
+    precision: str = "fp32", batch_size: int = 32,
+) -> dict[str, float]:  # fmt: skip
+    """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
+    model.eval()
+    outputs: list = [None] * len(
+        features
+    )  # (T, labels), (labels,) or (2, T) each, or the generated text
+    order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
+    for chunk in in_chunks(iter(order), batch_size):
+        part = [features[k] for k in chunk]
+        with torch.autocast(model.device.type, torch.bfloat16, precision == "bf16"):
+            if task.new_tokens:
+                rows = generate(model, tokenizer, [row["input_ids"] for row in part], task.new_tokens)
+            else:
+                inputs, _ = collate(part, tokenizer.pad_token_id, model.device)
+                rows = task_logits(model, inputs).float().cpu().numpy()
+        if not task.new_tokens and np.isnan(rows).any():
+            raise UserError("evaluate: the model predicts no numbers; try a lower learning rate")
+        for k, row in zip(chunk, rows):
+            outputs[k] = row[: len(features[k]["labels"])] if np.ndim(row) == 2 else row
+    scores = (
+        task.score(examples, outputs) if task.new_tokens else task.score(examples, features, outputs)
+    )
+    return {metric: round(value, 6) for metric, value in scores.items()}
+
+
+def generate(model: nn.Module, tokenizer: Any, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
+    """What the model writes behind each prompt: the likeliest token, again and again, until it ends."""
+    inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
+    inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
+    model.generation_config.update(
+        do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None
+    )
+    ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+# ---- 3. What the methods lean on: layers, processes, batches -------------------------------------
+
+Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
+PARTS = {"cpu": 8}  # parts of similar length of a batch; on a GPU padding costs less than launches
+
+
+def frozen_layers(spec: str, depth: int) -> list[int]:
+    """The numbers of the layers, of `depth` in all, that a spec names. UserError if there is none."""
+    half, numbers = depth // 2, set()
+    named = {"front": range(half), "back": range(half, depth)}
+    for part in spec.split(","):
+        if part in named and half == 0:
+            raise UserError(f"cannot freeze '{part}': {depth} layer has no halves")
+        span = regex.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if part in named:
+            numbers.update(named[part])
+        elif span:
+            low, high = int(span[1]), int(span[2] or span[1])
+            if not low <= high < depth:
+                raise UserError(f"cannot freeze '{part}': the model has layers 0 to {depth - 1}")
+            numbers.update(range(low, high + 1))
+        elif part not in ("none", "full", "emb"):
+            raise UserError(f"cannot freeze '{part}': use front, back, or a list such as emb,0-2,11")
+    return sorted(numbers)
+
+
+def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
+    """The list of transformer layers of an encoder or decoder, found by its structure."""
+    depth = getattr(encoder.config, "num_hidden_layers", None)
+    for module in encoder.modules():  # from the outside to the inside
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            if len(set(map(type, module))) == 1:
+                return module
+    raise UserError(f"{type(encoder).__name__} has no list of {depth} layers of its own to freeze")
+
+
+def embeddings(encoder: nn.Module) -> nn.Module:
+    """What turns subword ids into the first layer's input: the part that holds the word embeddings."""
+    words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
+    for part in encoder.children():
+        if words in part.modules() and layers not in part.modules():
+            return part
+    return words
 
 
 @contextmanager
@@ -214,124 +527,17 @@ def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def projection_head(hidden: int, size: int = 128) -> nn.Module:
-    """Maps hidden states to the space where words are compared; trained with the encoder, thrown away afterwards."""
-    return nn.Sequential(nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False))
+def processes() -> tuple[int, int]:
+    """(Number of this process, how many train one model together): torchrun's, else 0 of 1."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
-    """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> contrastive loss."""
-    hidden = [hidden_state(encoder, part, how.layer) for part in embed(encoder, batch.inputs)]  # each (B, T, hidden)
-    subwords = torch.cat([part.flatten(0, 1) for part in hidden])
-    vectors = projection(subwords[batch.words]).float()  # (N, 128)
-    return contrastive_loss(gather(vectors, batch.counts), batch.queries, batch.targets, how.temperature)
-
-
-def realign(
-    model: nn.Module, tokenizer: Any, pairs: Iterable[Pair], steps: int, how: Alignment = Alignment(), *,
-    lr: float = DEFAULT_LR, precision: str = "fp32", seed: int = 31,
-) -> tuple[dict, dict]:  # fmt: skip
-    """Realign an encoder in place: `steps` batches of sentence pairs, with the layers of `how.frozen` frozen.
-
-    model: an encoder, or a model with one inside (`base_model`); only the encoder changes. pairs: a list, gone through
-    as often as needed, or a stream. Adam at a constant learning rate. Returns the loss curve, and what was seen of each
-    language. UserError when the stream ends early or the loss is not finite.
-    """
-    torch.manual_seed(seed)
-    encoder = model.base_model.train()
-    projection = projection_head(encoder.config.hidden_size).to(model.device)
-    own_randomness(seed)
-    seen: dict[str, Counter] = {}
-
-    def loss(batch: Batch) -> tuple[str, Tensor]:
-        tally(seen, batch)
-        return "realign", alignment_loss(encoder, projection, batch, how)
-
-    batches = alignment_batches(tokenizer, pairs, how, model.device)
-    with frozen(encoder, how.frozen) as names:
-        share = sum(encoder.get_parameter(name).numel() for name in names) / encoder.num_parameters()
-        stage = f"realign, {share:.0%} of the parameters frozen"
-        losses = optimize(stage, [encoder, projection], batches, loss, steps, lr, precision=precision)
-    return losses, seen
-
-
-def finetune(
-    model: nn.Module, tokenizer: Any, features: list[dict], epochs: int, *, batch_size: int = 32,
-    lr: float = DEFAULT_LR, precision: str = "fp32", seed: int = 31,
-    pairs: Iterable[Pair] | None = None, how: Alignment = Alignment(),
-) -> tuple[dict, dict]:  # fmt: skip
-    """Fine-tune all layers of the model in place, on features that a task's `encode` made.
-
-    Adam; the learning rate rises linearly over the first 10% of the steps, then falls linearly to 0. With `pairs`, each
-    step also takes a batch of sentence pairs, whose loss is added with a weight of 0.1 (schedule `during`); its
-    gradient does not reach the layers of `how.frozen`, which the task trains all the same. Returns as `realign`.
-    """
-    projection = projection_head(model.config.hidden_size).to(model.device)  # before the seed is set: keeps old records
-    torch.manual_seed(seed)
-    own_randomness(seed)
-    model.train()
-    seen: dict[str, Counter] = {}
-
-    def loss(batch: tuple) -> tuple[str, Tensor]:
-        examples, pairs = batch
-        total = task_loss(model, examples)
-        if pairs:
-            tally(seen, pairs)
-            with frozen(model, how.frozen):
-                total = total + REALIGNMENT_WEIGHT * alignment_loss(model.base_model, projection, pairs, how)
-        return "finetune", total
-
-    aligned = itertools.repeat(None) if pairs is None else alignment_batches(tokenizer, pairs, how, model.device)
-    examples = task_batches(features, tokenizer.pad_token_id, epochs, batch_size, seed, model.device)
-    steps = epochs * math.ceil(len(features) / batch_size)
-    batches = zip(examples, aligned)
-    modules = [model] if pairs is None else [model, projection]
-    return optimize("fine-tune", modules, batches, loss, steps, lr, decay="linear", precision=precision), seen
-
-
-# ---- 2. Training and testing ------------------------------------------------------------------------------------
-
-
-def optimize(
-    stage: str, modules: list[nn.Module], batches: Iterator, loss: Callable[[Any], tuple[str, Tensor]], steps: int,
-    lr: float, decay: str = "constant", precision: str = "fp32",
-) -> dict[str, list[float]]:  # fmt: skip
-    """The training loop: one step of Adam for each batch; {name of a loss: its mean over every 20 steps}.
-
-    loss: of a batch, (name, scalar). With several processes, each has its share of every batch, and the mean of their
-    losses and gradients is that of the batch. decay: `constant`, or `linear` after 10% of warm-up. Losses stay on their
-    device: only every 20 steps are they waited for. UserError when they are not finite, or the batches end early.
-    """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr, fused=True)
-    schedule = learning_rate(optimizer, decay, steps)
-    device = parameters[0].device.type
-    losses: dict[str, list[Tensor]] = defaultdict(list)
-    start, step = time.time(), 0
-    bar = progress(ahead(itertools.islice(batches, steps)), stage, steps)
-    for step, batch in enumerate(bar, 1):
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            name, value = loss(batch)
-        value.backward()
-        losses[name].append(value.detach())
-        average_gradients(parameters)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{finite_mean(stage, losses[name][-20:], step):.3f}")
-    if step < steps:
-        raise UserError(f"{stage}: the batches end after {step} of {steps} steps; give more pairs, or a list of them")
-    curves = {name: loss_curve(stage, values, steps) for name, values in losses.items()}
-    say(f"{stage}: {steps} steps, {'; '.join(map(change, losses.items()))}, {time.time() - start:.1f} s")
-    return curves
-
-
-def learning_rate(optimizer: torch.optim.Optimizer, decay: str, steps: int) -> Any:
-    """The schedule of the learning rate, of transformers."""
-    if decay == "linear":
-        return transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    return transformers.get_constant_schedule(optimizer)
+def everywhere(value: Any) -> list:
+    """The values that all processes have; the first is that of process 0."""
+    values = [value] * processes()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -347,40 +553,18 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def gather(rows: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all processes, (sum of `counts`, d), one process after the other; gradients flow back to all."""
+    """The rows of all processes, (sum of `counts`, d), in their order; gradients flow back to all."""
     if len(counts) == 1:
         return rows
-    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))  # each process has as many
+    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))  # each process sends as many
     parts = distributed.all_gather(padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
 
-def own_randomness(seed: int) -> None:
-    """Processes differ in their dropout from now on; their weights were drawn alike."""
-    if processes()[0] > 0:
-        torch.manual_seed(seed + 1000 * processes()[0])
-
-
-def finite_mean(stage: str, losses: list[Tensor], step: int) -> float:
-    """The mean of some losses. UserError if it is not a number."""
-    value = torch.stack(losses).float().mean().item()
-    if not math.isfinite(value):
-        raise UserError(f"{stage}: the loss is {value} by step {step}; lower the learning rate")
-    return value
-
-
-def loss_curve(stage: str, losses: list[Tensor], steps: int) -> list[float]:
-    """The mean of every 20 losses, over all processes."""
-    means = [finite_mean(stage, losses[k : k + 20], steps) for k in range(0, len(losses), 20)]
-    return [round(float(mean), 6) for mean in np.mean(everywhere(means), axis=0)]
-
-
-def change(item: tuple[str, list[Tensor]]) -> str:
-    """How a loss changed from the first 20 steps to the last; of fewer than 40 steps, from one half to the other."""
-    name, losses = item
-    window = min(20, max(1, len(losses) // 2))
-    first, last = (torch.stack(part).float().mean().item() for part in (losses[:window], losses[-window:]))
-    return f"{name} loss {first:.3f} -> {last:.3f}" if len(losses) > 1 else f"{name} loss {first:.3f}"
+def say(line: str) -> None:
+    """Print a line, once for all processes, so that it reaches a log file at once."""
+    if processes()[0] == 0:
+        print(line, flush=True)
 
 
 def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
@@ -389,7 +573,7 @@ def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
 
 
 def ahead(items: Iterator, count: int = 8) -> Iterator:
-    """The same items, up to `count` of them made by a thread beforehand, so that a step need not wait. None is no item."""
+    """The same items, up to `count` of them made by a thread beforehand; None is no item."""
     with ThreadPoolExecutor(1) as pool:
         coming = deque(pool.submit(next, items, None) for _ in range(count))
         try:
@@ -400,125 +584,70 @@ def ahead(items: Iterator, count: int = 8) -> Iterator:
             pool.shutdown(cancel_futures=True)
 
 
-def embed(model: nn.Module, parts: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Look up the word embeddings of all parts at once: each look-up costs a gradient as large as the vocabulary."""
-    shapes = [part["input_ids"].shape for part in parts]
-    vectors = model.get_input_embeddings()(torch.cat([part["input_ids"].flatten() for part in parts]))
-    embedded = []
-    for part, shape, rows in zip(parts, shapes, vectors.split([shape.numel() for shape in shapes])):
-        embedded.append({**part, "input_ids": None, "inputs_embeds": rows.view(*shape, -1)})
-    return embedded
+def mean_loss(stage: str, losses: list[Tensor]) -> float:
+    """The mean of some losses. UserError if it is not finite."""
+    value = torch.stack(losses).float().mean().item()
+    if not math.isfinite(value):
+        raise UserError(f"{stage}: the loss is {value}; lower the learning rate")
+    return value
 
 
-def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """The mean cross-entropy over all labels of a batch. Of several processes, the mean of their losses is that."""
-    logits = [task_logits(model, part).flatten(0, -2) for part in embed(model, batch.inputs)]
-    width = max(part.shape[-1] for part in logits)  # differs between parts where the labels are places in the text
-    logits = torch.cat([F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]).float()
-    labels = torch.cat([part.flatten() for part in batch.labels])
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total * processes()[1] / batch.count
-
-
-def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(B, T, labels) for token classification, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
-    output = model(**inputs)
-    if "logits" in output:
-        return output.logits
-    ends = torch.stack([output.start_logits, output.end_logits], dim=1)
-    return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, tokenizer: Any, task: Task, examples: list[dict], features: list[dict], *,
-    precision: str = "fp32", batch_size: int = 32,
-) -> dict[str, float]:  # fmt: skip
-    """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
-    model.eval()
-    logits: list = [None] * len(features)  # of each feature, without padding: (T, labels), (labels,) or (2, T)
-    order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        inputs, _ = collate([features[k] for k in chunk], tokenizer.pad_token_id, model.device)
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output = task_logits(model, inputs).float().cpu().numpy()
-        if np.isnan(output).any():
-            raise UserError("evaluate: the model predicts no numbers; try a lower learning rate")
-        for k, row in zip(chunk, output):
-            logits[k] = row[: len(features[k]["labels"])] if row.ndim == 2 else row
-    return {metric: round(value, 6) for metric, value in task.score(examples, features, logits).items()}
-
-
-def evaluate_all(model: nn.Module, tokenizer: Any, task: Task, tests: dict, **settings) -> dict[str, dict]:
-    """{language: its scores}. With several processes, each takes some of the languages."""
-    k, n = processes()
-    own = {}
-    for code in progress(list(tests)[k::n], "evaluate"):
-        own[code] = evaluate(model, tokenizer, task, *tests[code], **settings)
-    scores = everywhere(own)
-    return {code: scores[number % n][code] for number, code in enumerate(tests)}
-
-
-def processes() -> tuple[int, int]:
-    """(Number of this process, how many train one model together): those that torchrun started, else 0 of 1."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def everywhere(value: Any) -> list:
-    """The values that all processes have; the first is that of process 0."""
-    values = [value] * processes()[1]
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
-def say(line: str) -> None:
-    """Print a line, once for all processes, so that it reaches a log file at once."""
-    if processes()[0] == 0:
-        print(line, flush=True)
-
-
-# ---- 3. Linked words -> batches -------------------------------------------------------------------------------------
-
-Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
-PARTS = {"cpu": 8}  # in how many parts of similar length a batch is computed; on a GPU padding costs less than launches
+def loss_curves(done: str, losses: dict[str, list[Tensor]], seconds: float) -> dict[str, list[float]]:
+    """{name of a loss: its mean over every 20 batches and all processes}; says how each one changed."""
+    curves, told = {}, []
+    for name, values in losses.items():
+        means = [mean_loss(done, values[k : k + 20]) for k in range(0, len(values), 20)]
+        curves[name] = np.mean(everywhere(means), axis=0).round(6).tolist()
+        window = min(20, max(1, len(values) // 2))
+        first, last = mean_loss(done, values[:window]), mean_loss(done, values[-window:])
+        told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(values) > 1 else ""))
+    say(f"{done}, {', '.join(told)}, {seconds:.1f} s")
+    return curves
 
 
 class Pair(NamedTuple):
-    """A sentence pair whose words are linked: `links` holds (index in source, index in target), one-to-one."""
+    """A sentence pair; for words, both sides are lists of them, and links are one-to-one."""
 
     language: str  # of the target side; the source side is English
-    source: list[str]
-    target: list[str]
-    links: Links
-    skipped: int = 0  # sentence pairs of this language passed over since the last one, for want of a link
+    source: list[str] | str
+    target: list[str] | str
+    links: Links = ()  # (index in source, index in target)
+    skipped: int = (
+        0  # sentence pairs of this language passed over since the last one, for want of a link
+    )
     reading: int = 1  # 2 when this language's text is being read for the second time, and so on
 
 
 class Batch(NamedTuple):
-    """B sentence pairs for the model: 2B sentences, or a process's share of them, in parts of similar length."""
+    """B sentence pairs for the model: 2B sentences, or a process's share, in parts of similar length.
 
-    inputs: list[dict[str, Tensor]]  # of each part, input_ids and attention_mask, (its sentences, its longest T)
-    sentences: list[int]  # what the rows of all parts are: of pair k the English sentence is k, the other one B + k
-    words: Tensor  # (N,) where the N words of its sentences are: positions in its parts flattened, one after the other
-    counts: list[int]  # N in each process; the words of all, one process after the other, are numbered from 0
-    queries: Tensor  # (Q,) numbers of words: every linked word, of either side,
-    targets: Tensor  # (Q,) and the word that it is linked to
-    cut: list[int]  # for each sentence pair, how many links were lost because a word lay behind `max_length` subwords
+    Its N vectors are numbered from 0, those of all processes one after the other; `sentences` tells
+    where a sentence is, for a loss of another kind.
+    """
+
+    inputs: list[
+        dict[str, Tensor]
+    ]  # of each part, input_ids and attention_mask, (its sentences, longest T)
+    sentences: list[int]  # of each row of all parts, which it is: English sentence k of pair k, or B + k
+    rows: Tensor  # (N,) where its vectors are: subwords of the parts flattened, or rows of the parts
+    counts: list[int]  # N in each process
+    queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
+    targets: Tensor  # (Q,) and what they are linked to
+    candidates: Tensor | None  # (C,) numbers of the English sentences; None for words
+    cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
     pairs: list[Pair]  # what was encoded, all B of them
 
 
 class TaskBatch(NamedTuple):
-    """B examples of a task, or a process's share of them, in parts of similar length."""
+    """Examples of a task, or a process's share of them, in parts of similar length."""
 
-    inputs: list[dict[str, Tensor]]  # of each part, what the model reads, (its examples, its longest T)
+    inputs: list[dict[str, Tensor]]  # of each part, what the model reads, (its examples, longest T)
     labels: list[Tensor]  # of each part, (its examples, T) or (its examples, labels of an example)
     count: Tensor  # how many labels there are in all processes; a scalar
 
 
 class Window(NamedTuple):
-    """A stretch of a tokenised sentence, special tokens included: the input of the encoder. All arrays are (T,)."""
+    """A stretch of a tokenised sentence, special tokens included. All arrays are (T,)."""
 
     sentence: int  # which sentence it comes from
     ids: np.ndarray  # subword ids
@@ -526,26 +655,31 @@ class Window(NamedTuple):
     first: np.ndarray  # whether it is the first visible subword of its word, which represents the word
 
 
-def alignment_batches(tokenizer: Any, pairs: Iterable[Pair], how: Alignment, device: Any = "cpu") -> Iterator[Batch]:
-    """One batch of sentence pairs after the other, on its device. A list of pairs is gone through again and again."""
+def alignment_batches(
+    tokenizer: Any, pairs: Iterable[Pair], how: Alignment, device: Any = "cpu"
+) -> Iterator[Batch]:
+    """One batch of sentence pairs after the other. A list of pairs is gone through again and again."""
     parts = PARTS.get(torch.device(device).type, 1)
     pairs = itertools.cycle(pairs) if isinstance(pairs, Sequence) else iter(pairs)
     while len(chunk := list(itertools.islice(pairs, how.batch_size))) == how.batch_size:
-        yield encode_pairs(tokenizer, chunk, how.max_length, parts, device, processes())
+        if how.unit == "word":
+            yield encode_pairs(tokenizer, chunk, how.max_length, parts, device, processes())
+        else:
+            yield encode_texts(tokenizer, chunk, how, parts, device, processes())
 
 
 def encode_pairs(
     tokenizer: Any, pairs: list[Pair], max_length: int = 96, parts: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
-    """Turn linked sentence pairs into one batch; a sentence of more than `max_length` subwords is cut off there.
+    """Turn linked sentence pairs into one batch; a sentence is cut off at `max_length` subwords.
 
-    process: (k, n) puts only the k-th of n equal shares of the sentences into the batch; loss and links are of all.
+    process: (k, n) puts only the k-th of n equal shares of the sentences into the batch.
     """
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     windows = encode_words(tokenizer, sentences, max_length)
     shares = shared_out(windows, parts, process[1], lambda window: len(window.ids))
-    number: dict[tuple[int, int], int] = {}  # (sentence, word) -> its number among the words of all processes
+    number: dict[tuple[int, int], int] = {}  # (sentence, word) -> its number among all words
     counts = []
     for share in shares:
         before = len(number)
@@ -556,124 +690,156 @@ def encode_pairs(
     linked, cut = [], [0] * len(pairs)
     for k, pair in enumerate(pairs):
         for i, j in pair.links:
-            if (k, i) in number and (k + len(pairs), j) in number:
-                linked.append((number[k, i], number[k + len(pairs), j]))
-            else:
+            source, target = number.get((k, i)), number.get((k + len(pairs), j))
+            if source is None or target is None:
                 cut[k] += 1
-    source, target = torch.tensor(linked, dtype=torch.long).reshape(-1, 2).T
+            else:
+                linked.append((source, target))
     own = shares[process[0]]
-    first = torch.cat([pad([window.first for window in part], False).flatten() for part in own])
-    indices = {"words": first.nonzero().squeeze(1)}
-    indices |= {"queries": torch.cat([source, target]), "targets": torch.cat([target, source])}
-    inputs = [pad_inputs([window.ids for window in part], tokenizer.pad_token_id, device) for part in own]
+    inputs = [pad_inputs([w.ids for w in part], tokenizer.pad_token_id, device) for part in own]
+    first = torch.cat([pad([w.first for w in part], False).flatten() for part in own])
     rows = [window.sentence for window in itertools.chain(*own)]
-    return Batch(inputs, rows, **to_device(indices, device), counts=counts, cut=cut, pairs=pairs)
+    source, target = torch.tensor(linked, dtype=torch.long, device=device).reshape(-1, 2).T
+    queries, targets = torch.cat([source, target]), torch.cat([target, source])
+    words = first.nonzero().squeeze(1).to(device)
+    return Batch(inputs, rows, words, counts, queries, targets, None, cut, pairs)
 
 
-def encode_words(tokenizer: Any, sentences: list[list[str]], max_length: int, windows: bool = False) -> list[Window]:
-    """Tokenise sentences that are lists of words; at most `max_length` subwords, special tokens included.
+def encode_texts(
+    tokenizer: Any, pairs: list[Pair], how: Alignment, parts: int = 1, device: Any = "cpu",
+    process: tuple[int, int] = (0, 1),
+) -> Batch:  # fmt: skip
+    """Turn sentence pairs, plain text without a template, into one batch. process: as `encode_pairs`.
 
-    XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that the first *visible*
-    subword represents the word. With `windows`, what does not fit goes on in further windows; without, it is cut off.
+    A process's candidates are its own sentences, or with `how.gather` those of all processes.
+    """
+    k, n = process
+    own = pairs[k::n]
+    texts = [pair.source for pair in own] + [pair.target for pair in own]
+    encoded = tokenizer(texts, truncation=True, max_length=how.max_length)["input_ids"]
+    groups = shared_out(list(range(len(texts))), parts, 1, lambda s: len(encoded[s]))[0]
+    inputs = []
+    for group in groups:
+        ids = [np.array(encoded[s]) for s in group]
+        inputs.append(pad_inputs(ids, tokenizer.pad_token_id, device))
+    place = np.argsort(np.concatenate(groups))  # of sentence s among the rows of all parts
+    english, other, counts = [], [], []
+    for share in [pairs[p::n] for p in range(n)] if how.gather else [own]:
+        start = sum(counts)
+        english += range(start, start + len(share))
+        other += range(start + len(share), start + 2 * len(share))
+        counts.append(2 * len(share))
+    rows, english, other = (torch.as_tensor(x, device=device) for x in (place, english, other))
+    sentences = [k + n * (s % len(own)) + len(pairs) * (s >= len(own)) for s in itertools.chain(*groups)]
+    return Batch(inputs, sentences, rows, counts, other, english, english, [0] * len(pairs), pairs)
+
+
+def encode_words(
+    tokenizer: Any, sentences: list[list[str]], max_length: int, windows: bool = False
+) -> list[Window]:
+    """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
+
+    XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that the
+    first *visible* subword represents the word. With `windows`, what does not fit goes on in further
+    windows; without, it is cut off.
     """
     start, end, blank = special_tokens(tokenizer)
-    room = max_length - len(start) - len(end)
-    encoded = tokenizer(sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False)
+    edges, room = (len(start), len(end)), max_length - len(start) - len(end)
+    encoded = tokenizer(
+        sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False
+    )
     result = []
     for k, ids in enumerate(encoded["input_ids"]):
         ids, words = np.array(ids, dtype=np.int64), np.array(encoded.word_ids(k), dtype=np.int64)
-        lone = (ids == blank) & (words == np.append(words[1:], -1))  # a blank with more of its word behind it
+        lone = (ids == blank) & (words == np.append(words[1:], -1))  # more of its word is behind it
         ids, words = ids[~lone], words[~lone]
         first = np.diff(words, prepend=-1) != 0
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
-            edges = (len(start), len(end))
-            result.append(
-                Window(
-                    sentence=k,
-                    ids=np.concatenate([start, ids[part], end]),
-                    words=np.pad(words[part], edges, constant_values=-1),
-                    first=np.pad(first[part], edges, constant_values=False),
-                )
-            )
+            inside = np.pad(words[part], edges, constant_values=-1)
+            shown = np.pad(first[part], edges, constant_values=False)
+            result.append(Window(k, np.concatenate([start, ids[part], end]), inside, shown))
     return result
 
 
 def special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Ids in front of a sentence and behind it, such as [CLS] and [SEP], and of a lone blank: `▁` or `Ġ`, or None."""
+    """Ids in front of and behind a sentence, such as [CLS] and [SEP], and of a lone blank (`▁` or `Ġ`)."""
     encoded = tokenizer(["a"], is_split_into_words=True, return_special_tokens_mask=True)
     special = np.array(encoded["special_tokens_mask"], bool)
-    ids = np.array(encoded["input_ids"], dtype=np.int64)
-    at = special.argmin()  # of the "a"
+    ids, at = np.array(encoded["input_ids"], dtype=np.int64), special.argmin()  # at: of the "a"
     mark = encoded.tokens()[at][0]
     blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
     return ids[:at][special[:at]], ids[at:][special[at:]], blank
 
 
-def task_batches(features: list, pad_id: int, epochs: int, size: int, seed: int, device: Any) -> Iterator[TaskBatch]:
-    """One batch of `size` examples after the other, which every epoch shuffles anew, on their device."""
-    order = random.Random(seed)
-    parts = PARTS.get(torch.device(device).type, 1)
+def task_batches(
+    features: list, pad_id: int, epochs: int, size: int, seed: int, device: Any
+) -> Iterator[TaskBatch]:
+    """One batch of `size` examples after the other, which every epoch shuffles anew."""
+    order, parts = random.Random(seed), PARTS.get(torch.device(device).type, 1)
     for _ in range(epochs):
         for batch in in_chunks(iter(order.sample(features, len(features))), size):
             yield task_batch(batch, pad_id, parts, device, processes())
 
 
 def task_batch(
-    batch: list[dict], pad_id: int, parts: int = 1, device: Any = "cpu", process: tuple[int, int] = (0, 1)
+    batch: list[dict], pad_id: int, parts: int = 1, device: Any = "cpu", process: tuple = (0, 1)
 ) -> TaskBatch:
-    """Put features into one batch. process: (k, n) takes only the k-th of n equal shares of the examples.
+    """Put features into one batch. process: (k, n) takes only the k-th of n equal shares of them.
 
     Where there are fewer examples than processes, some get an example without labels.
     """
     k, n = process
-    count = max(1, sum(int((feature["labels"] != IGNORE).sum()) for feature in batch))  # 0 in a long word
+    count = sum(int((feature["labels"] != IGNORE).sum()) for feature in batch)
     unlabelled = batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}
     batch = batch + [unlabelled] * (n - len(batch))
     groups = shared_out(batch, parts, n, lambda feature: len(feature["input_ids"]))[k]
-    collated = [collate(group, pad_id, device) for group in groups]
-    inputs, labels = zip(*collated)
-    return TaskBatch(list(inputs), list(labels), torch.tensor(count).to(device, non_blocking=True))
+    inputs, labels = zip(*(collate(group, pad_id, device) for group in groups))
+    return TaskBatch(inputs, labels, torch.tensor(max(1, count), device=device))
 
 
 def collate(features: list[dict], pad_id: int, device: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """(what the encoder reads, (B, T) tensors; labels, (B, T) or (B, labels of an example)) of a batch of features."""
+    """(what the model reads, (B, T) tensors; labels, (B, T) or (B, labels of an example))."""
     inputs = pad_inputs([feature["input_ids"] for feature in features], pad_id, device)
-    more = {"labels": pad([feature["labels"] for feature in features], IGNORE)}
     if "token_type_ids" in features[0]:
-        more["token_type_ids"] = pad([feature["token_type_ids"] for feature in features], 0)
-    inputs |= to_device(more, device)
-    return inputs, inputs.pop("labels")
+        types = pad([feature["token_type_ids"] for feature in features], 0)
+        inputs["token_type_ids"] = types.to(device)
+    return inputs, pad([feature["labels"] for feature in features], IGNORE).to(device)
 
 
 def pad_inputs(ids: list[np.ndarray], pad_id: int, device: Any) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
     lengths = torch.tensor([len(row) for row in ids])
     mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
-    return to_device({"input_ids": pad(ids, pad_id), "attention_mask": mask}, device)
+    return {"input_ids": pad(ids, pad_id).to(device), "attention_mask": mask.to(device)}
 
 
 def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
     """Stack (T,) arrays into a (B, longest T) tensor, filled up with `value`."""
-    return nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=value)
+    rows = [torch.from_numpy(row) for row in rows]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def to_device(tensors: dict[str, Tensor], device: Any) -> dict[str, Tensor]:
-    """Copies on the device, without waiting for it."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-
-
-def by_length(items: list, parts: int, length: Callable[[Any], int]) -> list[list]:
-    """Split a batch into parts of equal size and similar length, so that hardly any padding is computed."""
-    items = sorted(items, key=length)
-    size = math.ceil(len(items) / parts)
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def embed(model: nn.Module, parts: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Look up the word embeddings of all parts at once: each gradient of it is a whole vocabulary's."""
+    shapes = [part["input_ids"].shape for part in parts]
+    ids = torch.cat([part["input_ids"].flatten() for part in parts])
+    rows = model.get_input_embeddings()(ids).split([shape.numel() for shape in shapes])
+    embedded = []
+    for part, shape, vectors in zip(parts, shapes, rows):
+        embedded.append({**part, "input_ids": None, "inputs_embeds": vectors.view(*shape, -1)})
+    return embedded
 
 
 def shared_out(items: list, parts: int, count: int, length: Callable[[Any], int]) -> list[list[list]]:
-    """Split a batch among `count` processes, each with short and long items, and every share by length into parts."""
-    items = sorted(items, key=length)
-    return [by_length(items[k::count], parts, length) for k in range(count)]
+    """Split a batch among `count` processes, each with short and long items, and every share into
+    parts of equal size and similar length, so that hardly any padding is computed."""
+    shares, items = [], sorted(items, key=length)
+    for k in range(count):
+        own = items[k::count]
+        size = math.ceil(len(own) / parts)
+        shares.append([own[start : start + size] for start in range(0, len(own), size)])
+    return shares
 
 
 def in_chunks(items: Iterator, size: int) -> Iterator[list]:
@@ -694,11 +860,15 @@ def tally(seen: dict[str, Counter], batch: Batch) -> None:
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")
 UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters of the scripts that write no spaces
-WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi and Tamil fall apart
+WORD = regex.compile(
+    r"[\w\p{M}]+|[^\w\p{M}\s]+"
+)  # marks belong to their word, or Hindi and Tamil fall apart
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
 LONGEST_WORD = 32  # characters, marks not counted, that longest match looks ahead
 OPUS = "Helsinki-NLP/opus-100"
-OPUS_LINES = 100_000  # that are read of the million lines of a language; no run of the paper's reads more
+OPUS_LINES = (
+    100_000  # that are read of the million lines of a language; no run of the paper's reads more
+)
 
 
 class Line(NamedTuple):
@@ -709,7 +879,9 @@ class Line(NamedTuple):
     translation: str
 
 
-def linked_pairs(language: str, link: Callable[[list[Line]], list[Pair]], text: Callable, seed: int) -> Iterator[Pair]:
+def linked_pairs(
+    language: str, link: Callable[[list[Line]], list[Pair]], text: Callable, seed: int
+) -> Iterator[Pair]:
     """Endless linked sentence pairs of English and `language`, shuffled by `seed`, linked as they are asked for.
 
     text: gives a new iterator over the lines each time that it is called. Keeps one-to-one links; sentence pairs
@@ -727,7 +899,21 @@ def linked_pairs(language: str, link: Callable[[list[Line]], list[Pair]], text: 
                 else:
                     skipped += 1
         if not linked:
-            raise UserError(f"{SOURCE}-{language}: no sentence pair of the whole text gets a link from the aligner")
+            raise UserError(
+                f"{SOURCE}-{language}: no sentence pair of the whole text gets a link from the aligner"
+            )
+
+
+def sentence_pairs(
+    language: str, data_dir: Path | None, limit: int, seed: int | None, part: str = "train"
+) -> Iterator[Pair]:
+    """Sentence pairs of English and `language`, plain text: endless, shuffled by `seed`; or once, in order, without."""
+    for reading in itertools.count(1):
+        lines = itertools.islice(parallel_text(language, data_dir, part), limit)
+        for line in lines if seed is None else shuffled(lines, f"{seed} {language} {reading}"):
+            yield Pair(language, line.english, line.translation, [], 0, reading)
+        if seed is None:
+            return
 
 
 def interleave(streams: Iterable[Iterator[Pair]]) -> Iterator[Pair]:
@@ -789,7 +975,9 @@ def parallel_text(language: str, data_dir: Path | None, part: str = "train") -> 
         path = data_dir / "parallel" / f"{SOURCE}-{language}{'' if part == 'train' else '.dev'}.tsv"
         for number, line in read_lines(path):
             if line.count("\t") != 1:
-                raise UserError(f"{path}:{number}: expected 'English TAB translation', found {line.count(chr(9))} tabs")
+                raise UserError(
+                    f"{path}:{number}: expected 'English TAB translation', found {line.count(chr(9))} tabs"
+                )
             yield Line(number - 1, *line.split("\t"))
     else:
         split = {"train": "train", "dev": "validation"}[part]
@@ -805,10 +993,16 @@ def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[li
     for start in range(0, OPUS_LINES, block):
         path = CACHE / "opus-100" / config / f"{split}-{start}.json"
         if not path.exists():
-            with explained(f"cannot read {where}; check the language and the network, or use --data-dir"):
+            with explained(
+                f"cannot read {where}; check the language and the network, or use --data-dir"
+            ):
                 if at != start:
-                    stream = iter(datasets.load_dataset(OPUS, config, split=split, streaming=True).skip(start))
-                rows = [columns(where, row, translation=dict)[0] for row in itertools.islice(stream, block)]
+                    stream = iter(
+                        datasets.load_dataset(OPUS, config, split=split, streaming=True).skip(start)
+                    )
+                rows = [
+                    columns(where, row, translation=dict)[0] for row in itertools.islice(stream, block)
+                ]
                 text = [columns(where, row, **{SOURCE: str, language: str}) for row in rows]
             at = start + block
             write_whole(path, json.dumps(text, ensure_ascii=False).encode())
@@ -825,7 +1019,9 @@ ALIGNERS = ("dictionary", "fastalign", "awesome")
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
 NULL_PROBABILITY = 0.08  # prior probability that a word translates nothing
 DIRICHLET_ALPHA = 0.01  # sparse prior on the translation probabilities (fast_align -v)
-FIRST_TENSION = 4.0  # how strongly links are drawn to the diagonal, before that is fitted (fast_align -d -o)
+FIRST_TENSION = (
+    4.0  # how strongly links are drawn to the diagonal, before that is fitted (fast_align -d -o)
+)
 EM_ITERATIONS = 5  # four that train, and one that reads off the links
 
 
@@ -879,7 +1075,9 @@ def lower_case(source: list[str], target: list[str]) -> tuple[list[str], list[st
     return [sys.intern(word.lower()) for word in source], [sys.intern(word.lower()) for word in target]
 
 
-def dictionary_links(source: list[str], target: list[str], forward: Dictionary, backward: Dictionary) -> Links:
+def dictionary_links(
+    source: list[str], target: list[str], forward: Dictionary, backward: Dictionary
+) -> Links:
     """Link words by a bilingual dictionary, as Gaschi et al. (2023) do: only where nothing is ambiguous. Case counts.
 
     `source[i]` and `target[j]` are linked when exactly one of the distinct words of the target sentence translates
@@ -892,7 +1090,9 @@ def dictionary_links(source: list[str], target: list[str], forward: Dictionary, 
         if len(found) == 1:
             (translation,) = found
             back = backward.get(translation, ())
-            if places[translation] == 1 and [k for k, other in enumerate(source) if other in back] == [i]:
+            if places[translation] == 1 and [k for k, other in enumerate(source) if other in back] == [
+                i
+            ]:
                 links.append((i, target.index(translation)))
     return links
 
@@ -939,13 +1139,17 @@ def fast_align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
     return links
 
 
-def number_word_pairs(pairs: list[tuple[list[str], list[str]]]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def number_word_pairs(
+    pairs: list[tuple[list[str], list[str]]],
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Give each (source word, target word) that ever shares a sentence pair a number, its place in the t-table.
 
     Returns of each pair a grid of these numbers, (n + 1, m + 1) int32, where row 0 and column 0 are the NULL word, and
     the source word and the target word behind each number, with NULL = 0. Serves both directions.
     """
-    ids = defaultdict(itertools.count().__next__)  # a new word gets the next id; the first one is None, the NULL word
+    ids = defaultdict(
+        itertools.count().__next__
+    )  # a new word gets the next id; the first one is None, the NULL word
     codes = []
     for source, target in pairs:
         rows = np.array([ids[word] for word in (None, *source)])
@@ -956,11 +1160,15 @@ def number_word_pairs(pairs: list[tuple[list[str], list[str]]]) -> tuple[list[np
     del codes  # half of the memory
     numbers, table = pd.factorize(flat)
     ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
-    grids = [part.reshape(shape) for part, shape in zip(np.split(numbers.astype(np.int32), ends), shapes)]
+    grids = [
+        part.reshape(shape) for part, shape in zip(np.split(numbers.astype(np.int32), ends), shapes)
+    ]
     return grids, table >> 32, table & (2**32 - 1)
 
 
-def train_and_link(grids: list[np.ndarray], source_word: np.ndarray, target_word: np.ndarray) -> list[np.ndarray]:
+def train_and_link(
+    grids: list[np.ndarray], source_word: np.ndarray, target_word: np.ndarray
+) -> list[np.ndarray]:
     """Fit p(target | source) by EM; of each pair, the source index that explains each target word, (m,), -1 for NULL."""
     tension, t_table = FIRST_TENSION, np.ones(len(source_word))
     shapes = Counter((grid.shape[0] - 1, grid.shape[1] - 1) for grid in grids)
@@ -985,7 +1193,10 @@ def train_and_link(grids: list[np.ndarray], source_word: np.ndarray, target_word
         counts[target_word == 0] = 0.0  # NULL explains words but is never explained
         totals = np.bincount(source_word, counts)
         t_table = np.exp(digamma(counts) - digamma(totals)[source_word])
-    return [(t_table[grid[:, 1:]] * priors[grid.shape[0] - 1, grid.shape[1] - 1]).argmax(0) - 1 for grid in grids]
+    return [
+        (t_table[grid[:, 1:]] * priors[grid.shape[0] - 1, grid.shape[1] - 1]).argmax(0) - 1
+        for grid in grids
+    ]
 
 
 def digamma(values: np.ndarray) -> np.ndarray:
@@ -1001,7 +1212,9 @@ def distance(n: int, m: int, first: int = 1) -> np.ndarray:
 def alignment_prior(far: np.ndarray, tension: float) -> np.ndarray:
     """Prior probability that each target word comes from NULL or from each source position, (n + 1, m)."""
     near = np.exp(-tension * far)
-    return np.vstack([np.full(far.shape[1], NULL_PROBABILITY), near * ((1 - NULL_PROBABILITY) / near.sum(0))])
+    return np.vstack(
+        [np.full(far.shape[1], NULL_PROBABILITY), near * ((1 - NULL_PROBABILITY) / near.sum(0))]
+    )
 
 
 def fit_tension(shapes: Counter, distances: dict, observed: float, tension: float) -> float:
@@ -1063,7 +1276,7 @@ def awesome_links(
     sentences = [source for source, _ in pairs] + [target for _, target in pairs]
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     hidden: list = [None] * len(windows)  # of each sentence, without special tokens: (T, hidden)
-    for group in by_length(windows, math.ceil(len(windows) / 16), lambda window: len(window.ids)):
+    for group in shared_out(windows, math.ceil(len(windows) / 16), 1, lambda window: len(window.ids))[0]:
         inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id, encoder.device)
         for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
             inside = np.flatnonzero(window.words >= 0)
@@ -1071,13 +1284,17 @@ def awesome_links(
     words = [window.words[window.words >= 0] for window in windows]
     half = len(pairs)
     source_word, target_word = pad(words[:half], -1), pad(words[half:], -1)  # (B, S), (B, T)
-    source, target = (nn.utils.rnn.pad_sequence(part, batch_first=True) for part in (hidden[:half], hidden[half:]))
+    source, target = (
+        nn.utils.rnn.pad_sequence(part, batch_first=True) for part in (hidden[:half], hidden[half:])
+    )
     outside = ((source_word < 0)[:, :, None] | (target_word < 0)[:, None]).to(source.device)
     similarity = (source @ target.mT).masked_fill(outside, -math.inf)  # (B, S, T)
     linked = (similarity.softmax(1) > threshold) & (similarity.softmax(2) > threshold)
     pair, s, t = linked.nonzero().cpu().T
     links: list[Links] = [[] for _ in pairs]
-    for k, i, j in torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1).unique(dim=0).tolist():
+    for k, i, j in (
+        torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1).unique(dim=0).tolist()
+    ):
         links[k].append((i, j))
     return links
 
@@ -1102,11 +1319,17 @@ def check_links(path: Path, stored: list[Links], pairs: Iterator[tuple[list[str]
     number = -1
     for number, (source, target) in enumerate(pairs):
         if number >= len(stored):
-            raise UserError(f"{path}: {number} lines of links, but the parallel text goes on; align all of it")
+            raise UserError(
+                f"{path}: {number} lines of links, but the parallel text goes on; align all of it"
+            )
         if any(i >= len(source) or j >= len(target) for i, j in stored[number]):
-            raise UserError(f"{path}:{number + 1}: a link points outside {len(source)} and {len(target)} words")
+            raise UserError(
+                f"{path}:{number + 1}: a link points outside {len(source)} and {len(target)} words"
+            )
     if len(stored) > number + 1:
-        problem = f"{len(stored)} lines of links for {number + 1} sentence pairs; are they of another text?"
+        problem = (
+            f"{len(stored)} lines of links for {number + 1} sentence pairs; are they of another text?"
+        )
         raise UserError(f"{path}: {problem}")
 
 
@@ -1138,8 +1361,12 @@ TREEBANKS = {  # language: Universal Dependencies treebank; English to train, th
 }  # fmt: skip
 SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
-TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range such as `3-4`, or an empty node such as `8.1`
-UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
+TOKEN_ID = re.compile(
+    r"\d+([-.]\d+)?"
+)  # in CoNLL-U: `3`, a range such as `3-4`, or an empty node such as `8.1`
+UPOS = (
+    "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
+)  # `_`: `3-4` ranges
 ANSWER_LENGTH = 30  # subwords that an answer may have
 
 
@@ -1163,11 +1390,15 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
         elif not line.startswith("#"):
             fields = line.split("\t")
             if len(fields) != 10 or not TOKEN_ID.fullmatch(fields[0]) or not fields[1]:
-                raise UserError(f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
+                raise UserError(
+                    f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}"
+                )
             if "." in fields[0] or ("-" in fields[0] and args.syntactic_words):
                 continue
             if fields[3] not in UPOS:
-                raise UserError(f"{path}:{number}: '{fields[3]}' is not one of the UPOS tags {' '.join(UPOS)}")
+                raise UserError(
+                    f"{path}:{number}: '{fields[3]}' is not one of the UPOS tags {' '.join(UPOS)}"
+                )
             tokens.append(fields[1])
             tags.append(UPOS.index(fields[3]))
     if not examples:
@@ -1178,12 +1409,18 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
 def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
     """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese is split by character."""
     examples = []
-    for where, row in read_rows("wikiann", language, split, args, "unimelb-nlp/wikiann", language, split):
+    for where, row in read_rows(
+        "wikiann", language, split, args, "unimelb-nlp/wikiann", language, split
+    ):
         tokens, tags = columns(where, row, tokens=list, ner_tags=list)
         if len(tokens) != len(tags) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags")
+            raise UserError(
+                f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags"
+            )
         if wrong := [tag for tag in tags if type(tag) is not int or tag not in range(7)]:
-            raise UserError(f"{where}: '{wrong[0]}' is not one of the tags 0 to 6 (O, B-PER, I-PER, B-ORG ... I-LOC)")
+            raise UserError(
+                f"{where}: '{wrong[0]}' is not one of the tags 0 to 6 (O, B-PER, I-PER, B-ORG ... I-LOC)"
+            )
         examples.append({"tokens": tokens, "tags": tags})
     return examples
 
@@ -1191,8 +1428,12 @@ def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[di
 def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
     """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
     features, seen = [], Counter()
-    for window in encode_words(tokenizer, [example["tokens"] for example in examples], max_length, windows=True):
-        labels = np.where(window.first, np.array(examples[window.sentence]["tags"])[window.words], IGNORE)
+    for window in encode_words(
+        tokenizer, [example["tokens"] for example in examples], max_length, windows=True
+    ):
+        labels = np.where(
+            window.first, np.array(examples[window.sentence]["tags"])[window.words], IGNORE
+        )
         features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
         seen[window.sentence] += window.first.sum()
     for feature in features:  # a word of invisible characters only has no subword, and is not scored
@@ -1200,7 +1441,9 @@ def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bo
     return features
 
 
-def score_accuracy(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+def score_accuracy(
+    examples: list[dict], features: list[dict], logits: list[np.ndarray]
+) -> dict[str, float]:
     """The share of labels that are predicted: of words (PoS tagging), or of sentence pairs (NLI)."""
     labels = np.concatenate([feature["labels"] for feature in features])
     predictions = np.concatenate([row.argmax(-1).reshape(-1) for row in logits])
@@ -1220,12 +1463,16 @@ def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
     return set(zip(np.flatnonzero(start), np.flatnonzero(end), kind[end]))
 
 
-def score_entities(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+def score_entities(
+    examples: list[dict], features: list[dict], logits: list[np.ndarray]
+) -> dict[str, float]:
     """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419, and `entities`)."""
     gold, predicted = [], []
     for at, (feature, row) in enumerate(zip(features, logits)):
         words = feature["labels"] != IGNORE
-        gap = [0] * (at == 0 or feature["example"] != features[at - 1]["example"])  # an O between sentences
+        gap = [0] * (
+            at == 0 or feature["example"] != features[at - 1]["example"]
+        )  # an O between sentences
         gold += [gap, feature["labels"][words]]
         predicted += [gap, row.argmax(-1)[words]]
     gold = entities(np.concatenate(gold).astype(int), repair=False)
@@ -1239,7 +1486,9 @@ def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]
     for where, row in read_rows("xnli", language, split, args, "facebook/xnli", language, split):
         premise, hypothesis, label = columns(where, row, premise=str, hypothesis=str, label=int)
         if label not in range(3):
-            raise UserError(f"{where}: label {label}; expected 0 (entailment), 1 (neutral) or 2 (contradiction)")
+            raise UserError(
+                f"{where}: label {label}; expected 0 (entailment), 1 (neutral) or 2 (contradiction)"
+            )
         examples.append({"premise": premise, "hypothesis": hypothesis, "label": label})
     return examples
 
@@ -1247,7 +1496,9 @@ def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]
 def encode_sentences(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
     """Sentence pairs in one input; the longer one is cut off until both fit."""
     texts = [[example[side] for example in examples] for side in ("premise", "hypothesis")]
-    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
+    encoded = tokenizer(
+        *texts, truncation="longest_first", max_length=max_length, return_attention_mask=False
+    )
     features = []
     for k, example in enumerate(examples):
         arrays = {name: np.array(encoded[name][k]) for name in encoded}
@@ -1269,9 +1520,17 @@ def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict
         if not typed or not texts or len(texts) != len(starts) or not all(
             start >= 0 and context[start : start + len(text)] == text != "" for text, start in zip(texts, starts)
         ):  # fmt: skip
-            raise UserError(f"{where}: answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
+            raise UserError(
+                f"{where}: answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}"
+            )
         examples.append(
-            {"language": language, "question": question, "context": context, "texts": texts, "starts": starts}
+            {
+                "language": language,
+                "question": question,
+                "context": context,
+                "texts": texts,
+                "starts": starts,
+            }
         )
     return examples
 
@@ -1285,8 +1544,12 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
     questions, contexts = ([example[name] for example in examples] for name in ("question", "context"))
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
     kept = tokenizer(questions, **options)
-    dropped = [encoding.overflowing and encoding.overflowing[0].offsets[0][0] for encoding in kept.encodings]
-    questions = [q[:start] if start else q for q, start in zip(questions, dropped)]  # overlong ones are cut
+    dropped = [
+        encoding.overflowing and encoding.overflowing[0].offsets[0][0] for encoding in kept.encodings
+    ]
+    questions = [
+        q[:start] if start else q for q, start in zip(questions, dropped)
+    ]  # overlong ones are cut
     encoded = tokenizer(
         questions, contexts, truncation="only_second", max_length=max_length, stride=max_length // 4,
         return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
@@ -1298,13 +1561,17 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
         offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
         start = examples[example]["starts"][0]
         end = start + len(examples[example]["texts"][0])
-        first, last = (np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end - 1))
+        first, last = (
+            np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end - 1)
+        )
         labels = np.array([first[0], last[-1]] if len(first) and len(last) else [0, 0])
         arrays = {name: np.array(encoded[name][k]) for name in encoded}
         features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
-        feature["cut"] = bool(dropped[feature["example"]]) or (training and feature["example"] not in answered)
+        feature["cut"] = bool(dropped[feature["example"]]) or (
+            training and feature["example"] not in answered
+        )
     return features
 
 
@@ -1332,13 +1599,17 @@ def compare_answers(prediction: str, references: list[str], language: str) -> di
     return {"f1": max(f1), "em": max(em), "f1_authors": authors, "em_authors": raw}
 
 
-def score_answers(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+def score_answers(
+    examples: list[dict], features: list[dict], logits: list[np.ndarray]
+) -> dict[str, float]:
     """The best answer of all windows, the highest sum of its two ends' logits, compared with the gold answers."""
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
         offsets, example = feature["offsets"], examples[feature["example"]]
         start, end = np.where(offsets[:, 0] >= 0, ends[:, : len(offsets)], -math.inf)
-        length = np.arange(len(offsets)) - np.arange(len(offsets))[:, None] + 1  # of the answer from start to end
+        length = (
+            np.arange(len(offsets)) - np.arange(len(offsets))[:, None] + 1
+        )  # of the answer from start to end
         allowed = (length > 0) & (length <= ANSWER_LENGTH)
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
@@ -1346,6 +1617,9 @@ def score_answers(examples: list[dict], features: list[dict], logits: list[np.nd
         best[feature["example"]] = max(best[feature["example"]], (float(score[first, last]), answer))
     scores = [compare_answers(text, e["texts"], e["language"]) for e, (_, text) in zip(examples, best)]
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
+
+
+def require_sacrebleu(x): ...
 
 
 class Task(NamedTuple):
@@ -1360,13 +1634,20 @@ class Task(NamedTuple):
     epochs: int = 5
     max_length: int = 96  # subwords in training, special tokens included
     test_length: int = 128  # and in evaluation
+    new_tokens: int = 0  # that may be generated; 0: the task is to classify
+    sources: Sequence[str] = (SOURCE,)  # the languages that it is learned in
 
 
-NLI_TARGETS, QA_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split(), "ar de el es hi ro ru th tr vi zh".split()
+NLI_TARGETS, QA_TARGETS = (
+    "ar bg de el es fr hi ru th tr vi zh".split(),
+    "ar de el es hi ro ru th tr vi zh".split(),
+)
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
     "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
-    "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS, 3, epochs=2, test_length=256),
+    "xnli": Task(
+        Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS, 3, epochs=2, test_length=256
+    ),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS, 2, max_length=128),
 }
 
@@ -1388,7 +1669,9 @@ def explained(problem: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{problem} ({' '.join(str(error).split())[:200] or type(error).__name__})") from None
+        raise UserError(
+            f"{problem} ({' '.join(str(error).split())[:200] or type(error).__name__})"
+        ) from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -1399,9 +1682,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(lines, 1):
                 yield number, line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
+        raise UserError(
+            f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8"
+        ) from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; the README says which files --data-dir must hold") from None
+        raise UserError(
+            f"{path}: {error.strerror}; the README says which files --data-dir must hold"
+        ) from None
     if number == 0:
         raise UserError(f"{path}: the file is empty")
 
@@ -1413,11 +1700,15 @@ def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterat
         for number, line in read_lines(path):
             with explained(f"{path}:{number}: not a line of JSON in whole characters"):
                 row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()  # fails for half a surrogate pair such as "\\ud800"
+                json.dumps(
+                    row, ensure_ascii=False
+                ).encode()  # fails for half a surrogate pair such as "\\ud800"
             yield f"{path}:{number}", row
     else:
         name = " ".join(hub)
-        with explained(f"cannot load {name} from the hub; check language and network, or use --data-dir"):
+        with explained(
+            f"cannot load {name} from the hub; check language and network, or use --data-dir"
+        ):
             rows = datasets.load_dataset(*hub[:2], split=hub[2])
         for number, row in enumerate(rows):
             yield f"{name}, row {number}", row
@@ -1426,7 +1717,9 @@ def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterat
 def columns(where: str, row: Any, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type."""
     for name, kind in kinds.items():
-        if type(row) is not dict or type(row.get(name)) is not kind:  # not isinstance, for which True is an int
+        if (
+            type(row) is not dict or type(row.get(name)) is not kind
+        ):  # not isinstance, for which True is an int
             raise UserError(f"{where}: no column '{name}' of type {kind.__name__}")
     return [row[name] for name in kinds]
 
@@ -1435,7 +1728,9 @@ def columns(where: str, row: Any, **kinds: type) -> list:
 def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which is whole or absent, whoever else writes it and whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name[:40]}.", delete=False
+    ) as file:
         try:
             yield file
             file.flush()
@@ -1457,79 +1752,156 @@ def fetch(url: str) -> Path:
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
         with explained(f"cannot download {url}; check the language and the network, or use --data-dir"):
-            write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # read() raises if the connection breaks
+            write_whole(
+                path, urllib.request.urlopen(url, timeout=60).read()
+            )  # read() raises if the connection breaks
     return path
 
 
-# ---- 8. One run: check everything, realign, fine-tune, evaluate, write the record ------------------------------------
+# ---- 8. One run: check everything, align, fine-tune, evaluate, write the record ----------------------
 
-SCRIPT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # read now, as it may be edited while this runs
+SCRIPT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
 RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe looks at
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Do one run and write its record; return the record's path. A run whose record exists is not repeated."""
+    """Do one run and write its record; return its path. A run whose record exists is not repeated."""
     device = set_up_device(args.device)
     settle(args)
     path = args.out / f"{record_name(args)}.json"
     if is_done(args, path):
         return path
-    task, seconds, losses, seen = TASKS[args.task], {}, {}, {}
-    tokenizer, config = load_tokenizer(args.model)
+    seconds: dict[str, float] = {}
+    tokenizer, config = load_tokenizer(args.model, generates=TASKS[args.task].new_tokens > 0)
     check_flags(args, config, tokenizer.model_max_length)
+    with timed(seconds, "model"):
+        model = build_model(args, tokenizer, device)
     with timed(seconds, "data"):
-        features, tests = load_data(args, tokenizer)
+        features, validation, tests = load_data(args, tokenizer)
     with timed(seconds, "pairs"):
         pairs, probe_pairs = load_pairs(args, device)
-    steps = {"finetune": args.epochs * math.ceil(len(features) / args.batch_size)}
-    torch.manual_seed(args.seed)  # for the first weights of the classifier
-    with timed(seconds, "model"):
-        model = load_model(args.model, task.head, num_labels=task.labels).to(device)
-    say(f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}")
-
-    settings = {"precision": args.precision, "seed": args.seed}
-    how = alignment(args)
-    probe = Probe(model, tokenizer, probe_pairs, seconds) if args.probe else None
-    if args.schedule == "before":
-        steps["realign"] = args.realign_steps or steps["finetune"]
-        with timed(seconds, "realign"):
-            losses, seen = realign(model, tokenizer, pairs, steps["realign"], how, lr=args.realign_lr, **settings)
-        if probe:
-            probe.measure("realigned")
-    if args.save_model:
-        save_encoder(model, tokenizer, args.save_model)
-    if args.schedule == "during":
-        steps["realign"] = steps["finetune"]
-        settings |= {"pairs": pairs, "how": how}
-    with timed(seconds, "finetune"):
-        more, seen_then = finetune(
-            model, tokenizer, features, args.epochs, batch_size=args.batch_size, lr=args.lr, **settings
-        )
-    if probe:
-        probe.measure("finetuned")
+    results = train(args, model, tokenizer, features, validation, pairs, probe_pairs, seconds)
     with timed(seconds, "evaluate"):
-        scores = evaluate_all(model, tokenizer, task, tests, precision=args.precision)
-    record = {"scores": scores, "config": shown(args), "steps": steps, "seconds": seconds}
-    record |= {"losses": losses | more, "pairs": seen | seen_then}
-    if probe:
-        record["probe"] = probe.found
-    write_record(path, record, device)
+        scores = evaluate_all(args, model, tokenizer, tests)
+    write_record(path, {"scores": scores, "config": shown(args), "seconds": seconds} | results, device)
     return path
 
 
-def alignment(args: argparse.Namespace) -> Alignment | None:
-    """What is aligned in a run, and how; None for a baseline."""
-    if args.strategy == "baseline":
-        return None
-    sizes = (args.realign_batch_size, args.realign_max_length)
-    return Alignment(args.strategy, args.layer, args.temperature, *sizes)
+def train(
+    args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list, validation: list,
+    pairs: Iterator[Pair], probe_pairs: dict[str, list[Pair]], seconds: dict[str, float],
+) -> dict:  # fmt: skip
+    """Align and fine-tune a model in the order of --schedule; what the record says of it."""
+    how = Alignment(
+        "none" if args.strategy == "baseline" else args.strategy, args.unit, args.layer, args.temperature,
+        args.realign_batch_size, args.realign_max_length, args.pool_first == "yes", args.gather,
+    )  # fmt: skip
+    training = Training(
+        args.lr, args.decay, args.warmup, args.accumulate, args.clip, args.precision, args.seed
+    )
+    batches = args.epochs * math.ceil(len(features) / args.batch_size)
+    batches *= 2 if args.schedule == "alternate" else 1
+    steps = {"finetune": math.ceil(batches / args.accumulate)}
+    results = {"steps": steps, "losses": {}, "pairs": {}}
+    probe = Probe(model, tokenizer, probe_pairs, how, seconds) if args.probe else None
+    if args.schedule == "before":
+        steps["realign"] = args.realign_steps or steps["finetune"]
+        alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
+        with timed(seconds, "realign"):
+            results["losses"], results["pairs"] = realign(
+                model, tokenizer, pairs, steps["realign"], how, alone
+            )
+        if probe:
+            probe.measure("realigned")
+    elif args.schedule == "during":
+        steps["realign"] = steps["finetune"]
+    if args.save_model and not TASKS[args.task].new_tokens:
+        save_model(args, model, tokenizer)
+    if args.epochs:
+        best: dict = {}
+        stop = keep_best(args, model, tokenizer, validation, best) if args.validate else None
+        schedule = "before" if args.schedule == "none" else args.schedule
+        with timed(seconds, "finetune"):
+            losses, seen = finetune(
+                model, tokenizer, features, args.epochs, training, batch_size=args.batch_size,
+                schedule=schedule, pairs=pairs, how=how, stop=stop,
+            )  # fmt: skip
+        results["losses"] |= losses
+        results["pairs"] |= seen
+        if args.validate:
+            results["validation"] = load_best(model, best)
+    if probe:
+        probe.measure("finetuned")
+        results["probe"] = probe.found
+    if args.save_model and TASKS[args.task].new_tokens:
+        save_model(args, model, tokenizer)
+    return results
+
+
+def evaluate_all(
+    args: argparse.Namespace, model: nn.Module, tokenizer: Any, tests: dict
+) -> dict[str, dict]:
+    """{language: its scores}. With several processes, each takes some of the languages."""
+    task, own = TASKS[args.task], {}
+    k, n = processes()
+    for code in progress(list(tests)[k::n], "evaluate"):
+        own[code] = evaluate(model, tokenizer, task, *tests[code], precision=args.precision)
+    scores = everywhere(own)
+    return {code: scores[number % n][code] for number, code in enumerate(tests)}
+
+
+def keep_best(
+    args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list[dict], best: dict
+) -> Callable[[int], bool]:
+    """What stops a training after five checks without a lower loss on the validation examples.
+
+    Every --validate updates it is asked; `best` then holds the lowest loss so far, and its weights.
+    """
+    batches = []
+    for chunk in in_chunks(
+        iter(sorted(features, key=lambda row: len(row["input_ids"]))), args.batch_size
+    ):
+        batches.append(task_batch(chunk, tokenizer.pad_token_id, device=model.device))
+    labels = sum(int(batch.count) for batch in batches)
+    best |= {"loss": math.inf, "step": 0, "losses": []}
+
+    def stop(step: int) -> bool:
+        if step % args.validate:
+            return False
+        model.eval()
+        with (
+            torch.no_grad(),
+            torch.autocast(model.device.type, torch.bfloat16, args.precision == "bf16"),
+        ):
+            total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
+        model.train()
+        loss = total / labels / processes()[1]
+        best["losses"].append(round(loss, 6))
+        if loss < best["loss"]:
+            trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+            best.update(loss=loss, step=step, weights={name: p.detach().clone() for name, p in trained})
+        return step >= best["step"] + 5 * args.validate
+
+    return stop
+
+
+def load_best(model: nn.Module, best: dict) -> dict:
+    """Give the model back the weights of the best check, if there was one; what the record says of it."""
+    for name, weights in best.pop("weights", {}).items():
+        model.get_parameter(name).data.copy_(weights)
+    if not best["losses"]:
+        raise UserError("--validate: the training ended before the first check; check more often")
+    say(
+        f"validation: loss {best['loss']:.4f}, the lowest, after {best['step']} updates; these weights are kept"
+    )
+    return best
 
 
 def set_up_device(name: str | None) -> torch.device:
     """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms.
 
-    Where torchrun started several processes, they meet here, and each takes the GPU of its number on this machine.
+    Where torchrun started several processes, they meet here, and each takes the GPU of its number.
     """
     with explained(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -1538,7 +1910,10 @@ def set_up_device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # 1,200 launches a step, for nothing
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape of a batch
+        torch.backends.cuda.matmul.allow_tf32 = True  # as it was when the authors ran their code
         torch.cuda.set_device(device)
     if dist.is_torchelastic_launched() and not dist.is_initialized():
         with explained("torchrun: the processes cannot meet"):
@@ -1547,7 +1922,7 @@ def set_up_device(name: str | None) -> torch.device:
 
 
 def fast_precision(name: str | None) -> str:
-    """bf16 where the hardware multiplies matrices faster so (same scores: see the README), else fp32."""
+    """bf16 where the hardware multiplies matrices faster so, else fp32."""
     kind = (name or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -1556,50 +1931,80 @@ def fast_precision(name: str | None) -> str:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in what depends on the machine, and empty the settings that do not matter for this run: one baseline, say,
-    serves all aligners."""
+    """Fill in what depends on the machine, and empty the settings that do not matter for this run.
+
+    One baseline, say, serves all aligners.
+    """
     args.precision = args.precision or everywhere(fast_precision(args.device))[0]
-    unused = []
+    unused = [] if args.lora else ["lora_alpha", "lora_dropout"]
+    if args.unit == "sentence" or (args.strategy == "baseline" and not args.probe):
+        args.aligner = "none"
     if args.strategy == "baseline":
         args.schedule = "none"
-        unused += ["realign_steps", "realign_batch_size", "realign_lr", "layer", "temperature"]
+        unused += ["realign_steps", "realign_batch_size", "temperature", "gather"]
         if not args.probe:
-            args.aligner = "none"
             unused += ["realign_languages", "realign_max_length", "limit_links"]
-    if args.schedule == "during":  # steps and learning rate are those of fine-tuning
-        unused += ["realign_steps", "realign_lr"]
+            unused += ["unit", "layer", "pool_first"]
+    if args.schedule != "before":  # steps and learning rate are those of fine-tuning
+        unused += ["realign_steps", "realign_lr", "realign_decay"]
     if args.aligner != "awesome":
         unused += ["aligner_model", "aligner_layer"]
     vars(args).update(dict.fromkeys(unused))
 
 
 def shown(args: argparse.Namespace) -> dict:
-    """The settings as a record shows them: of a path only the last part, and nothing of where things go."""
-    paths = ("model", "aligner", "aligner_model", "data_dir")
+    """The settings as a record shows them: of a path only the last part, and not where things go."""
     elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "defaults")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
-    return {key: Path(value).absolute().name if key in paths and value else value for key, value in values.items()}
+    for key in ("model", "aligner", "aligner_model", "data_dir"):
+        values[key] = values[key] and Path(values[key]).absolute().name
+    values["adapter"] = [f"{folder.absolute().name}={weight}" for folder, weight in args.adapter]
+    return values | {"fingerprint": fingerprint(args)}
+
+
+def fingerprint(args: argparse.Namespace) -> str:
+    """Eight digits of the names and sizes of local files that a run reads."""
+    folders = [Path(args.model), Path(args.aligner), *(folder for folder, _ in args.adapter)]
+    if args.data_dir:
+        folders += [args.data_dir / name for name in ("parallel", "dictionary", args.task)]
+    sizes = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+            if path.is_file():
+                sizes.append([str(path.relative_to(folder)), path.stat().st_size])
+    text = json.dumps(sizes, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8] if sizes else ""
 
 
 def record_name(args: argparse.Namespace) -> str:
-    """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits if any other setting is no default."""
+    """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits for what is no default."""
     values = shown(args)
     name = "_".join(str(values[key]) for key in RECORD_KEYS)
     changed = {}
     for key, value in values.items():
-        if key not in RECORD_KEYS and value is not None and value != args.defaults[key]:
+        if key in args.defaults and key not in RECORD_KEYS and value not in (None, args.defaults[key]):
             changed[key] = value
     digits = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
     return f"{name}-{digits}" if changed else name
 
 
 def is_done(args: argparse.Namespace, path: Path) -> bool:
-    """Whether the record of a run is there already; says so. UserError if more than the record is asked for."""
+    """Whether a run's record is there, whole and of the same data; says so. UserError if of other data."""
     if args.overwrite or not everywhere(path.exists())[0]:
         return False
+    try:
+        record = json.loads(path.read_bytes())
+        revision = record["versions"]["alignfreeze.py"]
+        made_of = record["config"].get("fingerprint", fingerprint(args))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if path.is_dir():
+            raise UserError(f"{path}: a folder where the record should go; move it") from None
+        say(f"{path} is no whole record of a run: the run is done again")
+        return False
+    if made_of != fingerprint(args):
+        raise UserError(f"{path} was made with other files of the same names; take another --out")
     if args.save_model:
-        raise UserError(f"{path} exists: add --overwrite, without which nothing is trained or stored again")
-    revision = json.loads(path.read_bytes())["versions"]["alignfreeze.py"]
+        raise UserError(f"{path} exists: add --overwrite, without which nothing is trained or stored")
     other = "" if revision == SCRIPT else "; ANOTHER REVISION of alignfreeze.py made it"
     say(f"{path} exists: nothing to do (--overwrite repeats the run){other}")
     return True
@@ -1607,30 +2012,45 @@ def is_done(args: argparse.Namespace, path: Path) -> bool:
 
 def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     """Whatever can be known to be wrong before any data is read. UserError."""
-    depth, shortest = getattr(config, "num_hidden_layers", 0), 24 if args.task == "xquad" else 8
-    frozen_layers("none" if args.strategy == "baseline" else args.strategy, depth)
-    realigned = args.strategy != "baseline"
-    paired = realigned or args.probe
-    known = f"{', '.join(ALIGNERS)} nor a folder of Pharaoh files of another name"
+    depth, task = config.num_hidden_layers, TASKS[args.task]
+    aligned = args.strategy != "baseline"
+    paired, words = aligned or args.probe, args.unit == "word"
+    shortest = 40 if args.task == "xquad" else 8
+    frozen_layers(args.strategy if aligned else "none", depth)
+    freezes = frozen_layers(args.strategy, depth) if aligned else []
     folder = Path(args.aligner).is_dir() and Path(args.aligner).name not in ALIGNERS
-    most = 2 * args.realign_batch_size if realigned else args.batch_size
-    for wrong, message in [
-        (realigned and not -depth - 1 <= args.layer <= depth,
-         f"--layer {args.layer}: this encoder has hidden states {-depth - 1} to {depth}"),
+    most = 2 * args.realign_batch_size if aligned else args.batch_size
+    for wrong, problem in [
+        (paired and not -depth - 1 <= args.layer <= depth,
+         f"--layer {args.layer}: this model has hidden states {-depth - 1} to {depth}"),
         (paired and not 8 <= args.realign_max_length <= longest,
          f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords"),
-        (paired and args.aligner not in ALIGNERS and not folder, f"--aligner {args.aligner}: neither {known}"),
+        (paired and words and args.aligner not in ALIGNERS and not folder,
+         f"--aligner {args.aligner}: neither {', '.join(ALIGNERS)} nor a folder of links of another name"),
         (not shortest <= args.max_length <= longest,
-         f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this encoder"),
-        (processes()[1] > most,
-         f"{processes()[1]} processes, but a batch is of {most} sentences: start fewer with torchrun"),
-        (args.save_model and args.schedule == "during",
+         f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this model"),
+        (processes()[1] > most, f"{processes()[1]} processes, but a batch is of {most}: start fewer"),
+        (aligned and not words and not args.gather and args.realign_batch_size % processes()[1],
+         f"--realign-batch-size {args.realign_batch_size}: no multiple of {processes()[1]} processes"),
+        (args.checkpointing and freezes and args.schedule in ("during", "alternate"),
+         f"--checkpointing: not with layers frozen in --schedule {args.schedule}"),
+        (args.adapter and not task.new_tokens, "--adapter: only for a task that generates"),
+        (args.validate and not task.new_tokens, "--validate: only for a task that generates"),
+        (not args.epochs and ((aligned and args.schedule != "before") or args.validate),
+         f"--epochs 0: nothing is trained; not with --schedule {args.schedule} or --validate"),
+        (not args.epochs and args.schedule == "before" and not args.realign_steps,
+         "--epochs 0: say with --realign-steps for how long to align"),
+        (args.syntactic_words and args.task != "udpos", "--syntactic-words: only for --task udpos"),
+        (args.save_model and args.schedule == "during" and not task.new_tokens,
          "--save-model: with --schedule during, no encoder is realigned before fine-tuning"),
-        (args.save_model and args.save_model.exists(),
+        (args.save_model and os.path.lexists(args.save_model),
          f"--save-model {args.save_model}: exists already; name a new directory"),
+        (len(os.fsencode(record_name(args))) > 240, "the record's name is too long: rename the model's folder"),
     ]:  # fmt: skip
         if wrong:
-            raise UserError(message)
+            raise UserError(problem)
+    if args.task == "translation":
+        require_sacrebleu(args.languages)
     check_languages(args)
     check_folder("--out", args.out)
     if args.save_model:
@@ -1639,68 +2059,220 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
 
 def check_languages(args: argparse.Namespace) -> None:
     """UserError for a code that is none, or that the hub's data do not have."""
-    for flag in ("languages", "realign_languages"):
+    for flag in ("languages", "train_languages", "realign_languages"):
         name = f"--{flag.replace('_', '-')}"
-        unknown = [code for code in getattr(args, flag) or [] if code not in TREEBANKS]
-        if malformed := [code for code in unknown if not regex.fullmatch(r"[\w-]+", code)]:
-            raise UserError(f"{name}: '{malformed[0]}' is no language code")
-        if unknown and not args.data_dir and (flag != "languages" or args.task == "udpos"):  # else the hub knows
-            raise UserError(f"{name}: no '{unknown[0]}' on the hub; take some of {' '.join(TREEBANKS)}")
+        for code in getattr(args, flag) or []:
+            if not regex.fullmatch(r"[\w-]+", code):
+                raise UserError(f"{name}: '{code}' is no language code")
+            if code not in TREEBANKS and not args.data_dir and (flag[0] == "r" or args.task == "udpos"):
+                raise UserError(f"{name}: no '{code}' on the hub; take some of {' '.join(TREEBANKS)}")
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Make a folder. UserError if it is not there then, or nothing can be written there."""
+    """Make a folder. UserError if nothing can be written there."""
     with explained(f"{flag} {folder}: cannot write there; choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
-def load_tokenizer(name: str, flag: str = "--model") -> tuple[Any, Any]:
-    """(tokenizer, config) of an encoder. UserError, before anything is computed, for a model that cannot be used."""
+def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
+    """(tokenizer, config) of a model. UserError, before anything is computed, if it cannot be used."""
     with explained(f"{flag} {name}: no hub id and no local directory that loads"):
         config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True)
-    if config.is_encoder_decoder or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        kind = "a sequence-to-sequence model" if config.is_encoder_decoder else "not an encoder of text"
-        raise UserError(f"{flag} {name}: {config.model_type} is {kind}; take an encoder such as xlm-roberta-base")
-    if not tokenizer.is_fast or tokenizer.pad_token_id is None or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(f"{flag} {name}: has no fast tokenizer with words and a padding token; are its files missing?")
-    positions = getattr(config, "max_position_embeddings", math.inf) - 2 * ("roberta" in config.model_type)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)  # RoBERTa counts positions from 2
+        config = config if config.is_encoder_decoder else config.get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, **({} if generates else {"add_prefix_space": True})
+        )
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if generates else MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    wanted = "decoder-only language model" if generates else "encoder of text such as xlm-roberta-base"
+    if (
+        config.is_encoder_decoder
+        or config.model_type not in known
+        or (not generates and getattr(config, "is_decoder", False))
+    ):
+        raise UserError(
+            f"{flag} {name}: {config.model_type} is not what this task takes; give a {wanted}"
+        )
+    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise UserError(f"{flag} {name}: has no fast tokenizer with words; are its files missing?")
+    if tokenizer.pad_token_id is None and generates:
+        tokenizer.pad_token = tokenizer.eos_token
+    whole = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes: knows every word
+    if tokenizer.pad_token_id is None or (tokenizer.unk_token_id is None and not whole):
+        raise UserError(f"{flag} {name}: its tokenizer has no token for padding or for unknown words")
+    highest = max(tokenizer.vocab_size - 1, tokenizer.pad_token_id, *tokenizer("a")["input_ids"])
+    if highest >= config.vocab_size:
+        raise UserError(
+            f"{flag} {name}: its tokenizer has ids to {highest}, the model {config.vocab_size}"
+        )
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     return tokenizer, config
 
 
 def load_model(name: str, head: type = AutoModel, flag: str = "--model", **options) -> nn.Module:
-    """A pretrained model in float32. UserError if it cannot be loaded."""
+    """A pretrained model. UserError if weights are missing, unless of the task's head or a pooler."""
     with explained(f"{flag} {name}: cannot load its weights"):
-        return head.from_pretrained(name, dtype=torch.float32, **options)
+        model, found = head.from_pretrained(
+            name,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **{"dtype": torch.float32} | options,
+        )
+    prefix = "" if head in (AutoModel, Generator) else f"{model.base_model_prefix}."
+    misfit = [key for key, *_ in found["mismatched_keys"]]
+    lacking = [key for key in [*sorted(found["missing_keys"]), *misfit] if key.startswith(prefix)]
+    lacking = [key for key in lacking if "pooler" not in key]
+    if lacking:
+        raise UserError(
+            f"{flag} {name}: its files lack {len(lacking)} tensors of the model, {lacking[0]} first"
+        )
+    if misfit:
+        say(f"{flag} {name}: a classifier of another size is left out ({', '.join(misfit)})")
+    if surplus := [key for key in found["unexpected_keys"] if regex.search(r"layers?\.\d+\.", key)]:
+        say(
+            f"{flag} {name}: {len(surplus)} tensors of surplus layers are left out, {min(surplus)} first"
+        )
+    return model
 
 
-def load_data(args: argparse.Namespace, tokenizer: Any) -> tuple[list[dict], dict[str, tuple[list, list]]]:
-    """(English training features, {language: (test examples, their features)}), read and checked to the end."""
+def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) -> nn.Module:
+    """The model of a run, with its task's head, its adapters merged and new ones added."""
+    torch.manual_seed(args.seed)  # for the first weights of the classifier and of adapters
+    task = TASKS[args.task]
+    options = {} if task.new_tokens else {"num_labels": task.labels}
+    if args.lora and args.precision == "bf16":  # the weights that stay need no more
+        options["dtype"] = torch.bfloat16
+    model = load_model(args.model, task.head, **options).to(device)
+    for folder, weight in args.adapter:
+        merge_adapter(model, folder, weight)
+    if args.lora:
+        trained = add_lora(model, args.lora, args.lora_alpha, args.lora_dropout)
+        count = sum(model.get_parameter(name).numel() for name in trained)
+        say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
+    if args.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with explained(f"--model {args.model}: this architecture does not run here"), torch.no_grad():
+        ids = pad_inputs([np.array(tokenizer("a b")["input_ids"])], tokenizer.pad_token_id, device)
+        hidden_state(model.eval().base_model, embed(model, [ids])[0], -2)
+    say(
+        f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}"
+    )
+    return model
+
+
+def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
+    """Add `weight` x scale x B A of a folder in PEFT's format to the weights beside which they stand."""
+    with explained(f"--adapter {folder}: cannot be read"):
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+        tensors = load_file(folder / "adapter_model.safetensors")
+    odd = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+    if config.get("peft_type") != "LORA" or odd:
+        raise UserError(
+            f"--adapter {folder}: not plain low-rank adapters ({config.get('peft_type')} {odd})"
+        )
+    scale = config["lora_alpha"] / config["r"]
+    modules = dict(model.named_modules())
+    for key in sorted(key for key in tensors if key.endswith(".lora_A.weight")):
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        product = tensors[key.replace("lora_A", "lora_B")].float() @ tensors[key].float()
+        if name not in modules or modules[name].weight.shape != product.shape:
+            raise UserError(f"--adapter {folder}: this model has no linear layer {name} of that size")
+        base = modules[name].weight
+        base.data = (base.float() + weight * scale * product.to(base.device)).to(base.dtype)
+    say(f"--adapter {folder}: merged with weight {weight:g}")
+
+
+def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
+    """Write a folder, whole or absent: adapters in PEFT's format, or a model that --model takes."""
+    if processes()[0] > 0:  # one of them writes
+        return
+    with (
+        explained(f"--save-model {args.save_model}: cannot be written"),
+        tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch,
+    ):
+        folder = Path(scratch) / "model"
+        if args.lora:
+            folder.mkdir()
+            write_adapter(args, model, folder)
+        else:
+            (model if TASKS[args.task].new_tokens else model.base_model).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        os.replace(folder, args.save_model)
+    say(f"--save-model: {args.save_model}")
+
+
+def write_adapter(args: argparse.Namespace, model: nn.Module, folder: Path) -> None:
+    """The adapters of a model, in PEFT's format."""
+    tensors, targets = {}, set()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            targets.add(name.rsplit(".", 1)[-1])
+            for part in ("lora_A", "lora_B"):
+                weight = getattr(module, part).weight.detach()
+                tensors[f"base_model.model.{name}.{part}.weight"] = weight.cpu().contiguous()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": args.lora,
+        "lora_alpha": args.lora_alpha,
+    }
+    config |= {"lora_dropout": args.lora_dropout, "target_modules": sorted(targets), "bias": "none"}
+    config |= {
+        "base_model_name_or_path": shown(args)["model"],
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+
+
+def load_data(
+    args: argparse.Namespace, tokenizer: Any
+) -> tuple[list, list, dict[str, tuple[list, list]]]:
+    """(training features, validation features, {language: (test examples, features)}), all checked."""
     gc.disable()  # millions of small objects that stay: no use looking for garbage among them
     task, tests = TASKS[args.task], {}
-    train = task.load(SOURCE, "train", args)[: args.limit_train]
-    features = encode(task, tokenizer, train, args.max_length, True)
+
+    def features(split: str) -> list[dict]:
+        examples = []
+        for code in args.train_languages:
+            part = task.load(code, split, args)[: args.limit_train]
+            say(f"{args.task}, {split}: {code} {len(part)} examples")
+            examples += part
+        return encode(task, tokenizer, examples, args.max_length, True)
+
+    training = features("train") if args.epochs else []
+    validation = features("valid") if args.validate else []
     length = min(task.test_length, tokenizer.model_max_length)
-    for code in dict.fromkeys([SOURCE, *args.languages]):
+    for code in dict.fromkeys([*args.train_languages, *args.languages]):
         examples = task.load(code, "test", args)[: args.limit_test]
         tests[code] = examples, encode(task, tokenizer, examples, length, False)
     gc.freeze()
     gc.enable()
-    say(f"{args.task}: {len(train)} English training examples in {len(features)} windows")
-    say("test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items()))
-    for name, rows in [("training", features), *((code, rows) for code, (_, rows) in tests.items())]:
-        if not any((row["labels"] != IGNORE).any() for row in rows):
-            verb = "learn" if name == "training" else "score"
-            raise UserError(f"{args.task}, {name}: nothing to {verb} in this data")
+    say(
+        "test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items())
+    )
+    sets = {"training": training, "validation": validation} | {
+        code: rows for code, (_, rows) in tests.items()
+    }
+    for name, rows in sets.items():
+        learns = name in ("training", "validation")
+        scored = learns or not task.new_tokens
+        if rows and scored and not any((row["labels"] != IGNORE).any() for row in rows):
+            raise UserError(
+                f"{args.task}, {name}: nothing to {'learn' if learns else 'score'} in this data"
+            )
         if cut := len({row["example"] for row in rows if row["cut"]}):
-            say(f"{name}: {cut} examples are not seen whole (cut off, or words or answers of no subword)")
-    return features, tests
+            say(f"{name}: {cut} examples are not seen whole (cut off, or without a subword)")
+    return training, validation, tests
 
 
-def encode(task: Task, tokenizer: Any, examples: list[dict], max_length: int, training: bool) -> list[dict]:
-    """The task's features of all examples, 1,000 at a time: tokenizers return objects that need much memory."""
+def encode(
+    task: Task, tokenizer: Any, examples: list[dict], max_length: int, training: bool
+) -> list[dict]:
+    """The task's features of all examples, 1,000 at a time: tokenizers return large objects."""
     features = []
     for start in range(0, len(examples), 1000):
         part = task.encode(tokenizer, examples[start : start + 1000], max_length, training)
@@ -1708,17 +2280,27 @@ def encode(task: Task, tokenizer: Any, examples: list[dict], max_length: int, tr
     return features
 
 
-def load_pairs(args: argparse.Namespace, device: torch.device) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
-    """(endless linked sentence pairs, all languages in turn; {language: pairs for the probe}), checked to the end."""
+def load_pairs(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
+    """(endless sentence pairs, all languages in turn; {language: pairs for the probe}), all checked."""
     streams, probed = [], {}
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
-    options = {"limit": args.limit_links, "awesome": awesome}
     for code in args.realign_languages or []:
+        if args.unit == "sentence":
+            stream = sentence_pairs(code, args.data_dir, args.limit_links, args.seed)
+            chosen = sentence_pairs(code, args.data_dir, PROBE_PAIRS, None, "dev")
+        else:
+            options = {"limit": args.limit_links, "awesome": awesome}
+            both = linker(code, args.aligner, args.data_dir, **options)
+            stream = linked_pairs(code, *both, args.seed)
         if args.strategy != "baseline":
-            stream = linked_pairs(code, *linker(code, args.aligner, args.data_dir, **options), args.seed)
-            streams.append(itertools.chain([next(stream)], stream))  # the first is made now, for the error it may raise
-        if args.probe:
-            probed[code] = probe_pairs(code, *linker(code, args.aligner, args.data_dir, part="dev", **options))
+            streams.append(itertools.chain([next(stream)], stream))  # the first now, for its errors
+        if args.probe and args.unit == "word":
+            dev = linker(code, args.aligner, args.data_dir, part="dev", **options)
+            probed[code] = probe_pairs(code, *dev)
+        elif args.probe:
+            probed[code] = list(chosen)
     return interleave(streams), probed
 
 
@@ -1726,7 +2308,7 @@ def load_awesome(args: argparse.Namespace, device: torch.device) -> Callable[[li
     """The function that links pairs of word lists by the encoder of --aligner-model."""
     tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
     if not 0 <= args.aligner_layer <= config.num_hidden_layers:
-        raise UserError(f"--aligner-layer {args.aligner_layer}: this encoder has 0 to {config.num_hidden_layers}")
+        raise UserError(f"--aligner-layer {args.aligner_layer}: must be 0 to {config.num_hidden_layers}")
     encoder = load_model(args.aligner_model, flag="--aligner-model").to(device).eval()
 
     def align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
@@ -1741,36 +2323,100 @@ def store_links(args: argparse.Namespace) -> None:
     device = set_up_device(args.device)
     settle(args)
     if args.aligner not in ALIGNERS:
-        raise UserError(f"--write-links: takes one of {', '.join(ALIGNERS)}; the links of {args.aligner} are stored")
+        raise UserError(f"--write-links: needs --aligner {', '.join(ALIGNERS)}, not {args.aligner}")
     check_languages(args)
     check_folder("--write-links", args.write_links)
+    parts = ("train", "dev") if args.probe else ("train",)
+    files = {links_file(code, part): (code, part) for code in args.realign_languages for part in parts}
+    for name in files:
+        if (path := args.write_links / name).exists():
+            read_pharaoh(path)  # a file of links may be written again, anything else is not overwritten
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
-    for code in args.realign_languages:
-        for part in ("train", "dev") if args.probe else ("train",):
-            both = linker(code, args.aligner, args.data_dir, limit=args.limit_links, part=part, awesome=awesome)
-            write_links(args.write_links / links_file(code, part), *both)
+    for name, (code, part) in files.items():
+        options = {"limit": args.limit_links, "part": part, "awesome": awesome}
+        write_links(args.write_links / name, *linker(code, args.aligner, args.data_dir, **options))
 
 
 class Probe:
     """What each layer knows and how far it moves, before and after each stage of training (--probe)."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, pairs: dict[str, list[Pair]], seconds: dict[str, float]):
-        self.model, self.tokenizer, self.pairs, self.seconds = model, tokenizer, pairs, seconds
-        self.found: dict[str, dict] = {"retrieval": {}, "drift": {}}
-        self.start = layer_weights(model)
+    def __init__(self, model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, seconds: dict):
+        self.model, self.tokenizer, self.pairs, self.how, self.seconds = (
+            model,
+            tokenizer,
+            pairs,
+            how,
+            seconds,
+        )
+        self.start, self.found = layer_weights(model), defaultdict(lambda: defaultdict(dict))
         self.measure("before")
 
     def measure(self, stage: str) -> None:
         """Add what is found after a stage of training to `found`."""
         with timed(self.seconds, "probe"):
-            retrieved = {code: retrieval(self.model, self.tokenizer, pairs) for code, pairs in self.pairs.items()}
-            self.found["retrieval"][stage] = retrieved
+            for code, pairs in self.pairs.items():
+                for kind, shares in retrieval(self.model, self.tokenizer, pairs, self.how).items():
+                    self.found[kind][stage][code] = shares
             if stage != "before":
-                self.found["drift"][stage] = drift(self.start, self.model)
+                now = layer_weights(self.model)
+                for name, weights in self.start.items():
+                    change = (now[name] - weights).norm() / weights.norm()
+                    self.found["drift"][stage][name] = round(change.item(), 6)
+
+
+def layer_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights of the embeddings (`emb`) and of each layer (`0`, `1`, ...), a vector each."""
+    parts = {"emb": embeddings(model.base_model)}
+    parts |= {str(k): layer for k, layer in enumerate(transformer_layers(model.base_model))}
+    copies = {}
+    for name, part in parts.items():
+        copies[name] = torch.cat([p.detach().float().flatten() for p in part.parameters()]).cpu()
+    return copies
+
+
+@torch.inference_mode()
+def retrieval(
+    model: nn.Module, tokenizer: Any, pairs: list[Pair], how: Alignment
+) -> dict[str, list[float]]:
+    """For each of the hidden states, how often the nearest word or sentence is the one linked to it.
+
+    Among all linked words of the pairs, or all sentences, in both directions, the embeddings' output
+    first. `retrieval`: by cosine; for sentences also `margin`: by cosine over the mean cosine of both
+    sides to their 4 nearest (Artetxe and Schwenk 2019, https://arxiv.org/abs/1811.01136).
+    """
+    parts, found = math.ceil(len(pairs) / 16), defaultdict(list)
+    if how.unit == "word":
+        batch = encode_pairs(tokenizer, pairs, how.max_length, parts, model.device)
+        half = len(batch.queries) // 2  # then the same links the other way round
+    else:
+        batch = encode_texts(tokenizer, pairs, how, parts, model.device)
+        half = len(batch.queries)
+    if not half:
+        raise UserError(
+            f"--probe: no linked word of {pairs[0].language} within {how.max_length} subwords"
+        )
+    model.eval()
+    states = [model.base_model(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
+    for layer in zip(*states):  # (sentences, T, hidden) of each part
+        vectors = F.normalize(vectors_of(layer, batch, how), dim=-1)
+        cosine = vectors[batch.queries[:half]] @ vectors[batch.targets[:half]].T
+        found["retrieval"].append(nearest_right(cosine))
+        if how.unit == "sentence":
+            near = min(4, half)
+            around = cosine.topk(near, 1).values.mean(1)[:, None] + cosine.topk(near, 0).values.mean(0)
+            found["margin"].append(nearest_right(2 * cosine / around))
+    return found
+
+
+def nearest_right(similarity: Tensor) -> float:
+    """How often the k-th of one side is the most similar to the k-th of the other; both directions."""
+    place = torch.arange(len(similarity), device=similarity.device)
+    right = torch.cat([similarity.argmax(0) == place, similarity.argmax(1) == place])
+    return round(right.float().mean().item(), 6)
 
 
 def probe_pairs(language: str, link: Callable, text: Callable) -> list[Pair]:
-    """The first linked pairs of the lines for the probe; each word keeps only its first link. UserError if none is."""
+    """The first linked pairs of the lines for the probe; each word keeps only its first link."""
     linked, chosen = set(), []
     for pair in link(list(text())):
         links = []
@@ -1786,47 +2432,6 @@ def probe_pairs(language: str, link: Callable, text: Callable) -> list[Pair]:
     return chosen
 
 
-@torch.inference_mode()
-def retrieval(model: nn.Module, tokenizer: Any, pairs: list[Pair], max_length: int = 96) -> list[float]:
-    """For each of the hidden states, how often the nearest word of the other language is the one that it is linked to.
-
-    Among all linked words of the pairs, by cosine, in both directions; the embeddings' output comes first.
-    """
-    batch = encode_pairs(tokenizer, pairs, max_length, math.ceil(len(pairs) / 16), model.device)
-    encoder, half, shares = model.base_model.eval(), len(batch.queries) // 2, []
-    parts = [encoder(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
-    for states in zip(*parts):  # of one layer: (sentences, T, hidden) of each part
-        words = F.normalize(torch.cat([part.flatten(0, 1) for part in states])[batch.words].float(), dim=-1)
-        similarity = words[batch.queries[:half]] @ words[batch.targets[:half]].T  # (linked words, linked words)
-        place = torch.arange(half, device=similarity.device)
-        right = torch.cat([similarity.argmax(0) == place, similarity.argmax(1) == place])
-        shares.append(round(right.float().mean().item(), 6))
-    return shares
-
-
-def layer_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all weights of the embeddings (`emb`) and of each layer (`0`, `1`, ...), one vector each."""
-    layers = transformer_layers(model.base_model)
-    parts = {"emb": embeddings(model.base_model)} | {str(k): layer for k, layer in enumerate(layers)}
-    return {name: torch.cat([p.detach().flatten() for p in part.parameters()]).cpu() for name, part in parts.items()}
-
-
-def drift(start: dict[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """How far the weights of each layer moved: Frobenius norm of the change, relative to that of the weights before."""
-    now = layer_weights(model)
-    return {name: round(((now[name] - weights).norm() / weights.norm()).item(), 6) for name, weights in start.items()}
-
-
-def save_encoder(model: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write the realigned encoder as a directory that --model takes; whole or absent."""
-    if processes()[0] > 0:  # one of them writes
-        return
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.base_model.save_pretrained(f"{scratch}/model")
-        tokenizer.save_pretrained(f"{scratch}/model")
-        os.replace(f"{scratch}/model", folder)
-
-
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Add the time that is spent in here to the seconds of a stage."""
@@ -1836,44 +2441,45 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def write_record(path: Path, results: dict, device: torch.device) -> None:
-    """One JSON file for one run: what was run, with what, for how long, and the scores. No path in it."""
+    """One JSON file for one run: what was run, with what, how long, and the scores. No path in it."""
     if processes()[0] > 0:  # one of them writes
         return
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
-    record["versions"] = {library.__name__: library.__version__ for library in (torch, transformers, datasets)}
+    record["versions"] = {
+        library.__name__: library.__version__ for library in (torch, transformers, datasets)
+    }
     record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": SCRIPT}
     record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     record |= {"threads": torch.get_num_threads(), "processes": processes()[1]}
-    write_whole(path, (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text.encode("utf-8", "backslashreplace"))
     say_pairs(results["pairs"])
-    say_scores(results["scores"])
+    table = pd.DataFrame(results["scores"]).T
+    table = table * [1 if metric == "malformed" else 100 for metric in table]
+    targets = table.drop(index=results["config"]["train_languages"])
+    if len(targets):
+        table.loc["average"] = targets.mean()
+    say(f"\npercent\n{table.to_string(float_format='%.1f')}")
+    say(f"(the average is over {len(targets)} languages, without those that the task was learned in)\n")
     say(f"record: {path}")
 
 
 def say_pairs(seen: dict[str, dict[str, int]]) -> None:
-    """What realignment saw, and what it passed over."""
+    """What was aligned, and what was passed over."""
     if not seen:
         return
     total = sum((Counter(counts) for counts in seen.values()), Counter())
-    say(f"realigned on {total['sentences']} sentence pairs with {total['words']} word pairs")
-    say(f"passed over: {total['skipped']} sentence pairs without a link, {total['cut']} word pairs behind --max-length")
+    say(f"aligned {total['sentences']} sentence pairs with {total['words']} word pairs")
+    if total["words"]:
+        say(
+            f"passed over: {total['skipped']} sentence pairs without a link, {total['cut']} cut-off word pairs"
+        )
     for code, counts in seen.items():
         if counts["readings"] > 1:
-            say(f"{SOURCE}-{code}: parallel text shorter than the training, begun {counts['readings']} times")
+            say(f"{SOURCE}-{code}: text shorter than the training, begun {counts['readings']} times")
 
 
-def say_scores(scores: dict[str, dict[str, float]]) -> None:
-    """The table at the end of a run: a line for each language, then the average over target languages."""
-    table = pd.DataFrame(scores).T * 100
-    targets = table.drop(index=SOURCE)
-    if len(targets):
-        table.loc["average"] = targets.mean()
-    table.columns.name = "percent"
-    say(f"\n{table.to_string(float_format='%.1f')}")
-    say(f"(the average is over the {len(targets)} target languages, without English)\n")
-
-
-# ---- 9. Command line -------------------------------------------------------------------------------------------------
+# ---- 9. Command line --------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -1887,77 +2493,121 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Help that ends every line with the flag's default, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = action.default in (None, False, argparse.SUPPRESS) or "default" in action.help
+        told = action.default in (None, False, [], argparse.SUPPRESS) or "default" in action.help
         return action.help if told else f"{action.help} (default: %(default)s)"
 
 
-def number(kind: type, low: int | None = None, high: float = 2**31) -> Callable[[str], Any]:
+def number(kind: type, low: float | None = None, high: float = 2**31) -> Callable[[str], Any]:
     """The type of a flag: a number from `low` on, or more than 0, and less than `high`."""
-    limits = f"{'more than 0' if low is None else f'{low} or more'} and less than {high}"
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not ((value > 0 if low is None else value >= low) and value < high):
-            raise argparse.ArgumentTypeError(f"{text}: must be {limits}")
+        if not (value > 0 if low is None else value >= low) or not value < high:
+            limit = "more than 0" if low is None else f"{low} or more"
+            raise argparse.ArgumentTypeError(f"{text}: must be {limit} and less than {high}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"
     return parse
 
 
+def adapter(text: str) -> tuple[Path, float]:
+    """The type of --adapter: a folder, and `=WEIGHT` behind it if that is not 1."""
+    folder, _, weight = text.rpartition("=")
+    try:
+        return (Path(folder), float(weight)) if folder else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, each with its default, which may depend on task, model and aligner: those are read first."""
+    """The flags, each with its default. Method, model and task, on which defaults depend, come first."""
     first = Parser(add_help=False, allow_abbrev=False)
-    add = first.add_argument_group("what to run").add_argument
-    add("--model", default=next(iter(MODELS)), metavar="ID|DIR", help="encoder")
-    add("--task", default="udpos", choices=TASKS, help="what is learned in English and tested in other languages")
-    add("--aligner", default="dictionary", metavar="NAME|DIR",
-        help="dictionary, fastalign, awesome, or a folder of Pharaoh files")  # fmt: skip
-    known, _ = first.parse_known_args(argv)
-    parser = flags(first, TASKS[known.task], MODELS.get(Path(known.model).name, DEFAULT_LR))
+    first.add_argument("--method", default=METHODS[0], choices=METHODS, help="sets the defaults below")
+    column = METHODS.index(first.parse_known_args(argv)[0].method)
+    defaults = {name: values[column] for name, values in SETTINGS.items()}
+    add = first.add_argument
+    add("--model", default=defaults["model"], metavar="ID|DIR", help="encoder, or a language model")
+    add(
+        "--task",
+        default=defaults["task"],
+        choices=TASKS,
+        help="what is learned, and tested in other languages",
+    )
+    known = first.parse_known_args(argv)[0]
+    defaults |= MODELS.get(Path(known.model).name, {})
+    parser = flags(first, TASKS[known.task], defaults)
     args = parser.parse_args(argv)
-    for flag in ("languages", "realign_languages"):
+    for flag in ("languages", "train_languages", "realign_languages"):
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
-    args.defaults = vars(parser.parse_args([])) | {"precision": "fp32"}
+    args.defaults = vars(parser.parse_args(["--method", known.method])) | {"precision": "fp32"}
     return args
 
 
-def flags(first: Parser, task: Task, lr: float) -> Parser:
-    """All flags, with the defaults of a task and a model."""
-    how, natural = Alignment(), number(int)
+def flags(first: Parser, task: Task, defaults: dict[str, Any]) -> Parser:
+    """All flags, with the defaults of a method, a model and a task."""
     parser = Parser(description=__doc__, formatter_class=Help, parents=[first], allow_abbrev=False)
+    whole, positive, share = number(int), number(float), number(float, 0, 1)
+    group = "what to run"
+
+    def add(flag: str, kind: Any = None, help: str = "", **options) -> None:
+        options.setdefault("default", defaults.get(flag.strip("-").replace("-", "_")))
+        if kind:
+            options["type"] = kind
+        groups[group].add_argument(flag, help=help, **options)
+
+    groups = {
+        name: parser.add_argument_group(name)
+        for name in ("what to run", "alignment", "training", "data and output")
+    }
     # fmt: off
-    add = parser.add_argument_group("what to run").add_argument
-    add("--strategy", default="front", help="baseline, full, front, back, or layers to freeze as in emb,0-2")
-    add("--schedule", default="before", choices=["before", "during"], help="realign before or in fine-tuning")
-    add("--seed", type=number(int, 0, 2**32), default=31, help="the paper's are 31 42 66 23 17")
-    add("--languages", nargs="+", metavar="XX", default=task.targets, help="targets, besides English (default: the paper's)")
-    add("--realign-languages", nargs="+", metavar="XX", default=TARGETS, help="to realign with English (default: the paper's 34)")
-    add = parser.add_argument_group("hyper-parameters").add_argument
-    add("--epochs", type=natural, default=task.epochs, help="of fine-tuning")
-    add("--batch-size", type=natural, default=32, help="examples in a fine-tuning step")
-    add("--lr", type=number(float), default=lr, help="highest learning rate of fine-tuning")
-    add("--realign-steps", type=natural, help="default: as many as fine-tuning takes")
-    add("--realign-batch-size", type=natural, default=how.batch_size, help="sentence pairs in a realignment step")
-    add("--realign-lr", type=number(float), default=lr, help="constant learning rate of realignment")
-    add("--layer", type=int, default=how.layer, help="hidden states to realign; -1 is the last layer, -2 the authors' choice")
-    add("--temperature", type=number(float), default=how.temperature, help="of the contrastive loss")
-    add("--realign-max-length", type=natural, default=how.max_length, help="subwords of a sentence in realignment")
+    add("--strategy", help="baseline, full, front, back, or layers to freeze as in emb,0-2")
+    add("--schedule", choices=["before", "during", "alternate"], help="align before the task, with it, or in turn")
+    add("--seed", number(int, 0, 2**32), "the first paper's are 31 42 66 23 17")
+    add("--train-languages", nargs="+", metavar="XX", default=[*task.sources], help="of the task (default: the paper's)")
+    add("--languages", nargs="+", metavar="XX", default=task.targets, help="to test in as well (default: the paper's)")
+    add("--realign-languages", nargs="+", metavar="XX", default=TARGETS, help="to align with English (default: the 34)")
+    group = "alignment"
+    add("--unit", choices=["word", "sentence"], help="what one vector is")
+    add("--layer", int, "index into hidden_states; -1 is the last layer")
+    add("--temperature", positive, "of the contrastive loss")
+    add("--aligner", default="dictionary", metavar="NAME|DIR", help="of words: dictionary, fastalign, awesome, or a folder of links")
     add("--aligner-model", metavar="ID|DIR", default="bert-base-multilingual-cased", help="encoder for --aligner awesome")
-    add("--aligner-layer", type=int, default=8, help="its hidden states that are compared")
-    add("--max-length", type=natural, default=task.max_length, help="subwords of an example in fine-tuning")
-    add("--precision", choices=["fp32", "bf16"], help="of matrix products (default: bf16 where fast; the paper: fp32)")
-    add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, multi-word ranges left out")
-    add = parser.add_argument_group("data and output").add_argument
-    add("--data-dir", type=Path, metavar="DIR", help="local files instead of the hub; the README shows the layout")
-    add("--limit-train", type=natural, metavar="N", help="only the first N training examples, for a quick look")
-    add("--limit-test", type=natural, metavar="N", help="only the first N test examples of a language, for a quick look")
-    add("--limit-links", type=natural, default=OPUS_LINES, metavar="N", help="lines of parallel text that are read and aligned")
+    add("--aligner-layer", int, "its hidden states that are compared", default=8)
+    add("--pool-first", choices=["yes", "no"], default="yes", help="whether begin-of-text counts in a sentence's mean")
+    add("--gather", action="store_true", help="compare with the sentences of all processes")
+    add("--realign-steps", whole, "updates (default: as many as the task takes)")
+    add("--realign-batch-size", whole, "sentence pairs in a batch")
+    add("--realign-max-length", whole, "subwords of a sentence")
+    add("--realign-lr", positive, "its highest learning rate, schedule `before`", default=defaults["lr"])
+    add("--realign-decay", choices=["constant", "linear", "inverse_sqrt"], help="of that rate")
+    group = "training"
+    add("--epochs", number(int, 0), "of the task", default=task.epochs)
+    add("--batch-size", whole, "examples in a batch")
+    add("--accumulate", whole, "batches that make one update")
+    add("--lr", positive, "highest learning rate")
+    add("--decay", choices=["constant", "linear", "inverse_sqrt"], help="of the learning rate after warm-up")
+    add("--warmup", share, "share of the updates in which it rises")
+    add("--clip", number(float, 0), "largest norm of the gradient; 0: any")
+    add("--max-length", whole, "subwords of an example", default=task.max_length)
+    add("--precision", choices=["fp32", "bf16"], help="of matrix products (default: bf16 where fast)")
+    add("--lora", number(int, 0), "rank of low-rank adapters; 0: all weights train")
+    add("--lora-alpha", positive, "their scale is alpha / rank", default=16.0)
+    add("--lora-dropout", share, "in front of them", default=0.1)
+    add("--adapter", adapter, "merge such adapters into the model first", nargs="+", default=[], metavar="DIR[=WEIGHT]")
+    add("--validate", whole, "check the validation loss every N updates, keep the best weights", metavar="N")
+    add("--checkpointing", action="store_true", help="compute activations twice, to hold fewer")
+    group = "data and output"
+    add("--data-dir", Path, "local files instead of the hub; the README shows the layout", metavar="DIR")
+    add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, no multi-word ranges")
+    add("--limit-train", whole, "only the first N training examples of a language", metavar="N")
+    add("--limit-test", whole, "only the first N test examples of a language", metavar="N")
+    add("--limit-links", whole, "only the first N lines of parallel text", metavar="N", default=OPUS_LINES)
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--save-model", type=Path, metavar="DIR", help="a new folder for the realigned encoder, before fine-tuning")
-    add("--probe", action="store_true", help="also measure every layer: word retrieval, and how far its weights moved")
-    add("--write-links", type=Path, metavar="DIR", help="align the text, store its links as Pharaoh files, and stop")
-    add("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="for the record")
+    add("--save-model", Path, "new folder: the encoder as realigned, or the language model or adapters as trained", metavar="DIR")
+    add("--probe", action="store_true", help="also measure every layer: retrieval, and how far its weights moved")
+    add("--write-links", Path, "align the text, store its links as Pharaoh files, and stop", metavar="DIR")
+    add("--out", Path, "for the record", default=Path("results/runs"), metavar="DIR")
     add("--overwrite", action="store_true", help="repeat a run whose record exists")
     # fmt: on
     return parser
@@ -1978,8 +2628,10 @@ def main(argv: list[str] | None = None) -> int:
             run(args)
         return 0
     except (UserError, OSError) as error:  # OSError: a full disk, say
-        where = f" (process {processes()[0]})" if processes()[0] else ""
-        print(f"alignfreeze{where}:", " ".join(str(error).split()), file=sys.stderr)
+        if int(os.environ.get("RANK", 0)):  # torchrun ends this process if another one failed before
+            time.sleep(3)
+        line = " ".join(str(error).split())
+        print("alignfreeze:", line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
@@ -1988,7 +2640,9 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     code = main()
-    if dist.is_initialized():  # gloo's threads would live on, and can crash the interpreter while it ends:
+    if (
+        dist.is_initialized()
+    ):  # gloo's threads would live on, and can crash the interpreter while it ends:
         sys.stdout.flush()  # https://github.com/pytorch/pytorch/pull/179291
         os._exit(code)
     sys.exit(code)
