@@ -363,7 +363,11 @@ def optimize(
     losses, start, step = defaultdict(list), time.time(), 0
     if processes()[0] > 0:  # processes differ in their dropout; their weights were drawn alike
         torch.manual_seed(training.seed + 1000 * processes()[0])
-    bar = progress(in_chunks(ahead(batches), training.accumulate), stage, steps)
+    bar = progress(
+        in_chunks(ahead(itertools.islice(batches, steps * training.accumulate)), training.accumulate),
+        stage,
+        steps,
+    )
     ended = False
     for step, group in enumerate(itertools.islice(bar, steps), 1):
         for batch in group:
@@ -2305,17 +2309,17 @@ def load_pairs(
 
 
 def load_awesome(args: argparse.Namespace, device: torch.device) -> Callable[[list], list[Links]]:
-    """The function that links pairs of word lists by the encoder of --aligner-model."""
+    """The function that links pairs of word lists by the encoder of --aligner-model.
+
+    In float32 whatever --precision says: leaving autocast in the thread that makes batches would empty
+    the cache of the training step beside it, and its sums would depend on the moment.
+    """
     tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
     if not 0 <= args.aligner_layer <= config.num_hidden_layers:
         raise UserError(f"--aligner-layer {args.aligner_layer}: must be 0 to {config.num_hidden_layers}")
     encoder = load_model(args.aligner_model, flag="--aligner-model").to(device).eval()
 
-    def align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            return awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
-
-    return align
+    return lambda pairs: awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
 
 
 def store_links(args: argparse.Namespace) -> None:
