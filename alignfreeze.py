@@ -67,10 +67,7 @@ from transformers import AutoModelForCausalLM as Generator
 from transformers import AutoModelForQuestionAnswering as Answers
 from transformers import AutoModelForSequenceClassification as Sentences
 from transformers import AutoModelForTokenClassification as Tokens
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
@@ -409,23 +406,6 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
     return total * processes()[1] / batch.count
 
 
-def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(B, T, labels) for words, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
-    output = model(**inputs)
-    if "logits" in output:
-        return output.logits
-    ends = torch.stack([output.start_logits, output.end_logits], dim=1)
-    return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
-
-
-def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) -> Tensor:
-    """A language model's logits, (wanted positions, vocabulary): nowhere else, it can be 262,144 words."""
-    hidden = model.base_model(**inputs).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[wanted])
-    cap = getattr(model.config, "final_logit_softcapping", None)  # of Gemma 2
-    return cap * torch.tanh(logits / cap) if cap else logits
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, tokenizer: Any, task: Task, examples: list[dict], features: list[dict], *,
@@ -529,6 +509,23 @@ def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
         pass
     finally:
         hook.remove()
+
+
+def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """(B, T, labels) for words, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
+    output = model(**inputs)
+    if "logits" in output:
+        return output.logits
+    ends = torch.stack([output.start_logits, output.end_logits], dim=1)
+    return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
+
+
+def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) -> Tensor:
+    """A language model's logits, (wanted positions, vocabulary): nowhere else, it can be 262,144 words."""
+    hidden = model.base_model(**inputs).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[wanted])
+    cap = getattr(model.config, "final_logit_softcapping", None)  # of Gemma 2
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def processes() -> tuple[int, int]:
@@ -1808,7 +1805,7 @@ def train(
     batches *= 2 if args.schedule == "alternate" else 1
     steps = {"finetune": math.ceil(batches / args.accumulate)}
     results = {"steps": steps, "losses": {}, "pairs": {}}
-    probe = Probe(model, tokenizer, probe_pairs, how, seconds) if args.probe else None
+    probe = Probe(model, tokenizer, probe_pairs, how, seconds)
     if args.schedule == "before":
         steps["realign"] = args.realign_steps or steps["finetune"]
         alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
@@ -1816,8 +1813,7 @@ def train(
             results["losses"], results["pairs"] = realign(
                 model, tokenizer, pairs, steps["realign"], how, alone
             )
-        if probe:
-            probe.measure("realigned")
+        probe.measure("realigned")
     elif args.schedule == "during":
         steps["realign"] = steps["finetune"]
     if args.save_model and not TASKS[args.task].new_tokens:
@@ -1835,8 +1831,8 @@ def train(
         results["pairs"] |= seen
         if args.validate:
             results["validation"] = load_best(model, best)
-    if probe:
-        probe.measure("finetuned")
+    probe.measure("finetuned")
+    if args.probe:
         results["probe"] = probe.found
     if args.save_model and TASKS[args.task].new_tokens:
         save_model(args, model, tokenizer)
@@ -2087,11 +2083,15 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         tokenizer = AutoTokenizer.from_pretrained(
             name, **({} if generates else {"add_prefix_space": True})
         )
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if generates else MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    kinds = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if generates
+        else modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    )
     wanted = "decoder-only language model" if generates else "encoder of text such as xlm-roberta-base"
     if (
         config.is_encoder_decoder
-        or config.model_type not in known
+        or config.model_type not in kinds
         or (not generates and getattr(config, "is_decoder", False))
     ):
         raise UserError(
@@ -2352,11 +2352,14 @@ class Probe:
             how,
             seconds,
         )
-        self.start, self.found = layer_weights(model), defaultdict(lambda: defaultdict(dict))
+        self.start = layer_weights(model) if pairs else {}
+        self.found = defaultdict(lambda: defaultdict(dict))
         self.measure("before")
 
     def measure(self, stage: str) -> None:
         """Add what is found after a stage of training to `found`."""
+        if not self.pairs:  # no --probe
+            return
         with timed(self.seconds, "probe"):
             for code, pairs in self.pairs.items():
                 for kind, shares in retrieval(self.model, self.tokenizer, pairs, self.how).items():
