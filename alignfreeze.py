@@ -49,7 +49,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import huggingface_hub
@@ -1121,86 +1121,88 @@ def write_links(path: Path, link: Callable, text: Callable) -> None:
 
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
-# load(language, split, args)                        -> examples, a list of dicts
-# encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`; `example`, the index
-#                                                       of the example that they come from; `cut`, if not all of it is
-# score(examples, features, logits)                  -> {metric: value}, the task's main metric first
+# load(language, split, args) -> examples, a list of dicts
+# encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and `labels`,
+#     the index of the `example` that they come from, and whether that is `cut`
+# score(examples, features, logits) -> {metric: value}, the task's main metric first
 
-TREEBANKS = {  # language: Universal Dependencies treebank; English to train, the other 34 to test (and to realign)
+TREEBANKS = {  # language: UD treebank; English to train on, the other 34 to test (and realign) on
     "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB",
-    "ca": "Catalan-AnCora", "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD", "el": "Greek-GDT",
-    "es": "Spanish-GSD", "fa": "Persian-PerDT", "fi": "Finnish-PUD", "fr": "French-GSD", "he": "Hebrew-HTB",
-    "hi": "Hindi-HDTB", "hu": "Hungarian-Szeged", "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD",
-    "lt": "Lithuanian-ALKSNIS", "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB",
-    "pt": "Portuguese-GSD", "ro": "Romanian-RRT", "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ",
-    "sv": "Swedish-PUD", "ta": "Tamil-TTB", "th": "Thai-PUD", "tr": "Turkish-PUD", "uk": "Ukrainian-IU",
-    "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
+    "ca": "Catalan-AnCora", "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD",
+    "el": "Greek-GDT", "es": "Spanish-GSD", "fa": "Persian-PerDT", "fi": "Finnish-PUD",
+    "fr": "French-GSD", "he": "Hebrew-HTB", "hi": "Hindi-HDTB", "hu": "Hungarian-Szeged",
+    "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD", "lt": "Lithuanian-ALKSNIS",
+    "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB", "pt": "Portuguese-GSD",
+    "ro": "Romanian-RRT", "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ",
+    "sv": "Swedish-PUD", "ta": "Tamil-TTB", "th": "Thai-PUD", "tr": "Turkish-PUD",
+    "uk": "Ukrainian-IU", "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
 }  # fmt: skip
-SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
+SOURCE, *TARGETS = TREEBANKS
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
-TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range such as `3-4`, or an empty node such as `8.1`
-UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()  # `_`: `3-4` ranges
+TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range `3-4`, or an empty node `8.1`
+UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
 ANSWER_LENGTH = 30  # subwords that an answer may have
 
 
 def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentences of a Universal Dependencies treebank, words and tags from CoNLL-U (https://universaldependencies.org).
+    """Sentences of a UD treebank, from CoNLL-U (https://universaldependencies.org/format).
 
     As in the authors' code, a multi-word range (`3-4 du _`) is a token of its own with tag `_`, 18 tags in all; with
-    --syntactic-words it is left out, and the 17 tags of the standard measure remain. Empty nodes (`8.1`) are no tokens.
+    --syntactic-words it is left out, and the standard 17 remain. Empty nodes (`8.1`) are no tokens.
     """
     if args.data_dir:
         path = args.data_dir / "udpos" / language / f"{split}.conllu"
     else:
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
-    examples, tokens, tags = [], [], []
-    for number, line in itertools.chain(read_lines(path), [(0, "")]):
+    examples = [{"tokens": [], "tags": []}]
+    for number, line in read_lines(path):
         if not line.strip():
-            if tokens:
-                examples.append({"tokens": tokens, "tags": tags})
-            tokens, tags = [], []
+            examples.append({"tokens": [], "tags": []})
         elif not line.startswith("#"):
-            fields = line.split("\t")
-            if len(fields) != 10 or not TOKEN_ID.fullmatch(fields[0]) or not fields[1]:
-                raise UserError(f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
-            if "." in fields[0] or ("-" in fields[0] and args.syntactic_words):
+            where, fields = f"{path}:{number}", line.split("\t")
+            fine = len(fields) == 10 and TOKEN_ID.fullmatch(fields[0]) and fields[1]
+            check(fine, where, f"not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
+            token, word, _, tag = fields[:4]
+            if "." in token or ("-" in token and args.syntactic_words):
                 continue
-            if fields[3] not in UPOS:
-                raise UserError(f"{path}:{number}: '{fields[3]}' is not one of the UPOS tags {' '.join(UPOS)}")
-            tokens.append(fields[1])
-            tags.append(UPOS.index(fields[3]))
-    if not examples:
-        raise UserError(f"{path}: no sentence in this file")
+            check(tag in UPOS, where, f"'{tag}' is not one of the UPOS tags {' '.join(UPOS)}")
+            examples[-1]["tokens"].append(word)
+            examples[-1]["tags"].append(UPOS.index(tag))
+    examples = [example for example in examples if example["tokens"]]
+    check(examples, path, "no sentence in this file")
     return examples
 
 
 def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese is split by character."""
+    """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
     examples = []
-    for where, row in read_rows("wikiann", language, split, args, "unimelb-nlp/wikiann", language, split):
-        tokens, tags = columns(where, row, tokens=list, ner_tags=list)
-        if len(tokens) != len(tags) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags")
-        if wrong := [tag for tag in tags if type(tag) is not int or tag not in range(7)]:
-            raise UserError(f"{where}: '{wrong[0]}' is not one of the tags 0 to 6 (O, B-PER, I-PER, B-ORG ... I-LOC)")
+    hub = ("unimelb-nlp/wikiann", language, split)
+    for where, row in read_rows(args, "wikiann", language, split, hub, tokens=list, ner_tags=list):
+        tokens, tags = row["tokens"], row["ner_tags"]
+        fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
+        check(fine, where, f"{len(tokens)} tokens with {len(tags)} tags; expected as many words as tags")
+        fine = {int} == set(map(type, tags)) and set(tags) <= set(range(7))
+        check(fine, where, f"expected tags 0 to 6 (O, B-PER, I-PER ... I-LOC), found {str(tags)[:60]}")
         examples.append({"tokens": tokens, "tags": tags})
     return examples
 
 
 def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
-    """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
+    """A word's first visible subword carries its tag; long sentences go on in more windows."""
     features, seen = [], Counter()
-    for window in encode_words(tokenizer, [example["tokens"] for example in examples], max_length, windows=True):
-        labels = np.where(window.first, np.array(examples[window.sentence]["tags"])[window.words], IGNORE)
+    sentences = [example["tokens"] for example in examples]
+    for window in encode_words(tokenizer, sentences, max_length, windows=True):
+        tags = np.array(examples[window.sentence]["tags"])
+        labels = np.where(window.first, tags[window.words], IGNORE)
         features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
         seen[window.sentence] += window.first.sum()
     for feature in features:  # a word of invisible characters only has no subword, and is not scored
-        feature["cut"] = seen[feature["example"]] < len(examples[feature["example"]]["tokens"])
+        feature["cut"] = seen[feature["example"]] < len(sentences[feature["example"]])
     return features
 
 
-def score_accuracy(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
+def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[str, float]:
     """The share of labels that are predicted: of words (PoS tagging), or of sentence pairs (NLI)."""
     labels = np.concatenate([feature["labels"] for feature in features])
     predictions = np.concatenate([row.argmax(-1).reshape(-1) for row in logits])
@@ -1220,59 +1222,61 @@ def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
     return set(zip(np.flatnonzero(start), np.flatnonzero(end), kind[end]))
 
 
-def score_entities(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
-    """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419, and `entities`)."""
-    gold, predicted = [], []
-    for at, (feature, row) in enumerate(zip(features, logits)):
+def score_entities(examples: list, features: list[dict], logits: list) -> dict[str, float]:
+    """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419)."""
+    gold, predicted, sentence = [], [], None
+    for feature, row in zip(features, logits):
+        if feature["example"] != sentence:
+            sentence = feature["example"]
+            gold.append([0])  # an O between sentences
+            predicted.append([0])
         words = feature["labels"] != IGNORE
-        gap = [0] * (at == 0 or feature["example"] != features[at - 1]["example"])  # an O between sentences
-        gold += [gap, feature["labels"][words]]
-        predicted += [gap, row.argmax(-1)[words]]
+        gold.append(feature["labels"][words])
+        predicted.append(row.argmax(-1)[words])
     gold = entities(np.concatenate(gold).astype(int), repair=False)
     predicted = entities(np.concatenate(predicted).astype(int), repair=True)
     return {"f1": 2 * len(gold & predicted) / max(len(gold) + len(predicted), 1)}
 
 
 def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); the English training set is MultiNLI."""
+    """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); to train, MultiNLI."""
     examples = []
-    for where, row in read_rows("xnli", language, split, args, "facebook/xnli", language, split):
-        premise, hypothesis, label = columns(where, row, premise=str, hypothesis=str, label=int)
-        if label not in range(3):
-            raise UserError(f"{where}: label {label}; expected 0 (entailment), 1 (neutral) or 2 (contradiction)")
-        examples.append({"premise": premise, "hypothesis": hypothesis, "label": label})
+    hub, kinds = ("facebook/xnli", language, split), {"premise": str, "hypothesis": str, "label": int}
+    for where, row in read_rows(args, "xnli", language, split, hub, **kinds):
+        known = "0 (entailment), 1 (neutral) or 2 (contradiction)"
+        check(row["label"] in range(3), where, f"label {row['label']}; expected {known}")
+        examples.append(row)
     return examples
 
 
 def encode_sentences(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
     """Sentence pairs in one input; the longer one is cut off until both fit."""
     texts = [[example[side] for example in examples] for side in ("premise", "hypothesis")]
-    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, return_attention_mask=False)
+    options = {"truncation": "longest_first", "return_attention_mask": False}
+    encoded = tokenizer(*texts, max_length=max_length, **options)
     features = []
     for k, example in enumerate(examples):
-        arrays = {name: np.array(encoded[name][k]) for name in encoded}
-        cut = bool(encoded.encodings[k].overflowing)
-        features.append({"example": k, **arrays, "labels": np.array([example["label"]]), "cut": cut})
+        feature = {name: np.array(encoded[name][k]) for name in encoded}
+        feature |= {"example": k, "labels": np.array([example["label"]])}
+        features.append(feature | {"cut": bool(encoded.encodings[k].overflowing)})
     return features
 
 
 def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Questions of SQuAD (training) and XQuAD (https://huggingface.co/datasets/google/xquad), answered in a context."""
-    hub = "google/xquad", f"xquad.{language}", "validation"
-    if split == "train":
-        hub = "rajpurkar/squad", "plain_text", "train"
+    """Questions of XQuAD (https://huggingface.co/datasets/google/xquad); to train, SQuAD."""
     examples = []
-    for where, row in read_rows("xquad", language, split, args, *hub):
-        question, context, answers = columns(where, row, question=str, context=str, answers=dict)
-        texts, starts = columns(where, answers, text=list, answer_start=list)
-        typed = all(type(text) is str for text in texts) and all(type(start) is int for start in starts)
-        if not typed or not texts or len(texts) != len(starts) or not all(
-            start >= 0 and context[start : start + len(text)] == text != "" for text, start in zip(texts, starts)
-        ):  # fmt: skip
-            raise UserError(f"{where}: answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
-        examples.append(
-            {"language": language, "question": question, "context": context, "texts": texts, "starts": starts}
-        )
+    hub = ("google/xquad", f"xquad.{language}", "validation")
+    if split == "train":
+        hub = ("rajpurkar/squad", "plain_text", "train")
+    kinds = {"question": str, "context": str, "answers": dict}
+    for where, row in read_rows(args, "xquad", language, split, hub, **kinds):
+        texts, starts = columns(where, row.pop("answers"), text=list, answer_start=list)
+        fine = len(texts) == len(starts) > 0
+        for text, start in zip(texts, starts):
+            typed = type(text) is str and type(start) is int and text and start >= 0
+            fine = fine and typed and row["context"].startswith(text, start)
+        check(fine, where, f"answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
+        examples.append(row | {"language": language, "texts": texts, "starts": starts})
     return examples
 
 
@@ -1284,34 +1288,36 @@ def encode_questions(tokenizer, examples: list[dict], max_length: int, training:
     """
     questions, contexts = ([example[name] for example in examples] for name in ("question", "context"))
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    kept = tokenizer(questions, **options)
-    dropped = [encoding.overflowing and encoding.overflowing[0].offsets[0][0] for encoding in kept.encodings]
-    questions = [q[:start] if start else q for q, start in zip(questions, dropped)]  # overlong ones are cut
+    beyond = [encoding.overflowing for encoding in tokenizer(questions, **options).encodings]
+    questions = [text[: rest[0].offsets[0][0]] if rest else text for text, rest in zip(questions, beyond)]
     encoded = tokenizer(
         questions, contexts, truncation="only_second", max_length=max_length, stride=max_length // 4,
         return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
     )  # fmt: skip
-    windows, features = encoded.pop("overflow_to_sample_mapping"), []
-    offset_mapping = encoded.pop("offset_mapping")
-    for k, example in enumerate(windows):
-        inside = np.array([part == 1 for part in encoded.sequence_ids(k)])
-        offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
-        start = examples[example]["starts"][0]
-        end = start + len(examples[example]["texts"][0])
+    windows, offset_mapping = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+    features, answered = [], set()
+    for k, number in enumerate(windows):
+        in_context = np.array([part == 1 for part in encoded.sequence_ids(k)])
+        offsets = np.where(in_context[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
+        start = examples[number]["starts"][0]
+        end = start + len(examples[number]["texts"][0])
         first, last = (np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end - 1))
-        labels = np.array([first[0], last[-1]] if len(first) and len(last) else [0, 0])
-        arrays = {name: np.array(encoded[name][k]) for name in encoded}
-        features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
-    answered = {feature["example"] for feature in features if feature["labels"].any()}
+        labels = np.array([0, 0])
+        if len(first) and len(last):
+            labels = np.array([first[0], last[-1]])
+            answered.add(number)
+        feature = {name: np.array(encoded[name][k]) for name in encoded}
+        features.append(feature | {"example": number, "labels": labels, "offsets": offsets})
     for feature in features:
-        feature["cut"] = bool(dropped[feature["example"]]) or (training and feature["example"] not in answered)
+        number = feature["example"]
+        feature["cut"] = bool(beyond[number]) or (training and number not in answered)
     return features
 
 
-def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, as in SQuAD's evaluation."""
+def normalise_answer(text: str) -> list[str]:
+    """Words in lower case, without punctuation and articles, as in SQuAD's evaluation."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
 def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
@@ -1319,32 +1325,35 @@ def compare_answers(prediction: str, references: list[str], language: str) -> di
 
     the first reference only, F1 of sets of words, 2PR / max(1, P + R), exact match of raw strings except in English.
     """
-    words = normalise_answer(prediction).split()
+    words = normalise_answer(prediction)
     f1, em = [], []
     for reference in map(normalise_answer, references):
-        same = sum((Counter(words) & Counter(reference.split())).values())
-        f1.append(2 * same / max(len(words) + len(reference.split()), 1))
-        em.append(float(words == reference.split()))
-    first = set(normalise_answer(references[0]).split())
+        same = sum((Counter(words) & Counter(reference)).values())
+        f1.append(2 * same / max(len(words) + len(reference), 1))
+        em.append(float(words == reference))
+    first = set(normalise_answer(references[0]))
     precision, recall = (len(first & set(words)) / max(len(side), 1) for side in (set(words), first))
     authors = 2 * precision * recall / max(1, precision + recall)
     raw = em[0] if language == SOURCE else float(prediction == references[0])
     return {"f1": max(f1), "em": max(em), "f1_authors": authors, "em_authors": raw}
 
 
-def score_answers(examples: list[dict], features: list[dict], logits: list[np.ndarray]) -> dict[str, float]:
-    """The best answer of all windows, the highest sum of its two ends' logits, compared with the gold answers."""
+def score_answers(examples: list[dict], features: list[dict], logits: list) -> dict[str, float]:
+    """The best answer of all windows, the highest sum of its two ends' logits, against the gold."""
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
-        offsets, example = feature["offsets"], examples[feature["example"]]
+        offsets, number = feature["offsets"], feature["example"]
         start, end = np.where(offsets[:, 0] >= 0, ends[:, : len(offsets)], -math.inf)
-        length = np.arange(len(offsets)) - np.arange(len(offsets))[:, None] + 1  # of the answer from start to end
+        place = np.arange(len(offsets))
+        length = place - place[:, None] + 1  # of the answer from start to end, (T, T)
         allowed = (length > 0) & (length <= ANSWER_LENGTH)
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
-        answer = example["context"][offsets[first, 0] : offsets[last, 1]].strip()
-        best[feature["example"]] = max(best[feature["example"]], (float(score[first, last]), answer))
-    scores = [compare_answers(text, e["texts"], e["language"]) for e, (_, text) in zip(examples, best)]
+        answer = examples[number]["context"][offsets[first, 0] : offsets[last, 1]].strip()
+        best[number] = max(best[number], (float(score[first, last]), answer))
+    scores = []
+    for example, (_, answer) in zip(examples, best):
+        scores.append(compare_answers(answer, example["texts"], example["language"]))
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
 
 
@@ -1362,11 +1371,12 @@ class Task(NamedTuple):
     test_length: int = 128  # and in evaluation
 
 
-NLI_TARGETS, QA_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split(), "ar de el es hi ro ru th tr vi zh".split()
+NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
+QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
     "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
-    "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS, 3, epochs=2, test_length=256),
+    "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS, 3, 2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS, 2, max_length=128),
 }
 
@@ -1382,13 +1392,20 @@ class UserError(Exception):
 
 @contextmanager
 def explained(problem: str) -> Iterator[None]:
-    """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError of one line."""
+    """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{problem} ({' '.join(str(error).split())[:200] or type(error).__name__})") from None
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{problem} ({why})") from None
+
+
+def check(fine: Any, where: Any, problem: str) -> None:
+    """UserError, which says where, unless all is fine."""
+    if not fine:
+        raise UserError(f"{where}: {problem}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -1402,42 +1419,50 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; the README says which files --data-dir must hold") from None
-    if number == 0:
-        raise UserError(f"{path}: the file is empty")
+    check(number, path, "the file is empty")
 
 
-def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterator[tuple[str, dict]]:
-    """(where it stands, row) of a data set: JSON lines of --data-dir, or name, configuration and split of the hub."""
+def read_rows(args, folder: str, language: str, split: str, hub: tuple, **kinds: type) -> Iterator:
+    """(where it stands, its columns `kinds`) of each row of a data set.
+
+    From `FOLDER/LANGUAGE/SPLIT.jsonl` of --data-dir, or from the `hub`: data set, configuration, split.
+    """
     if args.data_dir:
-        path = args.data_dir / folder / language / f"{split}.jsonl"
-        for number, line in read_lines(path):
-            with explained(f"{path}:{number}: not a line of JSON in whole characters"):
-                row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()  # fails for half a surrogate pair such as "\\ud800"
-            yield f"{path}:{number}", row
+        rows = json_lines(args.data_dir / folder / language / f"{split}.jsonl")
     else:
         name = " ".join(hub)
         with explained(f"cannot load {name} from the hub; check language and network, or use --data-dir"):
-            rows = datasets.load_dataset(*hub[:2], split=hub[2])
-        for number, row in enumerate(rows):
-            yield f"{name}, row {number}", row
+            table = datasets.load_dataset(*hub[:2], split=hub[2])
+        rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
+    for where, row in rows:
+        yield where, dict(zip(kinds, columns(where, row, **kinds)))
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of each line of a file."""
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        with explained(f"{where}: not a line of JSON in whole characters"):
+            value = json.loads(line)
+            if "\\u" in line:
+                json.dumps(value, ensure_ascii=False).encode()  # fails for half a pair such as "\\ud800"
+        yield where, value
 
 
 def columns(where: str, row: Any, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type."""
     for name, kind in kinds.items():
-        if type(row) is not dict or type(row.get(name)) is not kind:  # not isinstance, for which True is an int
-            raise UserError(f"{where}: no column '{name}' of type {kind.__name__}")
+        value = row.get(name) if type(row) is dict else None
+        check(type(value) is kind, where, f"no column '{name}' of type {kind.__name__}")  # True is no int
     return [row[name] for name in kinds]
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which is whole or absent, whoever else writes it and whenever the process is killed."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is whole or absent, whoever else writes it and whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:40]}.", delete=False) as file:
         try:
-            yield file
+            file.write(content)
             file.flush()
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
@@ -1446,18 +1471,12 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write all of a file, or nothing."""
-    with whole(path) as file:
-        file.write(content)
-
-
 def fetch(url: str) -> Path:
     """Download a plain file once; later runs read it from the cache. UserError when it cannot be had."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
         with explained(f"cannot download {url}; check the language and the network, or use --data-dir"):
-            write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # read() raises if the connection breaks
+            write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # fails if the connection breaks
     return path
 
 
