@@ -1378,163 +1378,153 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
 
 
-# Tasks that generate. Their examples have the strings `system` (an instruction), `user` and `target` (the answer).
+# Tasks that generate: their examples hold `system` (an instruction), `user` and `target` (the answer).
 
 LOCALES = """af-ZA ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL hi-IN hu-HU
 hy-AM id-ID it-IT ja-JP jv-ID ka-GE ko-KR lv-LV nl-NL pl-PL pt-PT ru-RU sw-KE th-TH tr-TR zh-CN""".split()
-UNER = "da_ddt en_ewt hr_set pt_bosque sk_snk sr_set sv_talbanken zh_gsd".split()
+UNER = "da_ddt en_ewt hr_set pt_bosque sk_snk sr_set sv_talbanken zh_gsd".split()  # treebanks
 NAMES = {
     "cs": "Czech", "de": "German", "en": "English", "he": "Hebrew", "is": "Icelandic",
     "ja": "Japanese", "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese",
 }  # fmt: skip
 CHARACTERS = ("ja", "zh")  # languages whose slots are counted in characters
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # 13a for others; the authors take it for all
-ASK_SLOTS = (
-    "List what the user's command mentions as `type: value`, in the order of its words, separated by `; `, or None."
-)
-ASK_ENTITIES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
+ASK_SLOTS = """List what the command mentions as `type: value`, in the order and the words of the command,
+separated by `; `. Answer None if it mentions nothing."""
+ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
-ASK_TRANSLATION = "Translate the user's text from {} into {}. Answer with the translation alone."
+ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
 
 
 def load_slots(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Commands and their slots: MASSIVE (https://aclanthology.org/2023.acl-long.235) or xSID."""
+    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) and xSID, or texts with names, of Universal
+    NER (https://arxiv.org/abs/2311.09122). Languages without training data have the validation data in their place.
+    """
+    task, hub = args.task, {}
     if args.data_dir:
-        split = split_there(args, args.task, language, split, "valid")
-        rows = read_rows(args, args.task, language, split, {}, text=str, slots=list)
+        validation = "dev" if task == "uner" else "valid"
+        split = validation if split == "valid" else split
+        files = args.data_dir / task / language
+        if split == "train" and not (files / f"{split}.jsonl").exists():
+            say(f"{task} {language}: there is no {split}.jsonl, {validation}.jsonl is taken instead")
+            split = validation
     else:
-        locale = {name[:2]: name for name in LOCALES}.get(language)
-        check(args.task == "massive", args.task, "is not on the hub; lay out its files in --data-dir")
-        check(locale, "massive", f"no '{language}'; take some of {' '.join(LOCALES)} (two letters)")
-        split = split.replace("valid", "validation")
-        hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "split": split}
-        hub["data_files"] = {split: f"{locale}/{split}/0000.parquet"}  # as the hub converted it
-        rows = read_rows(args, "massive", language, split, hub, annot_utt=str)
-        rows = ((where, parse_annotation(row["annot_utt"])) for where, row in rows)
+        hub = slots_hub(task, language, split.replace("valid", "validation"))
     examples = []
-    for where, row in rows:
-        slots = []
-        for slot in row["slots"]:
-            kind, value = columns(where, slot, type=str, value=str)
-            slots.append({"type": kind, "value": value})
-        example = {"language": language, "text": row["text"], "slots": slots}
-        gold_tags(example, where)  # for the error it may raise
+    for where, row in read_rows(args, task, language, split, hub):
+        text, slots = read_slots(where, row, language)
+        example = {"language": language, "text": text, "user": text, "slots": slots}
+        if split != "train":
+            tag_slots(example, where)  # raises an error for what could not be scored
         target = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots) or "None"
-        examples.append(example | {"system": ASK_SLOTS, "user": row["text"], "target": target})
+        if task == "uner":
+            results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
+            target = json.dumps({"Results": results}, ensure_ascii=False)
+        system = ASK_NAMES if task == "uner" else ASK_SLOTS
+        examples.append(example | {"system": system, "target": target})
     return examples
 
 
-def parse_annotation(annotated: str) -> dict:
-    """Text and slots of MASSIVE's `wake me at [time : five am]`."""
-    slot = r"\[([^][:]+) : ([^][]*)\]"
-    slots = [{"type": t.strip(), "value": v.strip()} for t, v in re.findall(slot, annotated)]
-    return {"text": re.sub(slot, r"\2", annotated), "slots": slots}
+def slots_hub(task: str, language: str, split: str) -> dict:
+    """Where the hub has it. UserError if it has not."""
+    names = {"massive": LOCALES, "uner": UNER}.get(task, [])
+    name = {name[:2]: name for name in names}.get(language)
+    check(name, f"{task} {language}", f"not on the hub, which has {' '.join(names) or 'none'}; use --data-dir")
+    if task == "uner":
+        return {"path": "BramVanroy/universal_ner", "name": name, "split": split}
+    files = {split: f"{name}/{split}/0000.parquet"}  # converted by the hub, from what needs a script
+    hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "data_files": files}
+    return hub | {"split": split}
 
 
-def split_there(args, folder: str, language: str, split: str, validation: str) -> str:
-    """The split; to train, that for validation where a language has no other (xSID, English UNER)."""
-    files = args.data_dir / folder / language
-    if split == "train" and not (files / "train.jsonl").exists() and (files / f"{validation}.jsonl").exists():
-        say(f"{folder} {language}: no train.jsonl, so {validation}.jsonl is what is learned")
-        return validation
-    return split
-
-
-def load_entities_json(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Universal NER (https://arxiv.org/abs/2311.09122), its names to be listed in JSON."""
-    treebank = {name[:2]: name for name in UNER}.get(language)
-    split, column = split.replace("valid", "dev"), "tags"
-    if args.data_dir:
-        split = split_there(args, "uner", language, split, "dev")
+def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
+    """Text and slots of a row: `text` and `slots` or `entities`, `tokens` and tags, or `annot_utt`."""
+    row = row if type(row) is dict else {}
+    if "annot_utt" in row:  # MASSIVE's `wake me at [time : five am]`
+        slot = r"\[([^][:]+) : ([^][]*)\]"
+        text = re.sub(slot, r"\2", row["annot_utt"])
+        found = [{"type": t.strip(), "value": v.strip()} for t, v in re.findall(slot, row["annot_utt"])]
+    elif "tokens" in row and "slots" not in row:
+        text, found = read_tags(where, row, "" if language in CHARACTERS else " ")
     else:
-        check(treebank, "uner", f"no '{language}'; take some of {' '.join(UNER)} (two letters)")
-        column = "ner_tags"
-    hub = {"path": "BramVanroy/universal_ner", "name": treebank, "split": split.replace("dev", "validation")}
-    space = "" if language in CHARACTERS else " "
-    examples = []
-    for where, row in read_rows(args, "uner", language, split, hub, tokens=list, **{column: list}):
-        tokens, tags = row["tokens"], row[column]
-        if not args.data_dir:
-            tags = [NER_TAGS[tag] for tag in tags]
-        fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens)) and set(map(str, tags)) <= set(NER_TAGS)
-        check(fine, where, f"expected as many tokens as tags {' '.join(NER_TAGS)}")
-        slots = []
-        found = entities(np.array([NER_TAGS.index(tag) for tag in tags]), repair=False)
-        for first, last, kind in sorted(found):
-            value = space.join(tokens[first : last + 1])
-            slots.append({"type": NER_TAGS[2 * kind][2:], "value": value})
-        example = {"language": language, "text": space.join(tokens), "slots": slots}
-        results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
-        target = json.dumps({"Results": results}, ensure_ascii=False)
-        examples.append(example | {"system": ASK_ENTITIES, "user": example["text"], "target": target})
-    return examples
+        text, found = columns(where, row, text=str, **{"entities" if "entities" in row else "slots": list})
+    slots = []
+    for slot in found:
+        kind, value = columns(where, slot, type=str, value=str)
+        slots.append({"type": kind, "value": value})
+    return text, slots
+
+
+def read_tags(where: str, row: dict, space: str) -> tuple[str, list[dict]]:
+    """Text and entities of words with tags: `tags`, or of the hub `ner_tags`, numbers in NER_TAGS."""
+    if "ner_tags" in row:
+        row["tags"] = [NER_TAGS[tag] for tag in row["ner_tags"]]
+    tokens, tags = columns(where, row, tokens=list, tags=list)
+    fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
+    fine = fine and set(map(str, tags)) <= set(NER_TAGS)
+    check(fine, where, f"expected as many words as tags {' '.join(NER_TAGS)}, found {str(tags)[:60]}")
+    slots = []
+    for first, last, kind in sorted(entities(np.array([NER_TAGS.index(tag) for tag in tags]), repair=False)):
+        slots.append({"type": NER_TAGS[2 * kind][2:], "value": space.join(tokens[first : last + 1])})
+    return space.join(tokens), slots
 
 
 def load_translation(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """`en-de`: English into German. To train, ALMA (https://arxiv.org/abs/2309.11674); tests: WMT23.
+    """`en-de`: English into German. ALMA (https://arxiv.org/abs/2309.11674); to test, WMT23.
 
-    Where a direction has no data of its own, those of the other are turned round.
+    Where a direction has no data of its own, those of the other one are turned round.
     """
-    check(language.count("-") == 1, "--task translation", f"'{language}' is no direction such as en-de")
-    source, target = language.split("-")
-    back = f"{target}-{source}"
-    pairs = []
+    source, _, target = language.partition("-")
+    check(target, "--task translation", f"'{language}' is no direction such as en-de")
+    back, pairs = f"{target}-{source}", []
     if args.data_dir:
-        path = args.data_dir / "translation" / language / f"{split}.tsv"
-        other = args.data_dir / "translation" / back / f"{split}.tsv"
-        turned = other.exists() and not path.exists()
-        for number, line in read_lines(other if turned else path):
+        files = [args.data_dir / "translation" / name / f"{split}.tsv" for name in (language, back)]
+        turned = files[1].exists() and not files[0].exists()
+        for number, line in read_lines(files[turned]):
             sides = line.split("\t")
-            check(len(sides) == 2, f"{path}:{number}", "expected 'source TAB translation'")
+            check(len(sides) == 2, f"{files[turned]}:{number}", "expected 'source TAB translation'")
             pairs.append(sides[::-1] if turned else sides)
     else:
-        name = back if source == "en" and split != "test" else language
-        hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": name, "split": split.replace("valid", "validation")}
-        column = "translation"
-        if split == "test":
-            column = "en-cs" if language == "cs-en" else language
-            hub = {"path": "haoranxu/WMT23-Test", "name": column, "split": "test"}
-        for where, row in read_rows(args, "", language, split, hub, **{column: dict}):
-            pairs.append(columns(where, row[column], **{source: str, target: str}))
+        name = "en-cs" if language == "cs-en" else language  # of WMT23
+        hub = {"path": "haoranxu/WMT23-Test", "name": name, "split": split}
+        if split != "test":
+            hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": language if target == "en" else back}
+            hub["split"], name = split.replace("valid", "validation"), "translation"
+        for where, row in read_rows(args, "", language, split, hub, **{name: dict}):
+            pairs.append(columns(where, row[name], **{source: str, target: str}))
     system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
-    return [{"system": system, "user": text, "target": answer, "language": language} for text, answer in pairs]
+    shared = {"language": language, "system": system}
+    return [shared | {"user": text, "target": translation} for text, translation in pairs]
 
 
 def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
-    """Prompts: the tokenizer's chat template, or instruction, input and `Output:`.
+    """A prompt by the tokenizer's chat template, or plainly: instruction, `Input: ...` and `Output:`.
 
     To train, `input_ids` go on with the target and the end token, and `labels`, as many, are at each place the id that
-    follows if it is one of those. To test there are no labels.
+    *follows* if it is one of those. To test, `input_ids` are the prompt, and there are no labels.
     """
-    end, chat = tokenizer.eos_token_id, bool(tokenizer.chat_template)
+    end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
     check(end is not None, "--model", "its tokenizer has no end-of-text token")
-    prompts = [write_prompt(tokenizer, example) for example in examples]
+    for example in examples:
+        prompt = f"{example['system']}\n\nInput: {example['user']}\nOutput:"
+        if chat:
+            messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
+            with explained("--model: its chat template takes no system message with a user's"):
+                prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompts.append(prompt)
     targets = [example["target"] if chat else " " + example["target"] for example in examples]
-    options = {"add_special_tokens": False, "return_attention_mask": False}
-    first = tokenizer("a")["input_ids"][:1]  # begin-of-text, if it has that
-    first = first if not chat and first[0] in tokenizer.all_special_ids else []
+    encoded = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, targets)]
+    begin = [] if chat else [i for i in tokenizer("a")["input_ids"][:1] if i in tokenizer.all_special_ids]
     features = []
-    encoded = zip(tokenizer(prompts, **options)["input_ids"], tokenizer(targets, **options)["input_ids"])
-    for k, (prompt, target) in enumerate(encoded):
-        prompt = first + prompt
-        ids, labels = prompt, []
+    for k, (prompt, target) in enumerate(zip(*encoded)):
+        ids, labels = begin + prompt, []
         if training:
-            ids = prompt + target + [end]
-            labels = [IGNORE] * (len(prompt) - 1) + target + [end, IGNORE]
-        arrays = {"input_ids": np.array(ids[:max_length]), "labels": np.array(labels[:max_length], np.int64)}
-        if training:
-            arrays["labels"][-1] = IGNORE  # what follows was cut off, or is nothing
+            labels = [IGNORE] * (len(ids) - 1) + target + [end]
+            labels = [*labels[: max_length - 1], IGNORE]  # nothing follows the last one
+            ids = ids + target + [end]
+        arrays = {"input_ids": np.array(ids[:max_length]), "labels": np.array(labels, dtype=np.int64)}
         features.append(arrays | {"example": k, "cut": len(ids) > max_length})
     return features
-
-
-def write_prompt(tokenizer: Any, example: dict) -> str:
-    """The text in front of the answer."""
-    if not tokenizer.chat_template:
-        return f"{example['system']}\n\nInput: {example['user']}\nOutput:"
-    messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
-    with explained("--model: its chat template takes no system message with a user's"):
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def slot_words(text: str, language: str) -> list[str]:
@@ -1542,113 +1532,93 @@ def slot_words(text: str, language: str) -> list[str]:
     return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
 
 
-def gold_tags(example: dict, where: str = "") -> tuple[list[str], list[str | None]]:
-    """(words of the text, type of the slot that each stands in). UserError if a slot is not there."""
+def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str]]:
+    """(words of the text, type of the slot that each stands in, or ""). UserError if one is not there."""
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
-        start = find_phrase(text, slot["value"], at, between_blanks=example["language"] not in CHARACTERS)
-        check(slot["value"] and start >= 0, where, f"slot '{slot['value'][:60]}' is not in the text, in order")
-        parts += [(text[at:start], None), (slot["value"], slot["type"])]
-        at = start + len(slot["value"])
+        value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
+        if start < 0 or example["language"] in CHARACTERS:
+            start = text.find(value, at)
+        check(value and start >= 0, where, f"slot '{value[:60]}' does not follow in the text")
+        parts += [(text[at:start], ""), (value, slot["type"])]
+        at = start + len(value)
     words, tags = [], []
-    for part, kind in [*parts, (text[at:], None)]:
+    for part, kind in [*parts, (text[at:], "")]:
         new = slot_words(part, example["language"])
         words += new
         tags += [kind] * len(new)
     return words, tags
 
 
-def find_phrase(text: str, phrase: str, start: int, between_blanks: bool) -> int:
-    """Where in the text, from `start` on, a phrase begins: as whole words, or else anywhere; or -1."""
-    at = text.find(phrase, start)
-    while between_blanks and at >= 0 and (text[at - 1 : at] + text[at + len(phrase) :][:1]).strip():
-        at = text.find(phrase, at + 1)
-    return at if at >= 0 else text.find(phrase, start)
-
-
-def parse_slots(output: str) -> tuple[list[tuple[str, str]], bool]:
-    """((type, value) of an output's first line, whether all of it had that form)."""
+def parse_slots(output: str) -> list[list[str]]:
+    """[type, value] of the first line of `type: value; type: value`; other parts are of other length."""
     line = output.strip().split("\n")[0].strip()
-    if line.lower() == "none":
-        return [], True
-    parts = [tuple(part.split(": ")) for part in line.split("; ")]
-    slots = [part for part in parts if len(part) == 2]
-    return slots, len(slots) == len(parts)
+    return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
+
+
+def parse_json(output: str) -> list[tuple[str, str]]:
+    """(type, value) of what stands in the form of `ASK_NAMES`; first all LOC, then PER, then ORG."""
+    pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
+    found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
+    return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
 
 
 def malformed(outputs: list[str]) -> int:
-    """How many outputs are neither `None` nor `type: value` parts only."""
-    return sum(not fine for _, fine in map(parse_slots, outputs))
+    """How many outputs are neither `None` nor `type: value` in all parts."""
+    return sum(any(len(part) != 2 for part in parse_slots(output)) for output in outputs)
 
 
-def spans(tags: list[str | None]) -> Counter:
-    """(type, first word, word behind the last) of the slots; neighbours of one type are one."""
-    found, start = Counter(), 0
-    for kind, group in itertools.groupby(tags):
-        end = start + len(list(group))
-        if kind is not None:
-            found[kind, start, end] = 1
-        start = end
-    return found
-
-
-def score_slots(examples: list[dict], outputs: list[str]) -> dict[str, float]:
-    """F1 of `type: value; type: value` over all examples, as MASSIVE's authors count (see `compare_slots`)."""
-    return compare_slots(examples, [parse_slots(output)[0] for output in outputs])
-
-
-def score_entities_json(examples: list[dict], outputs: list[str]) -> dict[str, float]:
-    """As `score_slots`, of what stands in JSON, found by its pattern; in the order LOC, PER, ORG."""
-    pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
-    predicted = []
-    for output in outputs:
-        found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
-        predicted.append(sorted(found, key=lambda slot: "LOC PER ORG".index(slot[0])))
-    return compare_slots(examples, predicted)
-
-
-def compare_slots(examples: list[dict], predicted: list[list[tuple[str, str]]]) -> dict[str, float]:
-    """`f1` of (type, place) over all examples, and `f1_strict` of (type, value).
+def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slots) -> dict[str, float]:
+    """F1 over all examples: `f1` of (type, place), as MASSIVE's authors count, `f1_strict` of (type, value).
 
     A predicted value tags every place where its words stand, in any case, over what was tagged before; one that stands
-    nowhere costs nothing but the miss.
+    nowhere costs only the miss. Neighbours of one type are one slot.
     """
     totals = {"f1": Counter(), "f1_strict": Counter()}
-    for example, slots in zip(examples, predicted):
-        words, tags = gold_tags(example)
-        lower, found = [word.lower() for word in words], [None] * len(words)
+    number = {"": 0}  # of each type
+    for example, output in zip(examples, outputs):
+        words, tags = tag_slots(example)
+        lower, found = [word.lower() for word in words], [""] * len(words)
+        slots = [tuple(part) for part in parse(output) if len(part) == 2]
         for kind, value in slots:
             phrase = slot_words(value.lower(), example["language"])
             for start in range(len(words) - len(phrase) + 1):
                 if lower[start : start + len(phrase)] == phrase:
                     found[start : start + len(phrase)] = [kind] * len(phrase)
-        values = Counter((slot["type"], slot["value"]) for slot in example["slots"])
-        sides = {"f1": (spans(tags), spans(found)), "f1_strict": (values, Counter(slots))}
-        for name, (gold, other) in sides.items():
-            same = (gold & other).total()
-            totals[name].update(same=same, gold=gold.total(), predicted=other.total())
+        places = []
+        for side in (tags, found):
+            inside = [2 * number.setdefault(kind, len(number)) for kind in side]  # the tag I of its type
+            places.append(Counter(entities(np.array(inside, dtype=int), repair=False)))
+        values = [Counter((slot["type"], slot["value"]) for slot in example["slots"]), Counter(slots)]
+        for name, (gold, predicted) in zip(totals, (places, values)):
+            same = (gold & predicted).total()
+            totals[name].update(same=same, gold=gold.total(), predicted=predicted.total())
     return {name: f1(**counts) for name, counts in totals.items()}
 
 
+def score_names(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+    """As `score_slots`, of outputs in JSON."""
+    return score_slots(examples, outputs, parse_json)
+
+
 def score_translation(examples: list[dict], outputs: list[str]) -> dict[str, float]:
-    """BLEU and chrF of the first lines, between 0 and 1 (https://github.com/mjpost/sacrebleu)."""
+    """BLEU and chrF of the outputs' first lines (https://github.com/mjpost/sacrebleu), 0 to 1."""
     import sacrebleu
 
     lines = [output.strip().split("\n")[0] for output in outputs]
     references = [[example["target"] for example in examples]]
-    target = examples[0]["language"].split("-")[-1]
-    bleu = sacrebleu.corpus_bleu(lines, references, tokenize=BLEU_TOKENIZERS.get(target, "13a"))
-    return {"bleu": bleu.score / 100, "chrf": sacrebleu.corpus_chrf(lines, references).score / 100}
+    tokenizer = BLEU_TOKENIZERS.get(examples[0]["language"].split("-")[-1], "13a")
+    bleu = sacrebleu.corpus_bleu(lines, references, tokenize=tokenizer).score
+    return {"bleu": bleu / 100, "chrf": sacrebleu.corpus_chrf(lines, references).score / 100}
 
 
 def require_sacrebleu(languages: Iterable[str]) -> None:
-    """UserError unless sacrebleu is here, with what it needs to split words of these target languages."""
+    """UserError unless sacrebleu is there, with what it needs for these target languages."""
     for language in languages:
-        tokenizer = BLEU_TOKENIZERS.get(language.split("-")[-1], "13a")
-        with explained(f"BLEU, {language}: needs `pip install 'sacrebleu[ja]'`"):
+        with explained(f"{language}: BLEU needs `pip install 'sacrebleu[ja]'`"):
             from sacrebleu.metrics import BLEU
 
-            BLEU(tokenize=tokenizer)
+            BLEU(tokenize=BLEU_TOKENIZERS.get(language.split("-")[-1], "13a"))
 
 
 class Task(NamedTuple):
@@ -1664,38 +1634,33 @@ class Task(NamedTuple):
     epochs: int = 5
     max_length: int = 96  # subwords in training, special tokens included
     test_length: int = 128  # and in evaluation
-    new_tokens: int = 0  # subwords that may be generated; 0: the task is to classify
-
-
-def generation(load: Callable, score: Callable, sources: str, targets: str, new_tokens: int = 128) -> Task:
-    """A task whose answer is text."""
-    row = Task(Generator, load, encode_prompts, score, targets.split(), sources.split())
-    return row._replace(max_length=2048, test_length=2048, new_tokens=new_tokens)
+    new_tokens: int = 0  # subwords that are generated at most; 0: it is a task to classify
 
 
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
+# Of the second paper's languages only en and zh (with labels), cy and jv (without) are known: the rest is our choice.
+MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
+XSID = "da de-ba de-muc gsw id ja lt nl no tr".split(), "en de it zh ar".split()
+NAMED = "da hr sk sr".split(), "en pt sv zh".split()
+TRANSLATED = (
+    "en-he he-en en-ja ja-en en-uk uk-en".split(),
+    "en-cs cs-en en-de de-en en-is is-en en-ru ru-en en-zh zh-en".split(),
+)
+LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
     "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
-    "xnli": Task(
-        Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS, labels=3, epochs=2, test_length=256
-    ),
-    "xquad": Task(
-        Answers, load_xquad, encode_questions, score_answers, QA_TARGETS, labels=2, epochs=2, test_length=384
-    ),
-    # Of the second paper's languages only en, zh (labelled), cy and jv (transfer) are known: the rest is our choice.
-    "massive": generation(load_slots, score_slots, "en ar es ru zh", "cy jv sw az af bn fa hi hy id ja ka ko th tr"),
-    "xsid": generation(load_slots, score_slots, "en de it zh ar", "da de-ba de-muc gsw id ja lt nl no tr"),
-    "uner": generation(load_entities_json, score_entities_json, "en pt sv zh", "da hr sk sr"),
-    "translation": generation(
-        load_translation,
-        score_translation,
-        "en-cs cs-en en-de de-en en-is is-en en-ru ru-en en-zh zh-en",
-        "en-he he-en en-ja ja-en en-uk uk-en",
-        512,
-    ),  # fmt: skip
-}
+    "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS,
+                 labels=3, epochs=2, test_length=256),
+    "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
+                  labels=2, epochs=2, test_length=384),
+    "massive": Task(Generator, load_slots, encode_prompts, score_slots, *MASSIVE, **LONG),
+    "xsid": Task(Generator, load_slots, encode_prompts, score_slots, *XSID, **LONG),
+    "uner": Task(Generator, load_slots, encode_prompts, score_names, *NAMED, **LONG),
+    "translation": Task(Generator, load_translation, encode_prompts, score_translation, *TRANSLATED,
+                        **LONG | {"new_tokens": 512}),
+}  # fmt: skip
 
 
 # ---- 7. Files: --data-dir, the hub, downloads ------------------------------------------------------------------------
@@ -1745,7 +1710,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
-    """(where it stands, its columns `kinds`) of each row of a data set.
+    """(where it stands, row) of a data set; of each row its columns `kinds`, if any are named.
 
     From `FOLDER/LANGUAGE/SPLIT.jsonl` of --data-dir, or from the hub: what `load_dataset` takes.
     """
@@ -1757,7 +1722,7 @@ def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: 
             table = datasets.load_dataset(**hub)
         rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
     for where, row in rows:
-        yield where, dict(zip(kinds, columns(where, row, **kinds)))
+        yield where, dict(zip(kinds, columns(where, row, **kinds))) if kinds else row
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
