@@ -1532,18 +1532,18 @@ def slot_words(text: str, language: str) -> list[str]:
     return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
 
 
-def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str]]:
-    """(words of the text, type of the slot that each stands in, or ""). UserError if one is not there."""
+def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str | None]]:
+    """(words of the text, type of the slot that each stands in). UserError if a slot is not there."""
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
         value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
         if start < 0 or example["language"] in CHARACTERS:
             start = text.find(value, at)
         check(value and start >= 0, where, f"slot '{value[:60]}' does not follow in the text")
-        parts += [(text[at:start], ""), (value, slot["type"])]
+        parts += [(text[at:start], None), (value, slot["type"])]
         at = start + len(value)
     words, tags = [], []
-    for part, kind in [*parts, (text[at:], "")]:
+    for part, kind in [*parts, (text[at:], None)]:
         new = slot_words(part, example["language"])
         words += new
         tags += [kind] * len(new)
@@ -1575,10 +1575,10 @@ def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slot
     nowhere costs only the miss. Neighbours of one type are one slot.
     """
     totals = {"f1": Counter(), "f1_strict": Counter()}
-    number = {"": 0}  # of each type
+    number = {None: 0}  # of each type
     for example, output in zip(examples, outputs):
         words, tags = tag_slots(example)
-        lower, found = [word.lower() for word in words], [""] * len(words)
+        lower, found = [word.lower() for word in words], [None] * len(words)
         slots = [tuple(part) for part in parse(output) if len(part) == 2]
         for kind, value in slots:
             phrase = slot_words(value.lower(), example["language"])
