@@ -47,7 +47,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import huggingface_hub
@@ -1345,114 +1345,98 @@ def write_links(path: Path, link: Callable, text: Callable) -> None:
 
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
-# load(language, split, args)                        -> examples, a list of dicts
-# encode(tokenizer, examples, max_length, training)  -> features: arrays `input_ids` and `labels`; `example`, the index
-#                                                       of the example that they come from; `cut`, if not all of it is
-# score(examples, features, logits)                  -> {metric: value}, the task's main metric first
+# load(language, split, args) -> examples, a list of dicts
+# encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and `labels`,
+#     the index of the `example` that they come from, and whether that is `cut`
+# score(examples, features, logits) -> {metric: value}, the main metric first; or of (examples, outputs)
 
-TREEBANKS = {  # language: Universal Dependencies treebank; English to train, the other 34 to test (and to realign)
+TREEBANKS = {  # language: UD treebank; English to train on, the other 34 to test (and realign) on
     "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB",
-    "ca": "Catalan-AnCora", "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD", "el": "Greek-GDT",
-    "es": "Spanish-GSD", "fa": "Persian-PerDT", "fi": "Finnish-PUD", "fr": "French-GSD", "he": "Hebrew-HTB",
-    "hi": "Hindi-HDTB", "hu": "Hungarian-Szeged", "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD",
-    "lt": "Lithuanian-ALKSNIS", "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB",
-    "pt": "Portuguese-GSD", "ro": "Romanian-RRT", "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ",
-    "sv": "Swedish-PUD", "ta": "Tamil-TTB", "th": "Thai-PUD", "tr": "Turkish-PUD", "uk": "Ukrainian-IU",
-    "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
+    "ca": "Catalan-AnCora", "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD",
+    "el": "Greek-GDT", "es": "Spanish-GSD", "fa": "Persian-PerDT", "fi": "Finnish-PUD",
+    "fr": "French-GSD", "he": "Hebrew-HTB", "hi": "Hindi-HDTB", "hu": "Hungarian-Szeged",
+    "it": "Italian-ISDT", "ja": "Japanese-GSD", "ko": "Korean-GSD", "lt": "Lithuanian-ALKSNIS",
+    "lv": "Latvian-LVTB", "no": "Norwegian-Bokmaal", "pl": "Polish-PDB", "pt": "Portuguese-GSD",
+    "ro": "Romanian-RRT", "ru": "Russian-GSD", "sk": "Slovak-SNK", "sl": "Slovenian-SSJ",
+    "sv": "Swedish-PUD", "ta": "Tamil-TTB", "th": "Thai-PUD", "tr": "Turkish-PUD",
+    "uk": "Ukrainian-IU", "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
 }  # fmt: skip
-SOURCE, *TARGETS = TREEBANKS  # English, and the 34 languages that the paper realigns with and tests on
+SOURCE, *TARGETS = TREEBANKS
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
-TOKEN_ID = re.compile(
-    r"\d+([-.]\d+)?"
-)  # in CoNLL-U: `3`, a range such as `3-4`, or an empty node such as `8.1`
-UPOS = (
-    "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
-)  # `_`: `3-4` ranges
-ANSWER_LENGTH = 30  # subwords that an answer may have
+TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range `3-4`, or an empty node `8.1`
+UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
+NER_TAGS = "O B-PER I-PER B-ORG I-ORG B-LOC I-LOC".split()
+TRAIN_STRIDE, TEST_STRIDE = 32, 128  # subwords of its context that a question's windows share
+ANSWER_LENGTH = 15  # subwords that an answer may have
 
 
 def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentences of a Universal Dependencies treebank, words and tags from CoNLL-U (https://universaldependencies.org).
+    """Sentences of a UD treebank, from CoNLL-U (https://universaldependencies.org/format).
 
-    As in the authors' code, a multi-word range (`3-4 du _`) is a token of its own with tag `_`, 18 tags in all; with
-    --syntactic-words it is left out, and the 17 tags of the standard measure remain. Empty nodes (`8.1`) are no tokens.
+    As in the authors' code, a multi-word range (`3-4 du _`) is a token of its own with tag `_`, 18
+    tags in all; --syntactic-words leaves it out, and 17 remain. Empty nodes (`8.1`) are no tokens.
     """
     if args.data_dir:
         path = args.data_dir / "udpos" / language / f"{split}.conllu"
     else:
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
-    examples, tokens, tags = [], [], []
-    for number, line in itertools.chain(read_lines(path), [(0, "")]):
+    examples = [{"tokens": [], "tags": []}]
+    for number, line in read_lines(path):
         if not line.strip():
-            if tokens:
-                examples.append({"tokens": tokens, "tags": tags})
-            tokens, tags = [], []
+            examples.append({"tokens": [], "tags": []})
         elif not line.startswith("#"):
-            fields = line.split("\t")
-            if len(fields) != 10 or not TOKEN_ID.fullmatch(fields[0]) or not fields[1]:
-                raise UserError(
-                    f"{path}:{number}: not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}"
-                )
-            if "." in fields[0] or ("-" in fields[0] and args.syntactic_words):
+            where, fields = f"{path}:{number}", line.split("\t")
+            fine = len(fields) == 10 and TOKEN_ID.fullmatch(fields[0]) and fields[1]
+            check(fine, where, f"not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
+            token, word, _, tag = fields[:4]
+            if "." in token or ("-" in token and args.syntactic_words):
                 continue
-            if fields[3] not in UPOS:
-                raise UserError(
-                    f"{path}:{number}: '{fields[3]}' is not one of the UPOS tags {' '.join(UPOS)}"
-                )
-            tokens.append(fields[1])
-            tags.append(UPOS.index(fields[3]))
-    if not examples:
-        raise UserError(f"{path}: no sentence in this file")
+            check(tag in UPOS, where, f"{tag[:60]!r} is not one of the UPOS tags {' '.join(UPOS)}")
+            examples[-1]["tokens"].append(word)
+            examples[-1]["tags"].append(UPOS.index(tag))
+    examples = [example for example in examples if example["tokens"]]
+    check(examples, path, "no sentence in this file")
     return examples
 
 
 def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann). Chinese is split by character."""
+    """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
     examples = []
-    for where, row in read_rows(
-        "wikiann", language, split, args, "unimelb-nlp/wikiann", language, split
-    ):
-        tokens, tags = columns(where, row, tokens=list, ner_tags=list)
-        if len(tokens) != len(tags) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(
-                f"{where}: {len(tokens)} tokens with {len(tags)} tags; expected as many words as tags"
-            )
-        if wrong := [tag for tag in tags if type(tag) is not int or tag not in range(7)]:
-            raise UserError(
-                f"{where}: '{wrong[0]}' is not one of the tags 0 to 6 (O, B-PER, I-PER, B-ORG ... I-LOC)"
-            )
+    hub = {"path": "unimelb-nlp/wikiann", "name": language, "split": split}
+    for where, row in read_rows(args, "wikiann", language, split, hub, tokens=list, ner_tags=list):
+        tokens, tags = row["tokens"], row["ner_tags"]
+        fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
+        check(fine, where, f"expected as many words as tags, found {len(tokens)} and {len(tags)}")
+        fine = {int} == set(map(type, tags)) and set(tags) <= set(range(7))
+        check(fine, where, f"expected tags 0 to 6 ({' '.join(NER_TAGS)}), found {str(tags)[:60]}")
         examples.append({"tokens": tokens, "tags": tags})
     return examples
 
 
-def encode_tokens(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
-    """Token classification: a word's first visible subword carries its tag; long sentences go on in more windows."""
+def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
+    """A word's first visible subword carries its tag; long sentences go on in more windows."""
     features, seen = [], Counter()
-    for window in encode_words(
-        tokenizer, [example["tokens"] for example in examples], max_length, windows=True
-    ):
-        labels = np.where(
-            window.first, np.array(examples[window.sentence]["tags"])[window.words], IGNORE
-        )
+    sentences = [example["tokens"] for example in examples]
+    tags = [np.array(example["tags"]) for example in examples]
+    for window in encode_words(tokenizer, sentences, max_length, windows=True):
+        labels = np.where(window.first, tags[window.sentence][window.words], IGNORE)
         features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
         seen[window.sentence] += window.first.sum()
-    for feature in features:  # a word of invisible characters only has no subword, and is not scored
-        feature["cut"] = seen[feature["example"]] < len(examples[feature["example"]]["tokens"])
+    for feature in features:  # a word of invisible characters has no subword, and is not scored
+        feature["cut"] = seen[feature["example"]] < len(sentences[feature["example"]])
     return features
 
 
-def score_accuracy(
-    examples: list[dict], features: list[dict], logits: list[np.ndarray]
-) -> dict[str, float]:
-    """The share of labels that are predicted: of words (PoS tagging), or of sentence pairs (NLI)."""
+def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[str, float]:
+    """The share of labels that are predicted: of words (PoS), or of sentence pairs (NLI)."""
     labels = np.concatenate([feature["labels"] for feature in features])
     predictions = np.concatenate([row.argmax(-1).reshape(-1) for row in logits])
     return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
 
 
 def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
-    """(first word, last word, type) of the entities in a row of tags (0 is O, 2k - 1 is B and 2k I of type k).
+    """(first word, last word, type) of the entities in tags: 0 is O, 2k - 1 is B and 2k I of type k.
 
     An I that follows no entity begins one; so does an I of another type, as in conlleval, or else with `repair`, which
     the authors do to predictions, it changes the type of the entity that it goes on with.
@@ -1464,193 +1448,456 @@ def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
     return set(zip(np.flatnonzero(start), np.flatnonzero(end), kind[end]))
 
 
-def score_entities(
-    examples: list[dict], features: list[dict], logits: list[np.ndarray]
-) -> dict[str, float]:
-    """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419, and `entities`)."""
-    gold, predicted = [], []
-    for at, (feature, row) in enumerate(zip(features, logits)):
+def score_entities(examples: list, features: list[dict], logits: list) -> dict[str, float]:
+    """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419)."""
+    gold, predicted, sentence = [], [], None
+    for feature, row in zip(features, logits):
+        if feature["example"] != sentence:
+            sentence = feature["example"]
+            gold.append([0])  # an O between sentences
+            predicted.append([0])
         words = feature["labels"] != IGNORE
-        gap = [0] * (
-            at == 0 or feature["example"] != features[at - 1]["example"]
-        )  # an O between sentences
-        gold += [gap, feature["labels"][words]]
-        predicted += [gap, row.argmax(-1)[words]]
+        gold.append(feature["labels"][words])
+        predicted.append(row.argmax(-1)[words])
     gold = entities(np.concatenate(gold).astype(int), repair=False)
     predicted = entities(np.concatenate(predicted).astype(int), repair=True)
-    return {"f1": 2 * len(gold & predicted) / max(len(gold) + len(predicted), 1)}
+    return {"f1": f1(len(gold & predicted), len(gold), len(predicted))}
+
+
+def f1(same: int, gold: int, predicted: int) -> float:
+    """Of how many of either side are the same; 0 if there are none at all."""
+    return 2 * same / max(gold + predicted, 1)
 
 
 def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); the English training set is MultiNLI."""
+    """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); to train, MultiNLI."""
     examples = []
-    for where, row in read_rows("xnli", language, split, args, "facebook/xnli", language, split):
-        premise, hypothesis, label = columns(where, row, premise=str, hypothesis=str, label=int)
-        if label not in range(3):
-            raise UserError(
-                f"{where}: label {label}; expected 0 (entailment), 1 (neutral) or 2 (contradiction)"
-            )
-        examples.append({"premise": premise, "hypothesis": hypothesis, "label": label})
+    hub = {"path": "facebook/xnli", "name": language, "split": split}
+    kinds = {"premise": str, "hypothesis": str, "label": int}
+    for where, row in read_rows(args, "xnli", language, split, hub, **kinds):
+        known = "0 (entailment), 1 (neutral) or 2 (contradiction)"
+        check(row["label"] in range(3), where, f"label {row['label']}; expected {known}")
+        examples.append(row)
     return examples
 
 
-def encode_sentences(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
+def encode_sentences(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
     """Sentence pairs in one input; the longer one is cut off until both fit."""
-    texts = [[example[side] for example in examples] for side in ("premise", "hypothesis")]
-    encoded = tokenizer(
-        *texts, truncation="longest_first", max_length=max_length, return_attention_mask=False
-    )
+    limit = 50 * max_length  # characters; what is cut off both sides takes memory quadratically
+    texts = [[example[side][:limit] for example in examples] for side in ("premise", "hypothesis")]
+    options = {"truncation": "longest_first", "return_attention_mask": False}
+    encoded = tokenizer(*texts, max_length=max_length, **options)
     features = []
     for k, example in enumerate(examples):
-        arrays = {name: np.array(encoded[name][k]) for name in encoded}
-        cut = bool(encoded.encodings[k].overflowing)
-        features.append({"example": k, **arrays, "labels": np.array([example["label"]]), "cut": cut})
+        feature = {name: np.array(encoded[name][k]) for name in encoded}
+        feature |= {"example": k, "labels": np.array([example["label"]])}
+        features.append(feature | {"cut": bool(encoded.encodings[k].overflowing)})
     return features
 
 
 def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Questions of SQuAD (training) and XQuAD (https://huggingface.co/datasets/google/xquad), answered in a context."""
-    hub = "google/xquad", f"xquad.{language}", "validation"
-    if split == "train":
-        hub = "rajpurkar/squad", "plain_text", "train"
+    """Questions of XQuAD (https://huggingface.co/datasets/google/xquad); to train, SQuAD."""
     examples = []
-    for where, row in read_rows("xquad", language, split, args, *hub):
-        question, context, answers = columns(where, row, question=str, context=str, answers=dict)
-        texts, starts = columns(where, answers, text=list, answer_start=list)
-        typed = all(type(text) is str for text in texts) and all(type(start) is int for start in starts)
-        if not typed or not texts or len(texts) != len(starts) or not all(
-            start >= 0 and context[start : start + len(text)] == text != "" for text, start in zip(texts, starts)
-        ):  # fmt: skip
-            raise UserError(
-                f"{where}: answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}"
-            )
-        examples.append(
-            {
-                "language": language,
-                "question": question,
-                "context": context,
-                "texts": texts,
-                "starts": starts,
-            }
-        )
+    hub = {"path": "google/xquad", "name": f"xquad.{language}", "split": "validation"}
+    if split == "train":
+        hub = {"path": "rajpurkar/squad", "name": "plain_text", "split": split}
+    kinds = {"question": str, "context": str, "answers": dict}
+    for where, row in read_rows(args, "xquad", language, split, hub, **kinds):
+        texts, starts = columns(where, row.pop("answers"), text=list, answer_start=list)
+        fine = len(texts) == len(starts) > 0
+        for text, start in zip(texts, starts):
+            typed = type(text) is str and type(start) is int and text and start >= 0
+            fine = fine and typed and row["context"].startswith(text, start)
+        found = f"answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}"
+        check(fine, where, found)
+        examples.append(row | {"language": language, "texts": texts, "starts": starts})
     return examples
 
 
-def encode_questions(tokenizer, examples: list[dict], max_length: int, training: bool) -> list[dict]:
-    """A question with every window of its context, which overlap by a quarter of `max_length` (32 of 128 subwords).
+def encode_questions(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
+    """A question, cut off at half of `max_length`, with every window of its context.
 
     `labels` are the first and the last subword of the first answer, 0 and 0 where the window does not hold all of it.
     `offsets`, (T, 2), say where in the context every subword begins and ends, -1 for all others.
     """
-    questions, contexts = ([example[name] for example in examples] for name in ("question", "context"))
+    questions = [example["question"] for example in examples]
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    kept = tokenizer(questions, **options)
-    dropped = [
-        encoding.overflowing and encoding.overflowing[0].offsets[0][0] for encoding in kept.encodings
-    ]
-    questions = [
-        q[:start] if start else q for q, start in zip(questions, dropped)
-    ]  # overlong ones are cut
+    beyond = [part.overflowing for part in tokenizer(questions, **options).encodings]
+    for k, rest in enumerate(beyond):
+        if rest:
+            questions[k] = questions[k][: rest[0].offsets[0][0]]
+    stride = min(TRAIN_STRIDE if training else TEST_STRIDE, max_length // 2 - 8)
     encoded = tokenizer(
-        questions, contexts, truncation="only_second", max_length=max_length, stride=max_length // 4,
-        return_overflowing_tokens=True, return_offsets_mapping=True, return_attention_mask=False,
+        questions, [example["context"] for example in examples], truncation="only_second",
+        max_length=max_length, stride=stride, return_overflowing_tokens=True,
+        return_offsets_mapping=True, return_attention_mask=False,
     )  # fmt: skip
-    windows, features = encoded.pop("overflow_to_sample_mapping"), []
-    offset_mapping = encoded.pop("offset_mapping")
-    for k, example in enumerate(windows):
-        inside = np.array([part == 1 for part in encoded.sequence_ids(k)])
-        offsets = np.where(inside[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
-        start = examples[example]["starts"][0]
-        end = start + len(examples[example]["texts"][0])
+    windows, offset_mapping = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+    features, answered = [], set()
+    for k, number in enumerate(windows):
+        in_context = np.array(encoded.sequence_ids(k)) == 1
+        offsets = np.where(in_context[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
+        start = examples[number]["starts"][0]
+        end = start + len(examples[number]["texts"][0]) - 1
         first, last = (
-            np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end - 1)
+            np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end)
         )
-        labels = np.array([first[0], last[-1]] if len(first) and len(last) else [0, 0])
-        arrays = {name: np.array(encoded[name][k]) for name in encoded}
-        features.append({"example": example, **arrays, "labels": labels, "offsets": offsets})
-    answered = {feature["example"] for feature in features if feature["labels"].any()}
+        labels = np.array([0, 0])
+        if len(first) and len(last):
+            labels = np.array([first[0], last[-1]])
+            answered.add(number)
+        feature = {name: np.array(encoded[name][k]) for name in encoded}
+        features.append(feature | {"example": number, "labels": labels, "offsets": offsets})
     for feature in features:
-        feature["cut"] = bool(dropped[feature["example"]]) or (
-            training and feature["example"] not in answered
-        )
+        number = feature["example"]
+        feature["cut"] = bool(beyond[number]) or (training and number not in answered)
     return features
 
 
-def normalise_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and surplus blanks, as in SQuAD's evaluation."""
+def normalise_answer(text: str) -> list[str]:
+    """Words in lower case, without punctuation and articles, as in SQuAD's evaluation."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
 def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
     """F1 of words and exact match, official (Rajpurkar et al. 2016: the best of all references), and as the authors do:
 
-    the first reference only, F1 of sets of words, 2PR / max(1, P + R), exact match of raw strings except in English.
+    the first reference only; words shared as sets, but precision and recall of lists; 2PR / max(1, P + R); exact match
+    of raw strings except in English.
     """
-    words = normalise_answer(prediction).split()
-    f1, em = [], []
+    words, first = normalise_answer(prediction), normalise_answer(references[0])
+    f1s, em = [], []
     for reference in map(normalise_answer, references):
-        same = sum((Counter(words) & Counter(reference.split())).values())
-        f1.append(2 * same / max(len(words) + len(reference.split()), 1))
-        em.append(float(words == reference.split()))
-    first = set(normalise_answer(references[0]).split())
-    precision, recall = (len(first & set(words)) / max(len(side), 1) for side in (set(words), first))
-    authors = 2 * precision * recall / max(1, precision + recall)
+        same = sum((Counter(words) & Counter(reference)).values())
+        f1s.append(f1(same, len(words), len(reference)))
+        em.append(float(words == reference))
+    same = len(set(words) & set(first))
+    precision, recall = same / max(len(words), 1), same / max(len(first), 1)
+    authors = 2 * precision * recall / max(1, precision + recall) if words or first else 1.0
     raw = em[0] if language == SOURCE else float(prediction == references[0])
-    return {"f1": max(f1), "em": max(em), "f1_authors": authors, "em_authors": raw}
+    return {"f1": max(f1s), "em": max(em), "f1_authors": authors, "em_authors": raw}
 
 
-def score_answers(
-    examples: list[dict], features: list[dict], logits: list[np.ndarray]
-) -> dict[str, float]:
-    """The best answer of all windows, the highest sum of its two ends' logits, compared with the gold answers."""
+def score_answers(examples: list, features: list[dict], logits: list) -> dict[str, float]:
+    """The best answer of all windows against the gold: the highest product of its ends' probabilities.
+
+    Those are softmax over the context and, as in transformers' pipeline, the first place, which stands for no answer.
+    """
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
-        offsets, example = feature["offsets"], examples[feature["example"]]
-        start, end = np.where(offsets[:, 0] >= 0, ends[:, : len(offsets)], -math.inf)
-        length = (
-            np.arange(len(offsets)) - np.arange(len(offsets))[:, None] + 1
-        )  # of the answer from start to end
-        allowed = (length > 0) & (length <= ANSWER_LENGTH)
+        offsets, number = feature["offsets"], feature["example"]
+        in_context = offsets[:, 0] >= 0
+        place = np.arange(len(offsets))
+        ends = np.where(in_context | (place == 0), ends[:, : len(offsets)], -math.inf)
+        start, end = ends - np.logaddexp.reduce(ends, axis=1, keepdims=True)
+        length = place - place[:, None] + 1  # of the answer from start to end, (T, T)
+        allowed = (length > 0) & (length <= ANSWER_LENGTH) & in_context & in_context[:, None]
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
-        answer = example["context"][offsets[first, 0] : offsets[last, 1]].strip()
-        best[feature["example"]] = max(best[feature["example"]], (float(score[first, last]), answer))
-    scores = [compare_answers(text, e["texts"], e["language"]) for e, (_, text) in zip(examples, best)]
+        answer = examples[number]["context"][offsets[first, 0] : offsets[last, 1]].strip()
+        best[number] = max(best[number], (float(score[first, last]), answer))
+    scores = []
+    for example, (_, answer) in zip(examples, best):
+        scores.append(compare_answers(answer, example["texts"], example["language"]))
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
 
 
-def require_sacrebleu(x): ...
+# Tasks that generate: their examples hold `system` (an instruction), `user` and `target` (the answer).
+
+LOCALES = """af-ZA ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL hi-IN hu-HU
+hy-AM id-ID it-IT ja-JP jv-ID ka-GE ko-KR lv-LV nl-NL pl-PL pt-PT ru-RU sw-KE th-TH tr-TR zh-CN""".split()
+UNER = "da_ddt en_ewt hr_set pt_bosque sk_snk sr_set sv_talbanken zh_gsd".split()  # treebanks
+NAMES = {
+    "cs": "Czech", "de": "German", "en": "English", "he": "Hebrew", "is": "Icelandic",
+    "ja": "Japanese", "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese",
+}  # fmt: skip
+CHARACTERS = ("ja", "zh")  # languages whose slots are counted in characters
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # 13a for others; the authors take it for all
+ASK_SLOTS = """List what the command mentions as `type: value`, in the order and the words of the command,
+separated by `; `. Answer None if it mentions nothing."""
+ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
+Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
+ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
+
+
+def load_slots(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) and xSID, or texts with names, of Universal
+    NER (https://arxiv.org/abs/2311.09122). Languages without training data have the validation data in their place.
+    """
+    task, hub = args.task, {}
+    if args.data_dir:
+        validation = "dev" if task == "uner" else "valid"
+        split = validation if split == "valid" else split
+        files = args.data_dir / task / language
+        if split == "train" and not (files / f"{split}.jsonl").exists():
+            say(f"{task} {language}: there is no {split}.jsonl, {validation}.jsonl is taken instead")
+            split = validation
+    else:
+        hub = slots_hub(task, language, split.replace("valid", "validation"))
+    examples = []
+    for where, row in read_rows(args, task, language, split, hub):
+        text, slots = read_slots(where, row, language)
+        example = {"language": language, "text": text, "user": text, "slots": slots}
+        if split != "train":
+            tag_slots(example, where)  # raises an error for what could not be scored
+        target = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots) or "None"
+        if task == "uner":
+            results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
+            target = json.dumps({"Results": results}, ensure_ascii=False)
+        system = ASK_NAMES if task == "uner" else ASK_SLOTS
+        examples.append(example | {"system": system, "target": target})
+    return examples
+
+
+def slots_hub(task: str, language: str, split: str) -> dict:
+    """Where the hub has it. UserError if it has not."""
+    names = {"massive": LOCALES, "uner": UNER}.get(task, [])
+    name = {name[:2]: name for name in names}.get(language)
+    check(
+        name,
+        f"{task} {language}",
+        f"not on the hub, which has {' '.join(names) or 'none'}; use --data-dir",
+    )
+    if task == "uner":
+        return {"path": "BramVanroy/universal_ner", "name": name, "split": split}
+    files = {split: f"{name}/{split}/0000.parquet"}  # converted by the hub, from what needs a script
+    hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "data_files": files}
+    return hub | {"split": split}
+
+
+def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
+    """Text and slots of a row: `text` and `slots` or `entities`, `tokens` and tags, or `annot_utt`."""
+    row = row if type(row) is dict else {}
+    if "annot_utt" in row:  # MASSIVE's `wake me at [time : five am]`
+        slot = r"\[([^][:]+) : ([^][]*)\]"
+        text = re.sub(slot, r"\2", row["annot_utt"])
+        found = [{"type": t.strip(), "value": v.strip()} for t, v in re.findall(slot, row["annot_utt"])]
+    elif "tokens" in row and "slots" not in row:
+        text, found = read_tags(where, row, "" if language in CHARACTERS else " ")
+    else:
+        text, found = columns(
+            where, row, text=str, **{"entities" if "entities" in row else "slots": list}
+        )
+    slots = []
+    for slot in found:
+        kind, value = columns(where, slot, type=str, value=str)
+        slots.append({"type": kind, "value": value})
+    return text, slots
+
+
+def read_tags(where: str, row: dict, space: str) -> tuple[str, list[dict]]:
+    """Text and entities of words with tags: `tags`, or of the hub `ner_tags`, numbers in NER_TAGS."""
+    if "ner_tags" in row:
+        row["tags"] = [NER_TAGS[tag] for tag in row["ner_tags"]]
+    tokens, tags = columns(where, row, tokens=list, tags=list)
+    fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
+    fine = fine and set(map(str, tags)) <= set(NER_TAGS)
+    check(fine, where, f"expected as many words as tags {' '.join(NER_TAGS)}, found {str(tags)[:60]}")
+    slots = []
+    for first, last, kind in sorted(
+        entities(np.array([NER_TAGS.index(tag) for tag in tags]), repair=False)
+    ):
+        slots.append({"type": NER_TAGS[2 * kind][2:], "value": space.join(tokens[first : last + 1])})
+    return space.join(tokens), slots
+
+
+def load_translation(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+    """`en-de`: English into German. ALMA (https://arxiv.org/abs/2309.11674); to test, WMT23.
+
+    Where a direction has no data of its own, those of the other one are turned round.
+    """
+    source, _, target = language.partition("-")
+    check(target, "--task translation", f"'{language}' is no direction such as en-de")
+    back, pairs = f"{target}-{source}", []
+    if args.data_dir:
+        files = [args.data_dir / "translation" / name / f"{split}.tsv" for name in (language, back)]
+        turned = files[1].exists() and not files[0].exists()
+        for number, line in read_lines(files[turned]):
+            sides = line.split("\t")
+            check(len(sides) == 2, f"{files[turned]}:{number}", "expected 'source TAB translation'")
+            pairs.append(sides[::-1] if turned else sides)
+    else:
+        name = "en-cs" if language == "cs-en" else language  # of WMT23
+        hub = {"path": "haoranxu/WMT23-Test", "name": name, "split": split}
+        if split != "test":
+            hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": language if target == "en" else back}
+            hub["split"], name = split.replace("valid", "validation"), "translation"
+        for where, row in read_rows(args, "", language, split, hub, **{name: dict}):
+            pairs.append(columns(where, row[name], **{source: str, target: str}))
+    system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
+    shared = {"language": language, "system": system}
+    return [shared | {"user": text, "target": translation} for text, translation in pairs]
+
+
+def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
+    """A prompt by the tokenizer's chat template, or plainly: instruction, `Input: ...` and `Output:`.
+
+    To train, `input_ids` go on with the target and the end token, and `labels`, as many, are at each place the id that
+    *follows* if it is one of those. To test, `input_ids` are the prompt, and there are no labels.
+    """
+    end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
+    check(end is not None, "--model", "its tokenizer has no end-of-text token")
+    for example in examples:
+        prompt = f"{example['system']}\n\nInput: {example['user']}\nOutput:"
+        if chat:
+            messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
+            with explained("--model: its chat template takes no system message with a user's"):
+                prompt = tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+        prompts.append(prompt)
+    targets = [example["target"] if chat else " " + example["target"] for example in examples]
+    encoded = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, targets)]
+    begin = (
+        [] if chat else [i for i in tokenizer("a")["input_ids"][:1] if i in tokenizer.all_special_ids]
+    )
+    features = []
+    for k, (prompt, target) in enumerate(zip(*encoded)):
+        ids, labels = begin + prompt, []
+        if training:
+            labels = [IGNORE] * (len(ids) - 1) + target + [end]
+            labels = [*labels[: max_length - 1], IGNORE]  # nothing follows the last one
+            ids = ids + target + [end]
+        arrays = {"input_ids": np.array(ids[:max_length]), "labels": np.array(labels, dtype=np.int64)}
+        features.append(arrays | {"example": k, "cut": len(ids) > max_length})
+    return features
+
+
+def slot_words(text: str, language: str) -> list[str]:
+    """What slots are counted in: words between blanks; in ja and zh characters, but ASCII in one."""
+    return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
+
+
+def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str | None]]:
+    """(words of the text, type of the slot that each stands in). UserError if a slot is not there."""
+    parts, at, text = [], 0, example["text"]
+    for slot in example["slots"]:
+        value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
+        if start < 0 or example["language"] in CHARACTERS:
+            start = text.find(value, at)
+        check(value and start >= 0, where, f"slot '{value[:60]}' does not follow in the text")
+        parts += [(text[at:start], None), (value, slot["type"])]
+        at = start + len(value)
+    words, tags = [], []
+    for part, kind in [*parts, (text[at:], None)]:
+        new = slot_words(part, example["language"])
+        words += new
+        tags += [kind] * len(new)
+    return words, tags
+
+
+def parse_slots(output: str) -> list[list[str]]:
+    """[type, value] of the first line of `type: value; type: value`; other parts are of other length."""
+    line = output.strip().split("\n")[0].strip()
+    return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
+
+
+def parse_json(output: str) -> list[tuple[str, str]]:
+    """(type, value) of what stands in the form of `ASK_NAMES`; first all LOC, then PER, then ORG."""
+    pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
+    found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
+    return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
+
+
+def malformed(outputs: list[str]) -> int:
+    """How many outputs are neither `None` nor `type: value` in all parts."""
+    return sum(any(len(part) != 2 for part in parse_slots(output)) for output in outputs)
+
+
+def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slots) -> dict[str, float]:
+    """F1 over all examples: `f1` of (type, place), as MASSIVE's authors count, `f1_strict` of (type, value).
+
+    A predicted value tags every place where its words stand, in any case, over what was tagged before; one that stands
+    nowhere costs only the miss. Neighbours of one type are one slot.
+    """
+    totals = {"f1": Counter(), "f1_strict": Counter()}
+    number = {None: 0}  # of each type
+    for example, output in zip(examples, outputs):
+        words, tags = tag_slots(example)
+        lower, found = [word.lower() for word in words], [None] * len(words)
+        slots = [tuple(part) for part in parse(output) if len(part) == 2]
+        for kind, value in slots:
+            phrase = slot_words(value.lower(), example["language"])
+            for start in range(len(words) - len(phrase) + 1):
+                if lower[start : start + len(phrase)] == phrase:
+                    found[start : start + len(phrase)] = [kind] * len(phrase)
+        places = []
+        for side in (tags, found):
+            inside = [2 * number.setdefault(kind, len(number)) for kind in side]  # the tag I of its type
+            places.append(Counter(entities(np.array(inside, dtype=int), repair=False)))
+        values = [Counter((slot["type"], slot["value"]) for slot in example["slots"]), Counter(slots)]
+        for name, (gold, predicted) in zip(totals, (places, values)):
+            same = (gold & predicted).total()
+            totals[name].update(same=same, gold=gold.total(), predicted=predicted.total())
+    return {name: f1(**counts) for name, counts in totals.items()}
+
+
+def score_names(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+    """As `score_slots`, of outputs in JSON."""
+    return score_slots(examples, outputs, parse_json)
+
+
+def score_translation(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+    """BLEU and chrF of the outputs' first lines (https://github.com/mjpost/sacrebleu), 0 to 1."""
+    import sacrebleu
+
+    lines = [output.strip().split("\n")[0] for output in outputs]
+    references = [[example["target"] for example in examples]]
+    tokenizer = BLEU_TOKENIZERS.get(examples[0]["language"].split("-")[-1], "13a")
+    bleu = sacrebleu.corpus_bleu(lines, references, tokenize=tokenizer).score
+    return {"bleu": bleu / 100, "chrf": sacrebleu.corpus_chrf(lines, references).score / 100}
+
+
+def require_sacrebleu(languages: Iterable[str]) -> None:
+    """UserError unless sacrebleu is there, with what it needs for these target languages."""
+    for language in languages:
+        with explained(f"{language}: BLEU needs `pip install 'sacrebleu[ja]'`"):
+            from sacrebleu.metrics import BLEU
+
+            BLEU(tokenize=BLEU_TOKENIZERS.get(language.split("-")[-1], "13a"))
 
 
 class Task(NamedTuple):
     """A row of TASKS."""
 
-    head: type  # the transformers class: an encoder and a classifier
+    head: type  # the transformers class: an encoder and a classifier, or a model that generates
     load: Callable
     encode: Callable
     score: Callable
     targets: list[str]  # the paper's target languages
+    sources: Sequence[str] = (SOURCE,)  # and those with labels
     labels: int = 0  # of the classifier
     epochs: int = 5
     max_length: int = 96  # subwords in training, special tokens included
     test_length: int = 128  # and in evaluation
-    new_tokens: int = 0  # that may be generated; 0: the task is to classify
-    sources: Sequence[str] = (SOURCE,)  # the languages that it is learned in
+    new_tokens: int = 0  # subwords that are generated at most; 0: it is a task to classify
 
 
-NLI_TARGETS, QA_TARGETS = (
-    "ar bg de el es fr hi ru th tr vi zh".split(),
-    "ar de el es hi ro ru th tr vi zh".split(),
+NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
+QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
+# Of the second paper's languages only en and zh (with labels), cy and jv (without) are known: the rest is our choice.
+MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
+XSID = "da de-ba de-muc gsw id ja lt nl no tr".split(), "en de it zh ar".split()
+NAMED = "da hr sk sr".split(), "en pt sv zh".split()
+TRANSLATED = (
+    "en-he he-en en-ja ja-en en-uk uk-en".split(),
+    "en-cs cs-en en-de de-en en-is is-en en-ru ru-en en-zh zh-en".split(),
 )
+LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
     "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
-    "xnli": Task(
-        Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS, 3, epochs=2, test_length=256
-    ),
-    "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS, 2, max_length=128),
-}
+    "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS,
+                 labels=3, epochs=2, test_length=256),
+    "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
+                  labels=2, epochs=2, test_length=384),
+    "massive": Task(Generator, load_slots, encode_prompts, score_slots, *MASSIVE, **LONG),
+    "xsid": Task(Generator, load_slots, encode_prompts, score_slots, *XSID, **LONG),
+    "uner": Task(Generator, load_slots, encode_prompts, score_names, *NAMED, **LONG),
+    "translation": Task(Generator, load_translation, encode_prompts, score_translation, *TRANSLATED,
+                        **LONG | {"new_tokens": 512}),
+}  # fmt: skip
 
 
 # ---- 7. Files: --data-dir, the hub, downloads ------------------------------------------------------------------------
@@ -1661,27 +1908,37 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 class UserError(Exception):
     """What is wrong with the input, where, and what to do, in one line; `main` prints it and returns 2."""
 
+    def __init__(self, message: str):  # a file's name need not be UTF-8
+        super().__init__(message.encode(errors="backslashreplace").decode())
+
 
 @contextmanager
 def explained(problem: str) -> Iterator[None]:
-    """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError of one line."""
+    """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{problem} ({' '.join(str(error).split())[:200] or type(error).__name__})"
-        ) from None
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{problem} ({why})") from None
+
+
+def check(fine: Any, where: Any, problem: str) -> None:
+    """UserError, which says where, unless all is fine."""
+    if not fine:
+        raise UserError(f"{where}: {problem}")
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of a UTF-8 file. UserError if it is missing, empty or not UTF-8."""
+    """(line number from 1, line) of a file of UTF-8 text. UserError if it is none, or empty."""
+    check(path.is_file() or not path.exists(), path, "is no regular file")  # a pipe would be waited for
     number = 0
     try:
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                yield number, line.decode("utf-8").rstrip("\r\n")
+                line = line.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: a byte order mark
+                yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8"
@@ -1690,62 +1947,62 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(
             f"{path}: {error.strerror}; the README says which files --data-dir must hold"
         ) from None
-    if number == 0:
-        raise UserError(f"{path}: the file is empty")
+    check(number, path, "the file is empty")
 
 
-def read_rows(folder: str, language: str, split: str, args, *hub: str) -> Iterator[tuple[str, dict]]:
-    """(where it stands, row) of a data set: JSON lines of --data-dir, or name, configuration and split of the hub."""
+def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
+    """(where it stands, row) of a data set; of each row its columns `kinds`, if any are named.
+
+    From `FOLDER/LANGUAGE/SPLIT.jsonl` of --data-dir, or from the hub: what `load_dataset` takes.
+    """
     if args.data_dir:
-        path = args.data_dir / folder / language / f"{split}.jsonl"
-        for number, line in read_lines(path):
-            with explained(f"{path}:{number}: not a line of JSON in whole characters"):
-                row = json.loads(line)
-                json.dumps(
-                    row, ensure_ascii=False
-                ).encode()  # fails for half a surrogate pair such as "\\ud800"
-            yield f"{path}:{number}", row
+        rows = json_lines(args.data_dir / folder / language / f"{split}.jsonl")
     else:
-        name = " ".join(hub)
+        name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
         with explained(
             f"cannot load {name} from the hub; check language and network, or use --data-dir"
         ):
-            rows = datasets.load_dataset(*hub[:2], split=hub[2])
-        for number, row in enumerate(rows):
-            yield f"{name}, row {number}", row
+            table = datasets.load_dataset(**hub)
+        rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
+    for where, row in rows:
+        yield where, dict(zip(kinds, columns(where, row, **kinds))) if kinds else row
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of each line of a file."""
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        with explained(f"{where}: not a line of JSON in whole characters"):
+            value = json.loads(line)
+            if "\\u" in line:
+                json.dumps(value, ensure_ascii=False).encode()  # fails for half a pair such as "\\ud800"
+        yield where, value
 
 
 def columns(where: str, row: Any, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type."""
     for name, kind in kinds.items():
-        if (
-            type(row) is not dict or type(row.get(name)) is not kind
-        ):  # not isinstance, for which True is an int
-            raise UserError(f"{where}: no column '{name}' of type {kind.__name__}")
+        value = row.get(name) if type(row) is dict else None
+        check(
+            type(value) is kind, where, f"no column '{name}' of type {kind.__name__}"
+        )  # True is no int
     return [row[name] for name in kinds]
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which is whole or absent, whoever else writes it and whenever the process is killed."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is whole or absent, whoever else writes it and whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name[:40]}.", delete=False
     ) as file:
         try:
-            yield file
+            file.write(content)
             file.flush()
             os.chmod(file.name, 0o644)
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write all of a file, or nothing."""
-    with whole(path) as file:
-        file.write(content)
 
 
 def fetch(url: str) -> Path:
@@ -1755,7 +2012,7 @@ def fetch(url: str) -> Path:
         with explained(f"cannot download {url}; check the language and the network, or use --data-dir"):
             write_whole(
                 path, urllib.request.urlopen(url, timeout=60).read()
-            )  # read() raises if the connection breaks
+            )  # fails if the connection breaks
     return path
 
 

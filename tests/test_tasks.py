@@ -1,7 +1,8 @@
-"""The four tasks: what an encoder reads of each, how answers are scored, and what a broken data set is told."""
+"""The tasks of classification: what an encoder reads of each, and how its answers are scored."""
 
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -79,7 +80,7 @@ def in_windows(rng: random.Random, number: int, gold: list[int], predicted: list
 def test_the_score_of_entities_is_that_of_seqeval_on_repaired_predictions():
     metrics = pytest.importorskip("seqeval.metrics")
     rng, seen = random.Random(0), set()
-    for _ in range(3000):
+    for _ in range(1500):
         sentences = []
         for _ in range(rng.randint(1, 4)):
             size, few = rng.randint(1, 9), rng.sample(range(7), rng.randint(1, 7))
@@ -131,10 +132,13 @@ def official(prediction: str, references: list[str]) -> tuple[float, float]:
 
 
 def authors(prediction: str, reference: str, language: str) -> tuple[float, float]:
-    left, right = {*official_tokens(prediction)}, {*official_tokens(reference)}
-    shared = [token for token in left if token in right]
+    """A repeated word is shared once, but counts as often as it stands there."""
+    left, right = official_tokens(prediction), official_tokens(reference)
+    shared = [token for token in {*left} if token in right]
     precision = len(shared) / len(left) if left else 0
     recall = len(shared) / len(right) if right else 0
+    if not left and not right:
+        precision = recall = 1
     same = prediction == reference
     if language == "en":
         same = official_tokens(prediction) == official_tokens(reference)
@@ -153,7 +157,7 @@ def random_answers(count: int):
 
 def test_scores_of_answers_are_the_official_ones_and_those_of_the_authors():
     seen = {metric: set() for metric in METRICS["xquad"]}
-    for prediction, references, language in random_answers(5000):
+    for prediction, references, language in random_answers(3000):
         found = af.compare_answers(prediction, references, language)
         expected = (*official(prediction, references), *authors(prediction, references[0], language))
         assert list(found.values()) == pytest.approx(expected, abs=1e-12), (prediction, references, language)
@@ -174,22 +178,34 @@ def test_official_scores_are_those_of_torchmetrics():
         assert found["em"] == pytest.approx(float(theirs["exact_match"]) / 100, abs=1e-6)
 
 
-def test_the_answer_is_the_best_span_of_all_windows():
+def test_scores_of_answers_by_hand():
+    assert af.compare_answers("the to be to be", ["To be, to be!"], "de")["f1_authors"] == 0.5  # P = R = 2 / 4
+    assert af.compare_answers("the", ["a", "b"], "en") == {"f1": 0, "em": 1, "f1_authors": 1, "em_authors": 1}
+
+
+def softmax(row: list[float]) -> list[float]:
+    exponents = [math.exp(value) for value in row]
+    return [value / sum(exponents) for value in exponents]
+
+
+def test_the_answer_is_the_most_probable_span_of_all_windows():
     """Every character of a context is another one here, so that only the same span has the same text."""
     rng, noise, windows_that_win = random.Random(2), np.random.default_rng(2), set()
-    for _ in range(150):
+    for _ in range(100):
         examples, features, logits = [], [], []
         for number in range(rng.randint(1, 3)):
             cuts = sorted({0, *rng.sample(range(1, 150), rng.randint(1, 99)), 150})
             context, spans = "".join(map(chr, range(0x4E00, 0x4E00 + 150))), list(itertools.pairwise(cuts))
-            best, size = (-np.inf, "", 0), rng.randint(5, 70)
+            best, size = (0, "", 0), rng.randint(5, 70)
             for window, begin in enumerate(range(0, len(spans), max(1, size - 4))):
                 offsets = [(-1, -1)] * rng.randint(1, 5) + spans[begin : begin + size] + [(-1, -1)]
                 row = noise.normal(size=(2, len(offsets) + rng.choice((0, 3))))  # longer: padding of the batch
-                for i, (first, _) in enumerate(offsets):
-                    for j, (_, last) in enumerate(offsets):
-                        if first >= 0 and last >= 0 and 0 <= j - i < 30 and row[0, i] + row[1, j] > best[0]:
-                            best = row[0, i] + row[1, j], context[first:last], window
+                row[:, 0] += rng.choice((0, 5))  # the first place: that the answer is not in this window
+                places = [0, *(k for k, (start, _) in enumerate(offsets) if start >= 0)]
+                starts, ends = (dict(zip(places, softmax(side[places].tolist()))) for side in row)
+                for i, j in itertools.product(places[1:], repeat=2):
+                    if 0 <= j - i < 15 and starts[i] * ends[j] > best[0]:
+                        best = starts[i] * ends[j], context[offsets[i][0] : offsets[j][1]], window
                 arrays = {"input_ids": np.zeros(len(offsets), int), "labels": np.array([0, 0])}
                 features.append({"example": number, **arrays, "offsets": np.array(offsets)})
                 logits.append(row)
@@ -225,7 +241,7 @@ def check_windows(tokenizer, examples: list[dict], max_length: int) -> int:
             place += len(here)
             if place < len(expected):
                 assert len(ids) == max_length
-                place -= max_length // 4
+                place -= min(af.TRAIN_STRIDE, max_length // 2 - 8)
             holds = [[k for k, (_, (a, b)) in enumerate(here) if a <= c < b] for c in (start, last)]
             if not all(holds):
                 assert (first_label, last_label) == (0, 0)
@@ -240,7 +256,7 @@ def check_windows(tokenizer, examples: list[dict], max_length: int) -> int:
     return len(held)
 
 
-@pytest.mark.parametrize("max_length", [24, 37, 128])
+@pytest.mark.parametrize("max_length", [24, 37, 96])
 def test_windows_of_questions_hold_the_whole_context_and_the_answer(tokenizer, world, max_length):
     for language in ("en", "qac"):
         examples = load(world / "data", "xquad", language)[:40]
@@ -278,7 +294,7 @@ def test_windows_of_real_questions_hold_the_whole_context_and_the_answer(archite
     examples = load(Path(DATA), "xquad", language)[:200]
     texts = sorted({example[side] for example in examples for side in ("question", "context")})
     tokenizer = toy_world.build_tokenizer(architecture, texts)
-    assert check_windows(tokenizer, examples, 128) >= 0.98 * len(examples)
+    assert check_windows(tokenizer, examples, 96) >= 0.98 * len(examples)
 
 
 # ------------------------------------------------------------------------------------------------------- sentence pairs
@@ -328,90 +344,13 @@ def test_perfect_logits_are_scored_as_perfect(tokenizer, world, task, language):
     assert scores == pytest.approx(dict.fromkeys(scores, 1.0))
 
 
-# ------------------------------------------------------------------------------------------------------- loading errors
-
-ANSWERS = {"text": ["cat"], "answer_start": [4]}
-GOOD = {
-    "wikiann": {"tokens": ["Ann", "left"], "ner_tags": [1, 0]},
-    "xnli": {"premise": "A cat.", "hypothesis": "A dog.", "label": 2},
-    "xquad": {"question": "Who?", "context": "The cat.", "answers": ANSWERS},
-}
-BAD_ANSWERS = [
-    {"text": ["cat"], "answer_start": [3]}, {"text": ["cat"], "answer_start": [-4]}, {"text": [], "answer_start": []},
-    {"text": ["cat", "The"], "answer_start": [4]}, {"text": [""], "answer_start": [4]}, {"text": ["cat"]}, "cat", None,
-    {"text": "cat", "answer_start": 4}, {"text": ["cat"], "answer_start": ["4"]}, {"text": [7], "answer_start": [4]},
-    {"text": [None], "answer_start": [4]}, {"text": ["cat"], "answer_start": [4.0]},
-]  # fmt: skip
-BAD = [(task, bad) for task in GOOD for bad in ("{", "", "[]", "3", "null", '"text"', "{}", "not json", "{'a': 1}")]
-BAD += [(task, {**GOOD[task], name: bad}) for task in GOOD for name in GOOD[task] for bad in (None, {}, 1.5)]
-BAD += [(task, {k: v for k, v in GOOD[task].items() if k != name}) for task in GOOD for name in GOOD[task]]
-BAD += [
-    ("wikiann", {"tokens": ["Ann", "left"], "ner_tags": t}) for t in ([7, 0], [-1, 0], [1], [1, 0, 0], ["1", 0], [])
-]
-BAD += [("wikiann", {"tokens": ["Ann", "left"], "ner_tags": tags}) for tags in ([1.0, 0], [None, 0], [[1], 0])]
-BAD += [("wikiann", {"tokens": tokens, "ner_tags": [1, 0]}) for tokens in (["Ann", 3], ["Ann"], "An", [])]
-BAD += [("wikiann", {"tokens": [], "ner_tags": []})]
-BAD += [("xnli", {**GOOD["xnli"], "label": label}) for label in (3, -1, "0", 1.0, [1])]
-BAD += [("xquad", {**GOOD["xquad"], "answers": answers}) for answers in BAD_ANSWERS]
-BAD += [(task, json.dumps(GOOD[task]).replace(word, r"\ud800")) for task, word in (("xnli", "dog"), ("wikiann", "Ann"))]
-
-
-def broken(task: str, bad: object) -> str:
-    bad = bad if isinstance(bad, str) else json.dumps(bad)
-    return f"{json.dumps(GOOD[task])}\n{bad}\n{json.dumps(GOOD[task])}\n"
-
-
-@pytest.mark.parametrize("task, bad", BAD, ids=lambda value: str(value)[:70])
-def test_a_broken_row_is_an_error_of_one_line_that_names_file_and_line(tmp_path, task, bad):
-    path = tmp_path / task / "xx/test.jsonl"
-    path.parent.mkdir(parents=True)
-    path.write_text(f"{json.dumps(GOOD[task])}\n")
-    assert len(load(tmp_path, task, "xx")) == 1
-    path.write_text(broken(task, bad))
-    with pytest.raises(af.UserError, match=r"test\.jsonl:2:") as error:
-        load(tmp_path, task, "xx")
-    assert "\n" not in str(error.value)
-    assert len(str(error.value).replace(str(path), "")) < 250
-
-
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\n"])
-@pytest.mark.parametrize("task", METRICS)
-def test_a_missing_empty_or_undecodable_file_is_named(tmp_path, task, content):
-    name = f"{task}/xx/test.{'conllu' if task == 'udpos' else 'jsonl'}"
-    if content is not None:
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(af.UserError, match=re.escape(name)) as error:
-        load(tmp_path, task, "xx")
-    assert "\n" not in str(error.value)
-
-
 # ----------------------------------------------------------------------------------------------------------- whole runs
 
 
-def start(world: Path, out: Path, architecture: str, task: str, data: Path | None = None) -> int:
-    argv = ["--model", world / "models" / architecture, "--data-dir", data or world / "data", "--task", task]
+def start(world: Path, out: Path, architecture: str, task: str) -> int:
+    argv = ["--model", world / "models" / architecture, "--data-dir", world / "data", "--task", task]
     argv += "--languages qaa --realign-languages qaa qab --epochs 1 --realign-steps 2 --device cpu".split()
     return af.main([*map(str, argv), "--limit-train", "64", "--limit-test", "10", "--out", str(out)])
-
-
-@pytest.mark.parametrize("task", METRICS)
-def test_a_broken_test_set_is_reported_before_any_training(world, tmp_path, capsys, task):
-    data = tmp_path / "data"
-    for source in (world / "data").rglob("*.*"):
-        target = data / source.relative_to(world / "data")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(source)
-    (path,) = (data / task / "qaa").glob("test.*")
-    path.unlink()
-    path.write_text("1\tAnn\n" if task == "udpos" else broken(task, {}))
-    assert start(world, tmp_path / "out", "bert", task, data) == 2
-    out, err = capsys.readouterr()
-    assert err.count("\n") == 1
-    assert f"{path}:{1 if task == 'udpos' else 2}:" in err
-    assert "Traceback" not in err
-    assert not re.search(r"^(realign|fine-tune)\b", out + err, re.MULTILINE)
-    assert not list((tmp_path / "out").glob("**/*.json"))
 
 
 @pytest.mark.parametrize("task", METRICS)
