@@ -2061,39 +2061,34 @@ def train(
     batches = args.epochs * math.ceil(len(features) / args.batch_size)
     batches *= 2 if args.schedule == "alternate" else 1
     steps = {"finetune": math.ceil(batches / args.accumulate)}
-    results = {"steps": steps, "losses": {}, "pairs": {}}
+    losses, seen, best = {}, {}, {}
     probe = Probe(model, tokenizer, probe_pairs, how, seconds)
     if args.schedule == "before":
         steps["realign"] = args.realign_steps or steps["finetune"]
         alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
         with timed(seconds, "realign"):
-            results["losses"], results["pairs"] = realign(
-                model, tokenizer, pairs, steps["realign"], how, alone
-            )
+            losses, seen = realign(model, tokenizer, pairs, steps["realign"], how, alone)
         probe.measure("realigned")
     elif args.schedule == "during":
         steps["realign"] = steps["finetune"]
-    if args.save_model and not TASKS[args.task].new_tokens:
+    generates = TASKS[args.task].new_tokens > 0
+    if args.save_model and not generates:
         save_model(args, model, tokenizer)
     if args.epochs:
-        best: dict = {}
         stop = keep_best(args, model, tokenizer, validation, best) if args.validate else None
         schedule = "before" if args.schedule == "none" else args.schedule
         with timed(seconds, "finetune"):
-            losses, seen = finetune(
+            curves, also = finetune(
                 model, tokenizer, features, args.epochs, training, batch_size=args.batch_size,
                 schedule=schedule, pairs=pairs, how=how, stop=stop,
             )  # fmt: skip
-        results["losses"] |= losses
-        results["pairs"] |= seen
-        if args.validate:
-            results["validation"] = load_best(model, best)
+        losses, seen = losses | curves, seen | also
+        load_best(model, best)
     probe.measure("finetuned")
-    if args.probe:
-        results["probe"] = probe.found
-    if args.save_model and TASKS[args.task].new_tokens:
+    if args.save_model and generates:
         save_model(args, model, tokenizer)
-    return results
+    results = {"steps": steps, "losses": losses, "pairs": seen, "validation": best, "probe": probe.found}
+    return {key: value for key, value in results.items() if value or key in ("losses", "pairs")}
 
 
 def evaluate_all(
@@ -2143,16 +2138,16 @@ def keep_best(
     return stop
 
 
-def load_best(model: nn.Module, best: dict) -> dict:
-    """Give the model back the weights of the best check, if there was one; what the record says of it."""
+def load_best(model: nn.Module, best: dict) -> None:
+    """Give the model back the weights of the best check; `best` then is what the record says of it."""
+    if best and not best["losses"]:
+        raise UserError("--validate: the training ended before the first check; check more often")
     for name, weights in best.pop("weights", {}).items():
         model.get_parameter(name).data.copy_(weights)
-    if not best["losses"]:
-        raise UserError("--validate: the training ended before the first check; check more often")
-    say(
-        f"validation: loss {best['loss']:.4f}, the lowest, after {best['step']} updates; these weights are kept"
-    )
-    return best
+    if best:
+        say(
+            f"validation: lowest loss {best['loss']:.4f}, after {best['step']} updates, whose weights are kept"
+        )
 
 
 def set_up_device(name: str | None) -> torch.device:
@@ -2193,6 +2188,17 @@ def settle(args: argparse.Namespace) -> None:
     One baseline, say, serves all aligners.
     """
     args.precision = args.precision or everywhere(fast_precision(args.device))[0]
+    aligned = args.strategy != "baseline" and args.schedule == "before"
+    for name, used, where in [
+        ("realign_steps", aligned, "an alignment before the task"),
+        ("aligner_model", args.aligner == "awesome", "--aligner awesome"),
+        ("aligner", args.unit == "word", "--unit word"),
+        ("gather", args.unit == "sentence", "--unit sentence"),
+        ("pool_first", args.unit == "sentence", "--unit sentence"),
+        ("syntactic_words", args.task == "udpos", "--task udpos"),
+    ]:
+        if not used and getattr(args, name) != args.defaults[name]:
+            raise UserError(f"--{name.replace('_', '-')}: only with {where}")
     unused = [] if args.lora else ["lora_alpha", "lora_dropout"]
     if args.unit == "sentence" or (args.strategy == "baseline" and not args.probe):
         args.aligner = "none"
@@ -2297,7 +2303,7 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
          f"--epochs 0: nothing is trained; not with --schedule {args.schedule} or --validate"),
         (not args.epochs and args.schedule == "before" and not args.realign_steps,
          "--epochs 0: say with --realign-steps for how long to align"),
-        (args.syntactic_words and args.task != "udpos", "--syntactic-words: only for --task udpos"),
+        ((args.out / f"{record_name(args)}.json").is_dir(), f"--out {args.out}: a folder has the record's name"),
         (args.save_model and args.schedule == "during" and not task.new_tokens,
          "--save-model: with --schedule during, no encoder is realigned before fine-tuning"),
         (args.save_model and os.path.lexists(args.save_model),
@@ -2841,13 +2847,13 @@ def flags(first: Parser, task: Task, defaults: dict[str, Any]) -> Parser:
     add("--pool-first", choices=["yes", "no"], default="yes", help="whether begin-of-text counts in a sentence's mean")
     add("--gather", action="store_true", help="compare with the sentences of all processes")
     add("--realign-steps", whole, "updates (default: as many as the task takes)")
-    add("--realign-batch-size", whole, "sentence pairs in a batch")
+    add("--realign-batch-size", number(int, 1, 10_001), "sentence pairs in a batch")
     add("--realign-max-length", whole, "subwords of a sentence")
     add("--realign-lr", positive, "its highest learning rate, schedule `before`", default=defaults["lr"])
     add("--realign-decay", choices=["constant", "linear", "inverse_sqrt"], help="of that rate")
     group = "training"
     add("--epochs", number(int, 0), "of the task", default=task.epochs)
-    add("--batch-size", whole, "examples in a batch")
+    add("--batch-size", number(int, 1, 10_001), "examples in a batch")
     add("--accumulate", whole, "batches that make one update")
     add("--lr", positive, "highest learning rate")
     add("--decay", choices=["constant", "linear", "inverse_sqrt"], help="of the learning rate after warm-up")
@@ -2884,6 +2890,9 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.config.STREAMING_READ_MAX_RETRIES = 3
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = parse_args(argv)
         if args.write_links:
@@ -2894,12 +2903,17 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:  # OSError: a full disk, say
         if int(os.environ.get("RANK", 0)):  # torchrun ends this process if another one failed before
             time.sleep(3)
-        line = " ".join(str(error).split())
-        print("alignfreeze:", line.encode("ascii", "backslashreplace").decode(), file=sys.stderr)
+        print("alignfreeze:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
+    except RuntimeError:
+        if (
+            dist.is_initialized()
+        ):  # another process failed, most likely: torchrun ends this one, silently
+            time.sleep(5)
+        raise
 
 
 if __name__ == "__main__":
