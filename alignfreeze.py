@@ -2790,97 +2790,103 @@ def adapter(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
+NATURAL, RATE, SHARE, BATCH = number(int), number(float), number(float, 0, 1), number(int, 1, 10_001)
+DECAYS = ("constant", "linear", "inverse_sqrt")
+FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, bool a switch, a list takes many
+    "what to run": [
+        ("strategy", str, "baseline, full, front, back, or layers to freeze as in emb,0-2"),
+        ("schedule", ("before", "during", "alternate"), "align before the task, with it, or in turn with it"),
+        ("seed", number(int, 0, 2**32), "the first paper's are 31 42 66 23 17"),
+        ("train-languages", [str], "that the task is learned in (default: the paper's)"),
+        ("languages", [str], "that it is tested in as well (default: the paper's)"),
+        ("realign-languages", [str], "aligned with English (default: the first paper's 34)"),
+    ],
+    "alignment": [
+        ("unit", ("word", "sentence"), "what one vector is"),
+        ("layer", int, "index into hidden_states; -1 is the last layer"),
+        ("temperature", RATE, "of the contrastive loss"),
+        ("aligner", str, "of words: dictionary, fastalign, awesome, or a folder of Pharaoh files"),
+        ("aligner-model", str, "encoder for --aligner awesome"),
+        ("aligner-layer", int, "its hidden states that are compared"),
+        ("pool-first", ("yes", "no"), "whether begin-of-text counts in a sentence's mean"),
+        ("gather", bool, "compare with the sentences of all processes"),
+        ("realign-steps", NATURAL, "updates, --schedule before (default: as many as the task takes)"),
+        ("realign-batch-size", BATCH, "sentence pairs in a batch"),
+        ("realign-max-length", NATURAL, "subwords of a sentence"),
+        ("realign-lr", RATE, "highest learning rate, --schedule before"),
+        ("realign-decay", DECAYS, "of that rate"),
+    ],
+    "training": [
+        ("epochs", number(int, 0), "of the task"),
+        ("batch-size", BATCH, "examples in a batch"),
+        ("accumulate", NATURAL, "batches that make one update"),
+        ("lr", RATE, "highest learning rate of the task"),
+        ("decay", DECAYS, "of that rate, after warm-up"),
+        ("warmup", SHARE, "share of the updates in which it rises"),
+        ("clip", number(float, 0), "largest norm of the gradient; 0: any"),
+        ("max-length", NATURAL, "subwords of an example"),
+        ("precision", ("fp32", "bf16"), "of matrix products (default: bf16 where it is fast)"),
+        ("lora", number(int, 0), "rank of low-rank adapters; 0: none, all weights train"),
+        ("lora-alpha", RATE, "their scale is alpha / rank"),
+        ("lora-dropout", SHARE, "in front of them"),
+        ("adapter", [adapter], "folders of adapters to merge into the model first; =WEIGHT behind one scales it"),
+        ("validate", NATURAL, "every so many updates look at the validation loss, and keep the best weights"),
+        ("checkpointing", bool, "compute activations twice, to hold fewer"),
+    ],
+    "data and output": [
+        ("data-dir", Path, "local files instead of the hub; the README shows the layout"),
+        ("syntactic-words", bool, "udpos: the standard 17 tags, no multi-word ranges"),
+        ("limit-train", NATURAL, "only so many training examples of a language"),
+        ("limit-test", NATURAL, "only so many test examples of a language"),
+        ("limit-links", NATURAL, "only so many lines of parallel text"),
+        ("device", str, "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"),
+        ("save-model", Path, "new folder: the realigned encoder; of a language model, what was trained"),
+        ("probe", bool, "also measure every layer: retrieval, and how far its weights moved"),
+        ("write-links", Path, "align the text, store its links as Pharaoh files, and stop"),
+        ("out", Path, "folder for the record"),
+        ("overwrite", bool, "repeat a run whose record exists"),
+    ],
+}  # fmt: skip
+DEFAULTS = {  # of both methods
+    "realign_languages": TARGETS, "aligner": "dictionary", "aligner_layer": 8, "pool_first": "yes", "lora_alpha": 16.0,
+    "aligner_model": "bert-base-multilingual-cased", "lora_dropout": 0.1, "adapter": [], "limit_links": OPUS_LINES,
+    "out": Path("results/runs"),
+}  # fmt: skip
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, each with its default. Method, model and task, on which defaults depend, come first."""
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--method", default=METHODS[0], choices=METHODS, help="sets the defaults below")
-    column = METHODS.index(first.parse_known_args(argv)[0].method)
-    defaults = {name: values[column] for name, values in SETTINGS.items()}
-    add = first.add_argument
-    add("--model", default=defaults["model"], metavar="ID|DIR", help="encoder, or a language model")
-    add(
-        "--task",
-        default=defaults["task"],
-        choices=TASKS,
-        help="what is learned, and tested in other languages",
+    method = first.parse_known_args(argv)[0].method
+    defaults = DEFAULTS | {name: values[METHODS.index(method)] for name, values in SETTINGS.items()}
+    first.add_argument("--model", default=defaults["model"], help="hub id or folder")
+    first.add_argument(
+        "--task", default=defaults["task"], choices=TASKS, help="what is learned and tested"
     )
     known = first.parse_known_args(argv)[0]
+    task = TASKS[known.task]
     defaults |= MODELS.get(Path(known.model).name, {})
-    parser = flags(first, TASKS[known.task], defaults)
+    defaults |= {"realign_lr": defaults["lr"], "epochs": task.epochs, "max_length": task.max_length}
+    defaults |= {"train_languages": [*task.sources], "languages": [*task.targets]}
+    parser = Parser(description=__doc__, formatter_class=Help, parents=[first], allow_abbrev=False)
+    for title, rows in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for flag, kind, purpose in rows:
+            options = {"help": purpose, "default": defaults.get(flag.replace("-", "_"))}
+            if kind is bool:
+                options |= {"action": "store_true", "default": False}
+            elif isinstance(kind, tuple):
+                options["choices"] = kind
+            else:
+                options["metavar"] = flag.split("-")[-1].upper()
+                options |= {"type": kind[0], "nargs": "+"} if isinstance(kind, list) else {"type": kind}
+            group.add_argument(f"--{flag}", **options)
     args = parser.parse_args(argv)
     for flag in ("languages", "train_languages", "realign_languages"):
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
-    args.defaults = vars(parser.parse_args(["--method", known.method])) | {"precision": "fp32"}
+    args.defaults = vars(parser.parse_args(["--method", method])) | {"precision": "fp32"}
     return args
-
-
-def flags(first: Parser, task: Task, defaults: dict[str, Any]) -> Parser:
-    """All flags, with the defaults of a method, a model and a task."""
-    parser = Parser(description=__doc__, formatter_class=Help, parents=[first], allow_abbrev=False)
-    whole, positive, share = number(int), number(float), number(float, 0, 1)
-    group = "what to run"
-
-    def add(flag: str, kind: Any = None, help: str = "", **options) -> None:
-        options.setdefault("default", defaults.get(flag.strip("-").replace("-", "_")))
-        if kind:
-            options["type"] = kind
-        groups[group].add_argument(flag, help=help, **options)
-
-    groups = {
-        name: parser.add_argument_group(name)
-        for name in ("what to run", "alignment", "training", "data and output")
-    }
-    # fmt: off
-    add("--strategy", help="baseline, full, front, back, or layers to freeze as in emb,0-2")
-    add("--schedule", choices=["before", "during", "alternate"], help="align before the task, with it, or in turn")
-    add("--seed", number(int, 0, 2**32), "the first paper's are 31 42 66 23 17")
-    add("--train-languages", nargs="+", metavar="XX", default=[*task.sources], help="of the task (default: the paper's)")
-    add("--languages", nargs="+", metavar="XX", default=task.targets, help="to test in as well (default: the paper's)")
-    add("--realign-languages", nargs="+", metavar="XX", default=TARGETS, help="to align with English (default: the 34)")
-    group = "alignment"
-    add("--unit", choices=["word", "sentence"], help="what one vector is")
-    add("--layer", int, "index into hidden_states; -1 is the last layer")
-    add("--temperature", positive, "of the contrastive loss")
-    add("--aligner", default="dictionary", metavar="NAME|DIR", help="of words: dictionary, fastalign, awesome, or a folder of links")
-    add("--aligner-model", metavar="ID|DIR", default="bert-base-multilingual-cased", help="encoder for --aligner awesome")
-    add("--aligner-layer", int, "its hidden states that are compared", default=8)
-    add("--pool-first", choices=["yes", "no"], default="yes", help="whether begin-of-text counts in a sentence's mean")
-    add("--gather", action="store_true", help="compare with the sentences of all processes")
-    add("--realign-steps", whole, "updates (default: as many as the task takes)")
-    add("--realign-batch-size", number(int, 1, 10_001), "sentence pairs in a batch")
-    add("--realign-max-length", whole, "subwords of a sentence")
-    add("--realign-lr", positive, "its highest learning rate, schedule `before`", default=defaults["lr"])
-    add("--realign-decay", choices=["constant", "linear", "inverse_sqrt"], help="of that rate")
-    group = "training"
-    add("--epochs", number(int, 0), "of the task", default=task.epochs)
-    add("--batch-size", number(int, 1, 10_001), "examples in a batch")
-    add("--accumulate", whole, "batches that make one update")
-    add("--lr", positive, "highest learning rate")
-    add("--decay", choices=["constant", "linear", "inverse_sqrt"], help="of the learning rate after warm-up")
-    add("--warmup", share, "share of the updates in which it rises")
-    add("--clip", number(float, 0), "largest norm of the gradient; 0: any")
-    add("--max-length", whole, "subwords of an example", default=task.max_length)
-    add("--precision", choices=["fp32", "bf16"], help="of matrix products (default: bf16 where fast)")
-    add("--lora", number(int, 0), "rank of low-rank adapters; 0: all weights train")
-    add("--lora-alpha", positive, "their scale is alpha / rank", default=16.0)
-    add("--lora-dropout", share, "in front of them", default=0.1)
-    add("--adapter", adapter, "merge such adapters into the model first", nargs="+", default=[], metavar="DIR[=WEIGHT]")
-    add("--validate", whole, "check the validation loss every N updates, keep the best weights", metavar="N")
-    add("--checkpointing", action="store_true", help="compute activations twice, to hold fewer")
-    group = "data and output"
-    add("--data-dir", Path, "local files instead of the hub; the README shows the layout", metavar="DIR")
-    add("--syntactic-words", action="store_true", help="udpos: the standard 17 tags, no multi-word ranges")
-    add("--limit-train", whole, "only the first N training examples of a language", metavar="N")
-    add("--limit-test", whole, "only the first N test examples of a language", metavar="N")
-    add("--limit-links", whole, "only the first N lines of parallel text", metavar="N", default=OPUS_LINES)
-    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    add("--save-model", Path, "new folder: the encoder as realigned, or the language model or adapters as trained", metavar="DIR")
-    add("--probe", action="store_true", help="also measure every layer: retrieval, and how far its weights moved")
-    add("--write-links", Path, "align the text, store its links as Pharaoh files, and stop", metavar="DIR")
-    add("--out", Path, "for the record", default=Path("results/runs"), metavar="DIR")
-    add("--overwrite", action="store_true", help="repeat a run whose record exists")
-    # fmt: on
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
