@@ -1346,9 +1346,10 @@ def write_links(path: Path, link: Callable, text: Callable) -> None:
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
 # load(language, split, args) -> examples, a list of dicts
-# encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and `labels`,
-#     the index of the `example` that they come from, and whether that is `cut`
-# score(examples, features, logits) -> {metric: value}, the main metric first; or of (examples, outputs)
+# encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and
+#     `labels`, the index of the `example` that they come from, and whether that is `cut`
+# score(examples, features, logits), or (examples, outputs) of a task that generates
+#     -> {metric: value}, the main metric first
 
 TREEBANKS = {  # language: UD treebank; English to train on, the other 34 to test (and realign) on
     "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB",
@@ -1436,10 +1437,10 @@ def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[s
 
 
 def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
-    """(first word, last word, type) of the entities in tags: 0 is O, 2k - 1 is B and 2k I of type k.
+    """(first word, last word, type) of the entities in tags: 0 is O, 2k - 1 B and 2k I of type k.
 
-    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else with `repair`, which
-    the authors do to predictions, it changes the type of the entity that it goes on with.
+    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else, with
+    `repair`, which the authors do to predictions, it changes the type of what it goes on with.
     """
     kind = (tags + 1) // 2
     before = np.append(0, kind[:-1])
@@ -1470,7 +1471,7 @@ def f1(same: int, gold: int, predicted: int) -> float:
 
 
 def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Sentence pairs of XNLI (https://huggingface.co/datasets/facebook/xnli); to train, MultiNLI."""
+    """Sentence pairs of XNLI (https://aclanthology.org/D18-1269); to train, MultiNLI."""
     examples = []
     hub = {"path": "facebook/xnli", "name": language, "split": split}
     kinds = {"premise": str, "hypothesis": str, "label": int}
@@ -1517,8 +1518,8 @@ def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict
 def encode_questions(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
     """A question, cut off at half of `max_length`, with every window of its context.
 
-    `labels` are the first and the last subword of the first answer, 0 and 0 where the window does not hold all of it.
-    `offsets`, (T, 2), say where in the context every subword begins and ends, -1 for all others.
+    `labels` are the first and the last subword of the first answer, 0 and 0 where the window does not
+    hold all of it. `offsets`, (T, 2), say where in the context every subword begins and ends, or -1.
     """
     questions = [example["question"] for example in examples]
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
@@ -1532,7 +1533,8 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
         max_length=max_length, stride=stride, return_overflowing_tokens=True,
         return_offsets_mapping=True, return_attention_mask=False,
     )  # fmt: skip
-    windows, offset_mapping = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+    windows = encoded.pop("overflow_to_sample_mapping")
+    offset_mapping = encoded.pop("offset_mapping")
     features, answered = [], set()
     for k, number in enumerate(windows):
         in_context = np.array(encoded.sequence_ids(k)) == 1
@@ -1561,10 +1563,10 @@ def normalise_answer(text: str) -> list[str]:
 
 
 def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
-    """F1 of words and exact match, official (Rajpurkar et al. 2016: the best of all references), and as the authors do:
+    """F1 of words and exact match: official (SQuAD, the best of all references), and the authors'.
 
-    the first reference only; words shared as sets, but precision and recall of lists; 2PR / max(1, P + R); exact match
-    of raw strings except in English.
+    Theirs: the first reference only; words in common as sets, but precision and recall of lists;
+    2PR / max(1, P + R); exact match of raw strings except in English.
     """
     words, first = normalise_answer(prediction), normalise_answer(references[0])
     f1s, em = [], []
@@ -1580,9 +1582,9 @@ def compare_answers(prediction: str, references: list[str], language: str) -> di
 
 
 def score_answers(examples: list, features: list[dict], logits: list) -> dict[str, float]:
-    """The best answer of all windows against the gold: the highest product of its ends' probabilities.
+    """The answer of the highest product of its ends' probabilities in any window, against the gold.
 
-    Those are softmax over the context and, as in transformers' pipeline, the first place, which stands for no answer.
+    Softmax in a window; as in transformers' pipeline, over its context and the first place (no answer).
     """
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
@@ -1603,10 +1605,11 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
 
 
-# Tasks that generate: their examples hold `system` (an instruction), `user` and `target` (the answer).
+# Tasks that generate: examples hold `system` (an instruction), `user` and `target` (the answer).
 
-LOCALES = """af-ZA ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL hi-IN hu-HU
-hy-AM id-ID it-IT ja-JP jv-ID ka-GE ko-KR lv-LV nl-NL pl-PL pt-PT ru-RU sw-KE th-TH tr-TR zh-CN""".split()
+LOCALES = """af-ZA ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL
+hi-IN hu-HU hy-AM id-ID it-IT ja-JP jv-ID ka-GE ko-KR lv-LV nl-NL pl-PL pt-PT ru-RU sw-KE th-TH
+tr-TR zh-CN""".split()
 UNER = "da_ddt en_ewt hr_set pt_bosque sk_snk sr_set sv_talbanken zh_gsd".split()  # treebanks
 NAMES = {
     "cs": "Czech", "de": "German", "en": "English", "he": "Hebrew", "is": "Icelandic",
@@ -1614,7 +1617,7 @@ NAMES = {
 }  # fmt: skip
 CHARACTERS = ("ja", "zh")  # languages whose slots are counted in characters
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # 13a for others; the authors take it for all
-ASK_SLOTS = """List what the command mentions as `type: value`, in the order and the words of the command,
+ASK_SLOTS = """List what the command mentions as `type: value`, in the command's own words and order,
 separated by `; `. Answer None if it mentions nothing."""
 ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
@@ -1622,8 +1625,9 @@ ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translati
 
 
 def load_slots(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) and xSID, or texts with names, of Universal
-    NER (https://arxiv.org/abs/2311.09122). Languages without training data have the validation data in their place.
+    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with names,
+    of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to train on, it
+    is trained on that for validation.
     """
     task, hub = args.task, {}
     if args.data_dir:
@@ -1631,7 +1635,7 @@ def load_slots(language: str, split: str, args: argparse.Namespace) -> list[dict
         split = validation if split == "valid" else split
         files = args.data_dir / task / language
         if split == "train" and not (files / f"{split}.jsonl").exists():
-            say(f"{task} {language}: there is no {split}.jsonl, {validation}.jsonl is taken instead")
+            say(f"{task} {language}: no {split}.jsonl, {validation}.jsonl is taken instead")
             split = validation
     else:
         hub = slots_hub(task, language, split.replace("valid", "validation"))
@@ -1661,18 +1665,19 @@ def slots_hub(task: str, language: str, split: str) -> dict:
     )
     if task == "uner":
         return {"path": "BramVanroy/universal_ner", "name": name, "split": split}
-    files = {split: f"{name}/{split}/0000.parquet"}  # converted by the hub, from what needs a script
+    files = {split: f"{name}/{split}/0000.parquet"}  # the hub's conversion; it also has a script
     hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "data_files": files}
     return hub | {"split": split}
 
 
 def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
-    """Text and slots of a row: `text` and `slots` or `entities`, `tokens` and tags, or `annot_utt`."""
+    """Text and slots of a row: `text` with `slots` or `entities`, `tokens` with tags, `annot_utt`."""
     row = row if type(row) is dict else {}
     if "annot_utt" in row:  # MASSIVE's `wake me at [time : five am]`
         slot = r"\[([^][:]+) : ([^][]*)\]"
         text = re.sub(slot, r"\2", row["annot_utt"])
-        found = [{"type": t.strip(), "value": v.strip()} for t, v in re.findall(slot, row["annot_utt"])]
+        pairs = re.findall(slot, row["annot_utt"])
+        found = [{"type": kind.strip(), "value": value.strip()} for kind, value in pairs]
     elif "tokens" in row and "slots" not in row:
         text, found = read_tags(where, row, "" if language in CHARACTERS else " ")
     else:
@@ -1687,13 +1692,14 @@ def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
 
 
 def read_tags(where: str, row: dict, space: str) -> tuple[str, list[dict]]:
-    """Text and entities of words with tags: `tags`, or of the hub `ner_tags`, numbers in NER_TAGS."""
+    """Text and entities of words with `tags`, or with `ner_tags`, which are numbers, of the hub."""
     if "ner_tags" in row:
         row["tags"] = [NER_TAGS[tag] for tag in row["ner_tags"]]
     tokens, tags = columns(where, row, tokens=list, tags=list)
     fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
     fine = fine and set(map(str, tags)) <= set(NER_TAGS)
-    check(fine, where, f"expected as many words as tags {' '.join(NER_TAGS)}, found {str(tags)[:60]}")
+    check(fine, where, f"expected words, each with a tag of {' '.join(NER_TAGS)}: {str(tags)[:60]}")
+    numbers = np.array([NER_TAGS.index(tag) for tag in tags])
     slots = []
     for first, last, kind in sorted(
         entities(np.array([NER_TAGS.index(tag) for tag in tags]), repair=False)
@@ -1721,8 +1727,9 @@ def load_translation(language: str, split: str, args: argparse.Namespace) -> lis
         name = "en-cs" if language == "cs-en" else language  # of WMT23
         hub = {"path": "haoranxu/WMT23-Test", "name": name, "split": split}
         if split != "test":
-            hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": language if target == "en" else back}
-            hub["split"], name = split.replace("valid", "validation"), "translation"
+            name, config = "translation", language if target == "en" else back
+            split = split.replace("valid", "validation")
+            hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": config, "split": split}
         for where, row in read_rows(args, "", language, split, hub, **{name: dict}):
             pairs.append(columns(where, row[name], **{source: str, target: str}))
     system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
@@ -1733,8 +1740,8 @@ def load_translation(language: str, split: str, args: argparse.Namespace) -> lis
 def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
     """A prompt by the tokenizer's chat template, or plainly: instruction, `Input: ...` and `Output:`.
 
-    To train, `input_ids` go on with the target and the end token, and `labels`, as many, are at each place the id that
-    *follows* if it is one of those. To test, `input_ids` are the prompt, and there are no labels.
+    To train, `input_ids` go on with the target and the end token, and `labels`, as many, are at each
+    place the id that *follows*, if it is one of those. To test, `input_ids` end there, without labels.
     """
     end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
     check(end is not None, "--model", "its tokenizer has no end-of-text token")
@@ -1765,12 +1772,12 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
 
 
 def slot_words(text: str, language: str) -> list[str]:
-    """What slots are counted in: words between blanks; in ja and zh characters, but ASCII in one."""
+    """What slots are counted in: words; in ja and zh characters, where ASCII stays whole."""
     return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
 
 
 def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str | None]]:
-    """(words of the text, type of the slot that each stands in). UserError if a slot is not there."""
+    """(words of the text, type of the slot that each is in). UserError if a slot is not there."""
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
         value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
@@ -1788,13 +1795,13 @@ def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str | Non
 
 
 def parse_slots(output: str) -> list[list[str]]:
-    """[type, value] of the first line of `type: value; type: value`; other parts are of other length."""
+    """[type, value] of each part of the first line `type: value; type: value`, or what else it is."""
     line = output.strip().split("\n")[0].strip()
     return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
 
 
 def parse_json(output: str) -> list[tuple[str, str]]:
-    """(type, value) of what stands in the form of `ASK_NAMES`; first all LOC, then PER, then ORG."""
+    """(type, value) of what has the form of `ASK_NAMES`; first all LOC, then PER, then ORG."""
     pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
     found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
     return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
@@ -1806,10 +1813,10 @@ def malformed(outputs: list[str]) -> int:
 
 
 def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slots) -> dict[str, float]:
-    """F1 over all examples: `f1` of (type, place), as MASSIVE's authors count, `f1_strict` of (type, value).
+    """F1 over all examples: `f1` of (type, place), as MASSIVE counts, `f1_strict` of (type, value).
 
-    A predicted value tags every place where its words stand, in any case, over what was tagged before; one that stands
-    nowhere costs only the miss. Neighbours of one type are one slot.
+    A predicted value tags every place where its words stand, in any case, over what was tagged before;
+    one that stands nowhere costs only the miss. Neighbours of one type are one slot.
     """
     totals = {"f1": Counter(), "f1_strict": Counter()}
     number = {None: 0}  # of each type
@@ -1876,7 +1883,7 @@ class Task(NamedTuple):
 
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
-# Of the second paper's languages only en and zh (with labels), cy and jv (without) are known: the rest is our choice.
+# Of the second paper's languages en, zh (labelled), cy and jv (not) are known: we chose the rest.
 MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
 XSID = "da de-ba de-muc gsw id ja lt nl no tr".split(), "en de it zh ar".split()
 NAMED = "da hr sk sr".split(), "en pt sv zh".split()
@@ -1906,7 +1913,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 
 
 class UserError(Exception):
-    """What is wrong with the input, where, and what to do, in one line; `main` prints it and returns 2."""
+    """What is wrong with the input, where, and what to do; `main` prints it in one line, returns 2."""
 
     def __init__(self, message: str):  # a file's name need not be UTF-8
         super().__init__(message.encode(errors="backslashreplace").decode())
@@ -1990,7 +1997,7 @@ def columns(where: str, row: Any, **kinds: type) -> list:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whoever else writes it and whenever the process is killed."""
+    """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name[:40]}.", delete=False
@@ -2006,7 +2013,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def fetch(url: str) -> Path:
-    """Download a plain file once; later runs read it from the cache. UserError when it cannot be had."""
+    """Download a plain file once; later runs read it from the cache. UserError if that fails."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
         with explained(f"cannot download {url}; check the language and the network, or use --data-dir"):

@@ -3,11 +3,12 @@
 The server has every data set in the layout and the columns of its real repository, with sentences of the toy world in
 them, and a tiny encoder under the id of XLM-R. The libraries read addresses and caches from the environment when they
 are imported, so a process of its own does a list of runs; it points the two addresses of plain files, which are
-constants of the module, to the server, and then calls `main`.
+constants of the module, to the server, and then calls `main`. Data sets that no run here reads are stood in for.
 """
 
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -24,6 +26,8 @@ from test_cli import SCRIPT, Result, assert_refused, but_seconds, only_record
 import alignfreeze
 
 MODEL, COMMIT = "FacebookAI/xlm-roberta-base", "c0ffee" + 34 * "0"
+CLASSIFY = [name for name, task in alignfreeze.TASKS.items() if not task.new_tokens]
+AGAIN = ("udpos", "xquad")  # that are run a second time, without the server
 WORDS = {"en": "en", "de": "qaa", "fr": "qab", "es": "qaa", "ru": "qaa"}  # language on the server: of the toy world
 
 # ---------------------------------------------------------------------------- what the server has
@@ -205,12 +209,12 @@ FLAGS = "--model xlm-roberta-base --device cpu --languages de --realign-language
 FLAGS += " --limit-train 32 --limit-test 16 --overwrite"
 
 
-def run(web, caches: Path, runs: dict[str, list], *hasty: str) -> dict[str, Result]:
+def run(web, caches: Path, runs: dict[str, list], *hasty: str, **more: str) -> dict[str, Result]:
     """One process does all runs, {name: more flags}, and writes their records to `caches / name`."""
     host = f"http://127.0.0.1:{web.server_port}"
     environment = {"HF_ENDPOINT": host, "HF_HOME": f"{caches}/hub", "XDG_CACHE_HOME": f"{caches}/plain"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    environment |= {"no_proxy": "*", "NO_PROXY": "*"}
+    environment |= {"no_proxy": "*", "NO_PROXY": "*"} | more
     argvs = [[*FLAGS.split(), *flags, "--out", str(caches / name)] for name, flags in runs.items()]
     command = [sys.executable, "-c", DRIVER, str(SCRIPT.parent), host, json.dumps(argvs), *hasty]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
@@ -223,15 +227,15 @@ def run(web, caches: Path, runs: dict[str, list], *hasty: str) -> dict[str, Resu
 def whole_runs(folder, tmp_path_factory) -> tuple[dict, dict, list, Path]:
     """All tasks with the server, and again after it went away: (results, results again, requests, folder of caches)."""
     caches, web = tmp_path_factory.mktemp("whole"), serve(folder)
-    runs = {task: ["--task", task] for task in alignfreeze.TASKS}
+    runs = {task: ["--task", task] for task in CLASSIFY}
     first = run(web, caches, runs)
     records = {task: only_record(caches / task) for task in runs if first[task].code == 0}
     web.shutdown()
     web.server_close()
-    return first, records, run(web, caches, runs), web.asked, caches
+    return first, records, run(web, caches, {k: runs[k] for k in AGAIN}, HF_HUB_OFFLINE="1"), web.asked, caches
 
 
-@pytest.mark.parametrize("task", alignfreeze.TASKS)
+@pytest.mark.parametrize("task", CLASSIFY)
 def test_a_whole_run_takes_model_and_data_from_the_hub(whole_runs, task):
     results, records, *_ = whole_runs
     assert results[task].code == 0 and results[task].err == ""
@@ -248,7 +252,7 @@ def test_parallel_text_is_read_as_a_stream(whole_runs):
     assert not list(caches.glob("hub/**/*opus*/**/*.parquet"))
 
 
-@pytest.mark.parametrize("task", alignfreeze.TASKS)
+@pytest.mark.parametrize("task", AGAIN)
 def test_a_second_run_needs_no_network(whole_runs, task):
     _, records, again, _, caches = whole_runs
     assert again[task].code == 0 and again[task].err == ""
@@ -294,3 +298,122 @@ def test_what_cannot_be_had_is_named_in_one_line(faulty_runs, case):
     result, out = faulty_runs[case]
     assert_refused(result, *(FAULTS | NOWHERE)[case][1], folder=out)
     assert result.err.startswith("alignfreeze: ")
+
+
+# ------------------------------------------------------------------------------ downloads that are kept
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(alignfreeze, "CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_a_plain_file_is_downloaded_once_or_leaves_nothing_behind(cache, folder):
+    web = serve(folder)
+    host = f"http://127.0.0.1:{web.server_port}/files"
+    for _ in range(2):
+        assert alignfreeze.fetch(f"{host}/en-de.txt").read_bytes() == (folder / "en-de.txt").read_bytes()
+    assert len(web.asked) == 1
+    before = sorted(cache.iterdir())
+    for name in ("en-ru.txt", "en-ar.txt"):  # breaks off, is not there
+        with pytest.raises(alignfreeze.UserError, match=rf"cannot download {host}/{name}"):
+            alignfreeze.fetch(f"{host}/{name}")
+    assert sorted(cache.iterdir()) == before
+    web.shutdown()
+    web.server_close()
+
+
+@pytest.fixture
+def opus(cache, monkeypatch):
+    """A stand-in for OPUS-100 on the hub that counts the lines that are read from it."""
+    read, loads = [], []
+
+    def rows():
+        for k in range(45):
+            read.append(k)
+            yield {"translation": {"en": f"the line {k}", "de": f"die Zeile {k}"}}
+
+    def load_dataset(*args, **options):
+        loads.append((*args, options))
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return read, loads
+
+
+TEXT = [[f"the line {k}", f"die Zeile {k}"] for k in range(45)]
+
+
+def stream() -> itertools.chain:
+    return itertools.chain.from_iterable(alignfreeze.streamed_text("de", "train", block=10))
+
+
+def test_parallel_text_is_streamed_as_far_as_it_is_read_and_kept(opus):
+    read, loads = opus
+    assert list(itertools.islice(stream(), 12)) == TEXT[:12]
+    assert loads == [("Helsinki-NLP/opus-100", "de-en", {"split": "train", "streaming": True})]
+    assert max(read) < 25  # two blocks of ten, and what the library reads ahead
+    assert list(stream()) == TEXT
+    del read[:], loads[:]
+    assert list(stream()) == TEXT
+    assert not read and not loads
+
+
+@pytest.mark.parametrize("missing", [0, 20, 40])
+def test_a_block_missing_on_disk_is_fetched_from_its_place(opus, cache, missing):
+    list(stream())
+    (cache / "opus-100/de-en" / f"train-{missing}.json").unlink()
+    assert list(stream()) == TEXT
+
+
+def test_a_block_that_another_process_fetched_meanwhile_is_used(opus, cache):
+    lines = stream()
+    assert list(itertools.islice(lines, 5)) == TEXT[:5]
+    list(stream())  # the other process
+    (cache / "opus-100/de-en/train-20.json").unlink()
+    assert list(lines) == TEXT[5:]
+
+
+# ----------------------------------------------------------------- data of the tasks that generate
+
+PAIR = {"en": "Good day", "de": "Guten Tag", "cs": "Dobrý den"}
+HUB = {  # (task, language, split): (what load_dataset is asked for, a row, the target that it makes)
+    ("massive", "de", "valid"): (
+        {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "split": "validation",
+         "data_files": {"validation": "de-DE/validation/0000.parquet"}},
+        {"annot_utt": "weck mich um [time : fünf uhr]", "intent": 3}, "time: fünf uhr"),
+    ("uner", "zh", "test"): (
+        {"path": "BramVanroy/universal_ner", "name": "zh_gsd", "split": "test"},
+        {"tokens": ["他", "在", "北", "京"], "ner_tags": [0, 0, 5, 6]},
+        '{"Results": [{"TypeName": "LOC", "Text": "北京"}]}'),
+    ("translation", "en-de", "train"): (
+        {"path": "haoranxu/ALMA-Human-Parallel", "name": "de-en", "split": "train"}, {"translation": PAIR}, PAIR["de"]),
+    ("translation", "de-en", "valid"): (
+        {"path": "haoranxu/ALMA-Human-Parallel", "name": "de-en", "split": "validation"},
+        {"translation": PAIR}, PAIR["en"]),
+    ("translation", "en-de", "test"): (
+        {"path": "haoranxu/WMT23-Test", "name": "en-de", "split": "test"}, {"en-de": PAIR}, PAIR["de"]),
+    ("translation", "cs-en", "test"): (  # there is no such test: the other one, turned round
+        {"path": "haoranxu/WMT23-Test", "name": "en-cs", "split": "test"}, {"en-cs": PAIR}, PAIR["en"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task, language, split", HUB)
+def test_generation_data_of_the_hub(monkeypatch, task, language, split):
+    wanted, row, target = HUB[task, language, split]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda **options: asked.append(options) or [row])
+    args = SimpleNamespace(task=task, data_dir=None)
+    (example,) = alignfreeze.TASKS[task].load(language, split, args)
+    assert asked == [wanted]
+    assert example["target"] == target
+    monkeypatch.setattr(datasets, "load_dataset", lambda **options: [{"other": 1}])
+    with pytest.raises(alignfreeze.UserError, match="row 0: no column"):
+        alignfreeze.TASKS[task].load(language, split, args)
+
+
+@pytest.mark.parametrize("task, language", [("xsid", "de"), ("massive", "gsw"), ("uner", "ja"), ("translation", "de")])
+def test_generation_data_that_no_hub_has(task, language):
+    with pytest.raises(alignfreeze.UserError, match=language):
+        alignfreeze.TASKS[task].load(language, "test", SimpleNamespace(task=task, data_dir=None))
