@@ -1540,10 +1540,9 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
         in_context = np.array(encoded.sequence_ids(k)) == 1
         offsets = np.where(in_context[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
         start = examples[number]["starts"][0]
-        end = start + len(examples[number]["texts"][0]) - 1
-        first, last = (
-            np.flatnonzero((offsets[:, 0] <= at) & (at < offsets[:, 1])) for at in (start, end)
-        )
+        end = start + len(examples[number]["texts"][0])
+        first = np.flatnonzero((offsets[:, 0] <= start) & (start < offsets[:, 1]))
+        last = np.flatnonzero((offsets[:, 0] < end) & (end <= offsets[:, 1]))
         labels = np.array([0, 0])
         if len(first) and len(last):
             labels = np.array([first[0], last[-1]])
@@ -1658,11 +1657,8 @@ def slots_hub(task: str, language: str, split: str) -> dict:
     """Where the hub has it. UserError if it has not."""
     names = {"massive": LOCALES, "uner": UNER}.get(task, [])
     name = {name[:2]: name for name in names}.get(language)
-    check(
-        name,
-        f"{task} {language}",
-        f"not on the hub, which has {' '.join(names) or 'none'}; use --data-dir",
-    )
+    problem = f"not on the hub, which has {' '.join(names) or 'none'}; use --data-dir"
+    check(name, f"{task} {language}", problem)
     if task == "uner":
         return {"path": "BramVanroy/universal_ner", "name": name, "split": split}
     files = {split: f"{name}/{split}/0000.parquet"}  # the hub's conversion; it also has a script
@@ -1681,9 +1677,8 @@ def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
     elif "tokens" in row and "slots" not in row:
         text, found = read_tags(where, row, "" if language in CHARACTERS else " ")
     else:
-        text, found = columns(
-            where, row, text=str, **{"entities" if "entities" in row else "slots": list}
-        )
+        name = "entities" if "entities" in row else "slots"
+        text, found = columns(where, row, text=str, **{name: list})
     slots = []
     for slot in found:
         kind, value = columns(where, slot, type=str, value=str)
@@ -1701,10 +1696,9 @@ def read_tags(where: str, row: dict, space: str) -> tuple[str, list[dict]]:
     check(fine, where, f"expected words, each with a tag of {' '.join(NER_TAGS)}: {str(tags)[:60]}")
     numbers = np.array([NER_TAGS.index(tag) for tag in tags])
     slots = []
-    for first, last, kind in sorted(
-        entities(np.array([NER_TAGS.index(tag) for tag in tags]), repair=False)
-    ):
-        slots.append({"type": NER_TAGS[2 * kind][2:], "value": space.join(tokens[first : last + 1])})
+    for first, last, kind in sorted(entities(numbers, repair=False)):
+        value = space.join(tokens[first : last + 1])
+        slots.append({"type": NER_TAGS[2 * kind].removeprefix("I-"), "value": value})
     return space.join(tokens), slots
 
 
@@ -1807,6 +1801,11 @@ def parse_json(output: str) -> list[tuple[str, str]]:
     return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
 
 
+def score_commands(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+    """`score_slots`, and how many outputs fit no format."""
+    return score_slots(examples, outputs) | {"malformed": malformed(outputs)}
+
+
 def malformed(outputs: list[str]) -> int:
     """How many outputs are neither `None` nor `type: value` in all parts."""
     return sum(any(len(part) != 2 for part in parse_slots(output)) for output in outputs)
@@ -1899,8 +1898,8 @@ TASKS = {
                  labels=3, epochs=2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
                   labels=2, epochs=2, test_length=384),
-    "massive": Task(Generator, load_slots, encode_prompts, score_slots, *MASSIVE, **LONG),
-    "xsid": Task(Generator, load_slots, encode_prompts, score_slots, *XSID, **LONG),
+    "massive": Task(Generator, load_slots, encode_prompts, score_commands, *MASSIVE, **LONG),
+    "xsid": Task(Generator, load_slots, encode_prompts, score_commands, *XSID, **LONG),
     "uner": Task(Generator, load_slots, encode_prompts, score_names, *NAMED, **LONG),
     "translation": Task(Generator, load_translation, encode_prompts, score_translation, *TRANSLATED,
                         **LONG | {"new_tokens": 512}),
@@ -2049,6 +2048,8 @@ def run(args: argparse.Namespace) -> Path:
     results = train(args, model, tokenizer, features, validation, pairs, probe_pairs, seconds)
     with timed(seconds, "evaluate"):
         scores = evaluate_all(args, model, tokenizer, tests)
+    malformed = {code: values.pop("malformed") for code, values in scores.items() if "malformed" in values}
+    results |= {"malformed": malformed} if malformed else {}
     write_record(path, {"scores": scores, "config": shown(args), "seconds": seconds} | results, device)
     return path
 
@@ -2731,8 +2732,7 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, text.encode("utf-8", "backslashreplace"))
     say_pairs(results["pairs"])
-    table = pd.DataFrame(results["scores"]).T
-    table = table * [1 if metric == "malformed" else 100 for metric in table]
+    table = pd.DataFrame(results["scores"]).T * 100
     targets = table.drop(index=results["config"]["train_languages"])
     if len(targets):
         table.loc["average"] = targets.mean()
