@@ -345,7 +345,9 @@ def test_a_list_of_pairs_is_gone_through_again_and_a_stream_must_be_long_enough(
     assert {code: counts["sentences"] for code, counts in seen.items()} == {"fr": 12, "de": 8}
     realign(tiny.build("bert"), tokenizer, iter(pairs * 4), 5, how)
     for few in (iter(pairs * 4), []):
-        with pytest.raises(af.UserError, match="the batches end after [50] of 6 steps; give more pairs"):
+        with pytest.raises(
+            af.UserError, match=r"the batches end after [50] of 6 steps; give more pairs"
+        ):
             realign(tiny.build("bert"), tokenizer, few, 6, how)
     options = {"schedule": "during", "pairs": iter(pairs), "how": how, "batch_size": 4}
     with pytest.raises(af.UserError, match="the batches end after 1 of 10 steps"):
