@@ -2468,11 +2468,12 @@ def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> No
         tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch,
     ):
         folder = Path(scratch) / "model"
+        trained = model if TASKS[args.task].new_tokens else model.base_model
         if args.lora:
             folder.mkdir()
-            write_adapter(args, model, folder)
+            write_adapter(args, trained, folder)
         else:
-            (model if TASKS[args.task].new_tokens else model.base_model).save_pretrained(folder)
+            trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         os.replace(folder, args.save_model)
     say(f"--save-model: {args.save_model}")
@@ -2489,7 +2490,7 @@ def write_adapter(args: argparse.Namespace, model: nn.Module, folder: Path) -> N
                 tensors[f"base_model.model.{name}.{part}.weight"] = weight.cpu().contiguous()
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if TASKS[args.task].new_tokens else "FEATURE_EXTRACTION",
         "r": args.lora,
         "lora_alpha": args.lora_alpha,
     }

@@ -1,179 +1,232 @@
-"""The probe measures each layer: on word pairs that were never realigned on, and without a trace in the scores."""
+"""The probe measures each layer: what it knows of translations, how far it moved, without a trace in the scores."""
 
-import itertools
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import alignfreeze as af
+from alignfreeze import Alignment, Training
 
-FLAGS = "--languages qaa --realign-languages qaa qab --limit-train 64 --limit-test 10 --epochs 1 --lr 1e-3 --device cpu"
-
-
-def run(world: Path, out: Path, *more: str) -> dict:
-    """The record of a short toy run."""
-    argv = ["--model", str(world / "models/xlmr"), "--data-dir", str(world / "data"), *FLAGS.split(), *more]
-    assert af.main([*argv, "--realign-lr", "1e-3", "--out", str(out), "--overwrite"]) == 0
-    (path,) = out.glob("*.json")
-    return json.loads(path.read_text("utf-8"))
+FLAGS = (
+    "--languages qaa --realign-languages qaa qab --limit-train 64 --limit-test 10 --epochs 1 --lr 1e-3"
+)
+FLAGS += " --realign-lr 1e-3 --device cpu"
+LAYERS = ["emb", "0", "1", "2", "3"]
 
 
 @pytest.fixture(scope="module")
-def model(world):
-    return AutoModelForTokenClassification.from_pretrained(world / "models/xlmr", num_labels=18)
+def data(world, tmp_path_factory) -> Path:
+    """The toy world's data; where there is no text for the probe, the last lines of the text are."""
+    folder = tmp_path_factory.mktemp("probe") / "data"
+    shutil.copytree(world / "data", folder)
+    for code in ("qaa", "qab"):
+        path = folder / f"parallel/en-{code}.tsv"
+        if path.with_suffix(".dev.tsv").exists():
+            continue
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[:-150]), "utf-8")
+        path.with_suffix(".dev.tsv").write_text("".join(lines[-150:]), "utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def tokenizer(world):
-    return AutoTokenizer.from_pretrained(world / "models/xlmr", add_prefix_space=True)
+def run(world, data, tmp_path_factory):
+    """Makes the record of a short toy run, once for each choice of flags."""
+    made = {}
+
+    def record(*more: str) -> dict:
+        if more not in made:
+            argv = [
+                "--model",
+                str(world / "models/xlmr"),
+                "--data-dir",
+                str(data),
+                *FLAGS.split(),
+                *more,
+            ]
+            out = tmp_path_factory.mktemp("out")
+            assert af.main([*argv, "--out", str(out)]) == 0
+            (path,) = out.glob("*.json")
+            made[more] = json.loads(path.read_text("utf-8"))
+        return made[more]
+
+    return record
 
 
-def streams(world: Path) -> dict:
-    return {lang: af.linked_pairs(lang, "dictionary", world / "data", 31) for lang in ("qaa", "qab")}
+# ---- retrieval
 
 
-def words(pair: af.Pair) -> tuple:
-    return tuple(pair.source), tuple(pair.target)
+def slow_share(ours: list, theirs: list, margin: bool) -> float:
+    """Vector by vector: is the most similar one of the other side the one that it is linked to?"""
+    cosine = [[torch.cosine_similarity(a, b, dim=0).item() for b in theirs] for a in ours]
+    similar = cosine
+    if margin:
+        near = lambda row: sum(sorted(row)[-4:]) / min(4, len(row))  # noqa: E731
+        rows, columns = [near(row) for row in cosine], [near(column) for column in zip(*cosine)]
+        similar = [
+            [x / ((rows[i] + columns[j]) / 2) for j, x in enumerate(row)] for i, row in enumerate(cosine)
+        ]
+    hits = sum(row.index(max(row)) == k for k, row in enumerate(similar))
+    hits += sum(column.index(max(column)) == k for k, column in enumerate(zip(*similar)))
+    return hits / 2 / len(ours)
 
 
-# ------------------------------------------------------------------------------------------ held-out pairs
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("unit, pool_first", [("word", True), ("sentence", True), ("sentence", False)])
+def test_retrieval_is_the_share_of_nearest_neighbours_that_are_linked(architecture, unit, pool_first):
+    model = tiny.build(architecture, spread=0.2).eval()
+    tokenizer = tiny.make_tokenizer("<s> $A")
+    pairs = tiny.word_pairs()[:2] if unit == "word" else tiny.text_pairs(20)
+    sides = ([], [])
+    for pair in pairs:
+        for vectors, words in zip(sides, (pair.source, pair.target)):
+            words = words if unit == "word" else words.split()
+            ids = torch.tensor([[0, *map(tiny.VOCABULARY.index, words)]])
+            with torch.inference_mode():
+                states = model.base_model(ids, output_hidden_states=True).hidden_states
+            if unit == "sentence":
+                vectors.append([state[0, 1 - pool_first :].mean(0) for state in states])
+            else:
+                side = 0 if vectors is sides[0] else 1
+                vectors += [[state[0, 1 + link[side]] for state in states] for link in pair.links]
+    found = af.retrieval(model, tokenizer, pairs, Alignment(unit=unit, pool_first=pool_first))
+    assert list(found) == ["retrieval", "margin"][: 1 + (unit == "sentence")]
+    for kind, shares in found.items():
+        expected = []
+        for layer in range(tiny.LAYERS + 1):
+            ours, theirs = ([vectors[layer] for vectors in side] for side in sides)
+            expected.append(slow_share(ours, theirs, kind == "margin"))
+        assert shares == pytest.approx(expected, abs=1e-6)
+    assert len(set(found["retrieval"])) > 1  # layers differ
 
 
-def test_realignment_gets_the_same_pairs_as_without_a_probe_and_the_probe_gets_none_of_them(world):
-    first, rest = af.hold_out(streams(world), 50)
-    for lang, stream in streams(world).items():
-        same = list(itertools.islice(stream, 50))
-        assert list(first[lang]) == same
-        assert rest[lang] and not {words(pair) for pair in rest[lang]} & {words(pair) for pair in same}
+def test_a_sentence_and_itself_are_retrieved_perfectly():
+    for unit in ("word", "sentence"):
+        pairs = []
+        for pair in tiny.text_pairs(2):
+            words = list(dict.fromkeys(pair.source.split()))
+            links = [(k, k) for k in range(len(words))]
+            one = words if unit == "word" else pair.source
+            pairs.append(pair._replace(source=one, target=one, links=links))
+        model = tiny.build("bert", spread=0.2)
+        pairs = pairs[:1] if unit == "word" else pairs
+        found = af.retrieval(model, tiny.make_tokenizer(), pairs, Alignment(unit=unit))
+        assert all(shares == [1.0] * (tiny.LAYERS + 1) for shares in found.values())
 
 
-def test_each_held_out_word_has_one_link(world):
-    _, rest = af.hold_out(streams(world), 50)
-    for pairs in rest.values():
+def test_words_that_are_all_cut_off_are_an_error():
+    pair = af.Pair("de", ["the"] * 30 + ["cat"], ["le"] * 30 + ["chat"], [(30, 30)])
+    with pytest.raises(af.UserError, match="--probe: no linked word of de within 8 subwords"):
+        af.retrieval(tiny.build("bert"), tiny.make_tokenizer(), [pair], Alignment(max_length=8))
+
+
+# ---- what is probed, and drift
+
+
+def test_each_probed_word_has_one_link_and_a_pair_without_one_is_left_out(data):
+    for aligner in ("dictionary", "fastalign"):
+        pairs = af.probe_pairs("qaa", *af.linker("qaa", aligner, data, part="dev"))
+        assert 10 < len(pairs) <= af.PROBE_PAIRS and all(pair.links for pair in pairs)
         for side in (0, 1):
             linked = [pair[1 + side][link[side]] for pair in pairs for link in pair.links]
-            assert len(linked) > 50 and len(set(linked)) == len(linked)
+            assert len(linked) > 30 and len(set(linked)) == len(linked)
 
 
-def test_a_word_twice_in_a_sentence_is_held_out_once():
+def test_a_word_twice_in_a_sentence_is_probed_once_and_no_link_at_all_is_an_error():
     pair = af.Pair("de", ["bank", "a", "bank"], ["Bank", "ein", "Ufer"], [(0, 0), (1, 1), (2, 2)])
-    _, rest = af.hold_out({"de": iter([pair])}, 0)
-    assert rest["de"][0].links == [(0, 0), (1, 1)]
+    chosen = af.probe_pairs("de", lambda lines: [pair, pair], lambda: iter([]))
+    assert [pair.links for pair in chosen] == [[(0, 0), (1, 1)]]
+    with pytest.raises(af.UserError, match="--probe: no line of the de text"):
+        af.probe_pairs("de", lambda lines: [pair._replace(links=[])], lambda: iter([]))
 
 
-def test_words_that_are_all_cut_off_are_an_error(model, tokenizer):
-    pair = af.Pair("de", ["a"] * 30 + ["end"], ["b"] * 30 + ["Ende"], [(30, 30)])
-    with pytest.raises(af.UserError, match="--probe: no linked word of de lies within 8 subwords"):
-        af.retrieval(model, tokenizer, [pair], 8)
-
-
-def test_repeated_sentences_and_further_readings_are_not_held_out():
-    pairs = [af.Pair("de", ["word", str(k)], ["Wort", str(k)], [(0, 0)]) for k in range(8)]
-    again = [pair._replace(reading=2) for pair in pairs]
-    _, rest = af.hold_out({"de": iter([*pairs[:5], *pairs[:5], *pairs[5:], *again])}, 5)
-    assert [pair.source[1] for pair in rest["de"]] == ["5"]  # `word` is linked once; 0 to 4 were seen
-    with pytest.raises(af.UserError, match="--probe: realignment reads all linked pairs of en-de"):
-        af.hold_out({"de": iter([*pairs, *again])}, 8)
-
-
-# ---------------------------------------------------------------------------------------------- retrieval, drift
-
-
-def slow_retrieval(model, tokenizer, pairs: list[af.Pair], layer: int) -> float:
-    """Sentence by sentence and word by word: is the nearest word of the other side the one that it is linked to?"""
-    vectors = ([], [])
-    for pair in pairs:
-        for side, sentence in enumerate((pair.source, pair.target)):
-            (window,) = af.encode_words(tokenizer, [sentence], 96)
-            with torch.inference_mode():
-                output = model.base_model(torch.tensor(window.ids)[None], output_hidden_states=True)
-            for link in pair.links:
-                place = next(k for k, word in enumerate(window.words) if window.first[k] and word == link[side])
-                vectors[side].append(output.hidden_states[layer][0, place].double())
-    hits = 0
-    for ours, theirs in (vectors, vectors[::-1]):
-        for k, vector in enumerate(ours):
-            near = [torch.cosine_similarity(vector, other, dim=0).item() for other in theirs]
-            hits += near.index(max(near)) == k
-    return hits / 2 / len(vectors[0])
-
-
-def test_retrieval_is_the_share_of_nearest_neighbours_that_are_linked(world, model, tokenizer):
-    pairs = list(itertools.islice(streams(world)["qab"], 40))
-    _, rest = af.hold_out({"qab": iter(pairs)}, 30)
-    found = af.retrieval(model, tokenizer, rest["qab"])
-    assert len(found) == model.config.num_hidden_layers + 1
-    assert found == [
-        pytest.approx(slow_retrieval(model.eval(), tokenizer, rest["qab"], k), abs=1e-6) for k in range(len(found))
-    ]
-
-
-def test_a_sentence_and_itself_are_retrieved_perfectly(model, tokenizer):
-    sentence = "one two three four five six".split()
-    pair = af.Pair("en", sentence, sentence, [(k, k) for k in range(6)])
-    assert af.retrieval(model, tokenizer, [pair])[1:] == [1.0] * model.config.num_hidden_layers
-
-
-def test_drift_is_the_norm_of_the_change_relative_to_that_of_the_weights(world):
-    model = AutoModelForTokenClassification.from_pretrained(world / "models/bert", num_labels=2)
-    before = af.layer_weights(model)
-    assert set(af.drift(before, model).values()) == {0.0}
+def test_drift_is_the_norm_of_the_change_relative_to_that_of_the_weights():
+    model, tokenizer, seconds = tiny.build("bert"), tiny.make_tokenizer(), {}
+    pairs = {"de": tiny.word_pairs()[:2], "fr": tiny.word_pairs()[2:3]}
+    probe = af.Probe(model, tokenizer, pairs, Alignment(), seconds)
+    assert list(probe.found) == ["retrieval"]  # nothing has moved before
+    probe.measure("same")
+    assert probe.found["drift"]["same"] == dict.fromkeys(LAYERS, 0.0)
     with torch.no_grad():
         for parameter in af.transformer_layers(model.base_model)[1].parameters():
             parameter.mul_(1.25)
         for parameter in af.embeddings(model.base_model).parameters():
             parameter.neg_()
-    found = af.drift(before, model)
-    others = {name: 0.0 for name in found if name not in ("emb", "1")}
-    assert found == {"emb": pytest.approx(2.0), "1": pytest.approx(0.25), **others}
+    probe.measure("changed")
+    expected = dict.fromkeys(LAYERS, 0.0) | {"emb": pytest.approx(2.0), "1": pytest.approx(0.25)}
+    assert probe.found["drift"]["changed"] == expected
+    assert list(probe.found["retrieval"]) == ["before", "same", "changed"]
+    assert list(probe.found["retrieval"]["same"]) == ["de", "fr"]
+    assert probe.found["retrieval"]["same"] == probe.found["retrieval"]["before"]
+    assert list(seconds) == ["probe"]
 
 
-# -------------------------------------------------------------------------------------------------- in a run
+def test_adapters_that_train_are_drift_too():
+    model, tokenizer = tiny.build("llama"), tiny.make_tokenizer()
+    af.add_lora(model, 2, 4.0, 0.0)
+    how = Alignment("1", "sentence", 3, batch_size=4)
+    probe = af.Probe(model, tokenizer, {"de": tiny.text_pairs()}, how, {})
+    af.realign(model, tokenizer, tiny.text_pairs(), 3, how, Training(lr=1e-2))
+    probe.measure("realigned")
+    drift = probe.found["drift"]["realigned"]
+    assert {name for name, moved in drift.items() if moved} == {"0", "2"}
+    assert list(probe.found) == ["retrieval", "margin", "drift"]
+    assert all(math.isfinite(moved) for moved in drift.values())
 
 
-@pytest.mark.parametrize("schedule", ["before", "during"])
-def test_a_probe_changes_no_score(world, tmp_path, schedule):
-    plain = run(world, tmp_path / "plain", "--schedule", schedule)
-    probed = run(world, tmp_path / "probed", "--schedule", schedule, "--probe")
-    assert {key: plain[key] for key in ("scores", "pairs", "steps")} == {
-        key: probed[key] for key in ("scores", "pairs", "steps")
-    }
-    assert "probe" not in plain and "probe" not in plain["seconds"]
-    stages = ["before", "realigned", "finetuned"] if schedule == "before" else ["before", "finetuned"]
-    layers = ["emb", "0", "1", "2", "3"]
-    for name, by_stage in probed["probe"].items():
-        assert list(by_stage) == stages[name == "drift" :]  # nothing has moved before
+# ---- in a run
+
+
+@pytest.mark.parametrize("more", [(), ("--schedule", "during"), ("--unit", "sentence")])
+def test_a_probe_changes_no_score(run, more):
+    plain, probed = run(*more), run(*more, "--probe")
+    for key in ("scores", "pairs", "steps", "losses"):
+        assert plain[key] == probed[key]
+    assert "probe" not in plain and "probe" not in plain["seconds"] and "probe" in probed["seconds"]
+    stages = ["before", "finetuned"] if "during" in more else ["before", "realigned", "finetuned"]
+    kinds = ["retrieval", "margin", "drift"] if "sentence" in more else ["retrieval", "drift"]
+    assert list(probed["probe"]) == kinds
+    for kind, by_stage in probed["probe"].items():
+        assert list(by_stage) == stages[kind == "drift" :]
         for found in by_stage.values():
-            assert list(found) == (["qaa", "qab"] if name == "retrieval" else layers)
-    assert all(len(shares) == len(layers) for shares in probed["probe"]["retrieval"]["before"].values())
+            assert list(found) == (LAYERS if kind == "drift" else ["qaa", "qab"])
+            assert kind == "drift" or all(len(shares) == len(LAYERS) for shares in found.values())
 
 
-FROZEN = {"full": "", "front": "0 1", "back": "2 3", "emb,1": "emb 1"}
-
-
-@pytest.mark.parametrize("strategy", FROZEN)
-def test_frozen_layers_have_drift_zero_after_realignment_and_all_layers_move_in_fine_tuning(world, tmp_path, strategy):
-    found = run(world, tmp_path, "--strategy", strategy, "--layer", "-1", "--probe")["probe"]["drift"]
-    assert {layer for layer, moved in found["realigned"].items() if moved == 0} == set(FROZEN[strategy].split())
+@pytest.mark.parametrize("strategy, still", [("full", ""), ("front", "0 1"), ("emb,back", "emb 2 3")])
+def test_frozen_layers_have_drift_zero_after_realignment_and_all_layers_move_in_fine_tuning(
+    run, strategy, still
+):
+    found = run("--strategy", strategy, "--layer", "-1", "--probe")["probe"]["drift"]
+    assert {layer for layer, moved in found["realigned"].items() if moved == 0} == set(still.split())
     assert all(found["finetuned"].values())
 
 
-def test_a_baseline_is_probed_on_the_same_word_pairs(world, tmp_path):
-    baseline = run(world, tmp_path / "baseline", "--strategy", "baseline", "--probe")
-    front = run(world, tmp_path / "front", "--probe")
+def test_a_baseline_is_probed_on_the_same_pairs(run):
+    baseline, front = run("--strategy", "baseline", "--probe"), run("--probe")
     assert baseline["probe"]["retrieval"]["before"] == front["probe"]["retrieval"]["before"]
     assert list(baseline["probe"]["retrieval"]) == ["before", "finetuned"]
-    assert baseline["aligner"] == "none" and baseline["pairs"] == {}
-    assert baseline["scores"] == run(world, tmp_path / "plain", "--strategy", "baseline")["scores"]
+    assert baseline["pairs"] == {}
+    assert baseline["scores"] == run("--strategy", "baseline")["scores"]
 
 
-def test_a_text_that_realignment_uses_up_ends_the_run_before_training(world, tmp_path, capsys):
-    argv = ["--model", str(world / "models/xlmr"), "--data-dir", str(world / "data"), *FLAGS.split(), "--probe"]
-    assert af.main([*argv, "--realign-steps", "900", "--out", str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    assert (
-        "en-qaa" in err and len(err.splitlines()) == 1 and "realign," not in out and not list(tmp_path.glob("*.json"))
-    )
+@pytest.mark.parametrize("unit", ["word", "sentence"])
+def test_what_is_probed_comes_from_a_file_of_its_own(data, unit):
+    flags = ["--data-dir", str(data), "--realign-languages", "qaa", "qab", "--unit", unit, "--probe"]
+    args = af.parse_args(flags)
+    af.settle(args)
+    _, probed = af.load_pairs(args, torch.device("cpu"))
+    assert list(probed) == ["qaa", "qab"]
+    for code, pairs in probed.items():
+        own = [(line.english, line.translation) for line in af.parallel_text(code, data, "dev")]
+        if unit == "word":
+            own = [
+                (af.split_words(english, "en"), af.split_words(other, code)) for english, other in own
+            ]
+        assert 10 < len(pairs) <= af.PROBE_PAIRS and {pair.language for pair in pairs} == {code}
+        assert all((pair.source, pair.target) in own for pair in pairs)
