@@ -37,6 +37,7 @@ import math
 import os
 import random
 import re
+import shlex
 import string
 import sys
 import tempfile
@@ -2048,7 +2049,9 @@ def run(args: argparse.Namespace) -> Path:
     results = train(args, model, tokenizer, features, validation, pairs, probe_pairs, seconds)
     with timed(seconds, "evaluate"):
         scores = evaluate_all(args, model, tokenizer, tests)
-    malformed = {code: values.pop("malformed") for code, values in scores.items() if "malformed" in values}
+    malformed = {
+        code: values.pop("malformed") for code, values in scores.items() if "malformed" in values
+    }
     results |= {"malformed": malformed} if malformed else {}
     write_record(path, {"scores": scores, "config": shown(args), "seconds": seconds} | results, device)
     return path
@@ -2289,15 +2292,14 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     shortest = 40 if args.task == "xquad" else 8
     frozen_layers(args.strategy if aligned else "none", depth)
     freezes = frozen_layers(args.strategy, depth) if aligned else []
-    folder = Path(args.aligner).is_dir() and Path(args.aligner).name not in ALIGNERS
     most = 2 * args.realign_batch_size if aligned else args.batch_size
     for wrong, problem in [
         (paired and not -depth - 1 <= args.layer <= depth,
          f"--layer {args.layer}: this model has hidden states {-depth - 1} to {depth}"),
         (paired and not 8 <= args.realign_max_length <= longest,
          f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords"),
-        (paired and words and args.aligner not in ALIGNERS and not folder,
-         f"--aligner {args.aligner}: neither {', '.join(ALIGNERS)} nor a folder of links of another name"),
+        (paired and words and args.aligner not in ALIGNERS and not Path(args.aligner).is_dir(),
+         f"--aligner {args.aligner}: neither {', '.join(ALIGNERS)} nor a folder of links"),
         (not shortest <= args.max_length <= longest,
          f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this model"),
         (processes()[1] > most, f"{processes()[1]} processes, but a batch is of {most}: start fewer"),
@@ -2897,6 +2899,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def print_left(commands: Iterable[str]) -> None:
+    """`alignfreeze.py --left`: of commands of this script, one a line, those whose record is missing."""
+    for command in commands:
+        args = parse_args(shlex.split(command)[2:])  # behind `python alignfreeze.py`
+        if not args.write_links:
+            settle(args)
+        done = args.write_links or args.out / f"{record_name(args)}.json"
+        if not done.exists():
+            print(command, end="")
+
+
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 for a user's error, which is printed in one line, or 130 when interrupted."""
     for library in (transformers.utils, huggingface_hub.utils, datasets.utils):
@@ -2908,6 +2921,9 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
             stream.reconfigure(errors="backslashreplace")
     try:
+        if (sys.argv[1:] if argv is None else argv) == ["--left"]:
+            print_left(sys.stdin)
+            return 0
         args = parse_args(argv)
         if args.write_links:
             store_links(args)
@@ -2923,18 +2939,14 @@ def main(argv: list[str] | None = None) -> int:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
     except RuntimeError:
-        if (
-            dist.is_initialized()
-        ):  # another process failed, most likely: torchrun ends this one, silently
+        if dist.is_initialized():  # another process failed, most likely, and torchrun ends this one
             time.sleep(5)
         raise
 
 
 if __name__ == "__main__":
     code = main()
-    if (
-        dist.is_initialized()
-    ):  # gloo's threads would live on, and can crash the interpreter while it ends:
+    if dist.is_initialized():  # gloo's threads can crash the interpreter while it ends:
         sys.stdout.flush()  # https://github.com/pytorch/pytorch/pull/179291
         os._exit(code)
     sys.exit(code)
