@@ -27,14 +27,15 @@ import json
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 LANGUAGES = ("en", "qaa", "qab", "qac")
 SIZES = {"udpos": (1500, 200), "wikiann": (1500, 200), "xnli": (3000, 200), "xquad": (1000, 150)}  # training, test
-PARALLEL_SIZE, TEXT_SIZE = 2000, 5000  # sentences per language
+GENERATION_SIZES = {"train": 800, "valid": 100, "test": 200}
+PARALLEL_SIZE, DEV_SIZE, TEXT_SIZE = 2000, 100, 5000  # sentences per language
 NER_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
 
 # -------------------------------------------------------------------------------------------------------------- lexicon
@@ -430,6 +431,31 @@ def qa_example(world: World) -> dict:
     return {"context": [sentence(world, tree) for tree in clauses.values()], "question": question, "answer": answer}
 
 
+ENTITY_SLOTS = {"PER": "person", "ORG": "company", "LOC": "place"}
+
+
+def slot_example(world: World) -> dict:
+    """A command or a statement, without a stop, and the type of every part of it that is a slot."""
+    tree = clause(world, inner=True)
+    if "verb" in tree.parts and world.rng.random() < 0.6:
+        time = adjunct(world, "time", "present") if "time" in tree.parts else None
+        verb = Leaf(tree.parts["verb"].lemma, "VERB")
+        tree = tree.but(subject=None, aux=None, do=None, verb=verb, time=time)
+    types = {slot: slot_type(slot, part) for slot, part in tree.parts.items()}
+    return {"tree": tree, "types": {slot: kind for slot, kind in types.items() if kind}}
+
+
+def slot_type(slot: str, part: Leaf | Tree) -> str:
+    """What a part of a clause is about; "" if it is no slot, as verbs and pronouns."""
+    if slot == "time":
+        return "time"
+    if isinstance(part, Leaf):
+        return ""
+    if "head" in part.parts:
+        return ENTITY_SLOTS[part.parts["head"].entity[2:]]
+    return HYPERNYMS[part.parts["noun"].lemma]
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
@@ -470,9 +496,34 @@ def qa_line(world: World, language: str, example: dict) -> str:
     return json.dumps({"id": str(example["id"]), **line}, ensure_ascii=False)
 
 
+def text_line(world: World, language: str, tree: Tree) -> str:
+    return as_text(render(world, language, tree))
+
+
+def uner_line(world: World, language: str, tree: Tree) -> str:
+    tokens = render(world, language, tree)
+    tags = [words[0][1].entity for _, words in tokens]
+    return json.dumps({"tokens": [form for form, _ in tokens], "tags": tags}, ensure_ascii=False)
+
+
+def slot_line(world: World, language: str, example: dict) -> str:
+    tokens, found = render(world, language, example["tree"]), {}
+    for slot, kind in example["types"].items():
+        part = example["tree"].parts[slot]
+        leaves = {part} if isinstance(part, Leaf) else {leaf for leaf, _ in in_order("en", part)}
+        chosen = [i for i, (_, words) in enumerate(tokens) if words[0][1] in leaves]  # neighbours in every language
+        found[chosen[0]] = {"type": kind, "value": as_text(tokens[chosen[0] : chosen[-1] + 1])}
+    slots = [found[start] for start in sorted(found)]
+    return json.dumps({"text": as_text(tokens), "slots": slots}, ensure_ascii=False)
+
+
 def write(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_pairs(path: Path, sources: list[str], targets: list[str]) -> None:
+    write(path, [f"{source}\t{target}" for source, target in zip(sources, targets, strict=True)])
 
 
 def write_parallel(world: World, data: Path, language: str) -> None:
@@ -488,8 +539,10 @@ def write_parallel(world: World, data: Path, language: str) -> None:
         lexicon |= {(s.form.lower(), t.form.lower()): None for s, t in pairs if s.words[0][1].upos != "PROPN"}
     write(data / f"parallel/en-{language}.tsv", text)
     write(data / f"goldalign/en-{language}.tsv", gold)
-    for codes, pairs in {f"en-{language}": lexicon, f"{language}-en": [pair[::-1] for pair in lexicon]}.items():
-        write(data / f"dictionary/{codes}.txt", sorted(" ".join(pair) for pair in pairs if world.rng.random() < 0.9))
+    entries = [" ".join(pair) for pair in lexicon if world.rng.random() < 0.9]
+    write(data / f"dictionary/en-{language}.txt", sorted(entries))
+    for _ in lexicon:
+        world.rng.random()  # keeps what is written next as it was when a dictionary for the way back was drawn here
 
 
 TASKS = {  # task: (file extension, an item of the grammar, the item in a file)
@@ -498,10 +551,15 @@ TASKS = {  # task: (file extension, an item of the grammar, the item in a file)
     "xnli": ("jsonl", nli_example, nli_line),
     "xquad": ("jsonl", qa_example, qa_line),
 }
+GENERATION_TASKS = {  # task: the same without the extension
+    "xsid": (slot_example, slot_line),
+    "massive": (slot_example, slot_line),
+    "uner": (sentence, uner_line),
+}
 
 
 def build_data(folder: str | Path, seed: int = 0) -> list[str]:
-    """Write `folder/data`. Returns the sentences that encoders are pretrained on: every language, no translations."""
+    """Write `folder/data`. Returns the sentences that models are pretrained on: every language, no translations."""
     world, data = make_world(seed), Path(folder) / "data"
     for language in LANGUAGES[1:]:
         write_parallel(world, data, language)
@@ -512,14 +570,53 @@ def build_data(folder: str | Path, seed: int = 0) -> list[str]:
                 items = [{"id": f"{split}-{number}", **example} for number, example in enumerate(items)]
             for language in LANGUAGES if split == "test" else LANGUAGES[:1]:  # test sets are translations of each other
                 write(data / task / language / f"{split}.{extension}", [line(world, language, item) for item in items])
-    return [as_text(render(world, language, sentence(world))) for language in LANGUAGES for _ in range(TEXT_SIZE)]
+    texts = [as_text(render(world, language, sentence(world))) for language in LANGUAGES for _ in range(TEXT_SIZE)]
+    write_generation_data(world, data, seed)
+    return texts
 
 
-# ------------------------------------------------------------------------------------------------------------- encoders
+def write_generation_data(world: World, data: Path, seed: int) -> None:
+    """Data of the method for generators, each from dice of its own. All are translations of each other."""
+    for task, (item, line) in GENERATION_TASKS.items():
+        world.rng, used = random.Random(f"{task} {seed}"), set()
+        for split, size in GENERATION_SIZES.items():
+            items = fresh(world, item, line, size, used)
+            name = "dev" if (task, split) == ("uner", "valid") else split
+            for language in LANGUAGES:
+                write(data / task / language / f"{name}.jsonl", [line(world, language, item) for item in items])
+    world.rng = random.Random(f"translation {seed}")
+    used = {line.split("\t")[0] for path in data.glob("parallel/*.tsv") for line in path.read_text("utf-8").split("\n")}
+    for split, size in {**GENERATION_SIZES, "dev": DEV_SIZE}.items():
+        trees = fresh(world, sentence, text_line, size, used)
+        english = [text_line(world, "en", tree) for tree in trees]
+        for language in LANGUAGES[1:]:
+            other = [text_line(world, language, tree) for tree in trees]
+            if split == "dev":
+                write_pairs(data / f"parallel/en-{language}.dev.tsv", english, other)
+            else:
+                write_pairs(data / f"translation/en-{language}/{split}.tsv", english, other)
+                write_pairs(data / f"translation/{language}-en/{split}.tsv", other, english)
 
-ARCHITECTURES = ("distilbert", "bert", "xlmr")
+
+def fresh(world: World, item: Callable, line: Callable, size: int, used: set[str]) -> list:
+    """New items of the grammar whose English lines are not in `used`, and then are."""
+    items = []
+    while len(items) < size:
+        new = item(world)
+        english = line(world, "en", new)
+        if english not in used:
+            items.append(new)
+            used.add(english)
+    return items
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+ENCODERS = ("distilbert", "bert", "xlmr")
+ARCHITECTURES = (*ENCODERS, "llama")
 LAYERS, HIDDEN, HEADS, VOCABULARY, MAX_LENGTH = 4, 96, 4, 1100, 512
 STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 2000, 640, 1.5e-3  # small batches: here it is the number of steps that counts
+DECODER_HIDDEN, DECODER_VOCABULARY = 128, 1500
 
 
 def unigram(texts: list[str], special: list[str]):
@@ -555,6 +652,32 @@ def wordpiece(texts: list[str], special: list[str]):
     tokenizer.normalizer, tokenizer.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
+
+
+def byte_pairs(texts: list[str], special: list[str]):
+    """Byte pairs as Llama 3's: every text has its subwords, and none is unknown."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer, bytes_ = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
+    options = {"special_tokens": special, "initial_alphabet": sorted(bytes_.alphabet()), "show_progress": False}
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=DECODER_VOCABULARY, **options))
+    return tokenizer
+
+
+def build_decoder_tokenizer(texts: list[str]):
+    """A tokenizer that puts its first token in front of every text, and nothing behind it."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    begin, end, pad, unknown = special = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unk|>"]
+    tokenizer = byte_pairs(texts, special)
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A {begin} $B:1", special_tokens=[(begin, special.index(begin))]
+    )
+    names = {"bos_token": begin, "eos_token": end, "pad_token": pad, "unk_token": unknown}
+    names |= {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": MAX_LENGTH}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def build_tokenizer(architecture: str, texts: list[str]):
@@ -598,6 +721,20 @@ def build_encoder(architecture: str, tokenizer):
     return encoder
 
 
+def build_decoder(tokenizer):
+    """A Llama with random weights, two query heads to a head of keys and values."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": DECODER_HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": 2 * DECODER_HIDDEN}
+    sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2, "max_position_embeddings": MAX_LENGTH}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ends = {name: getattr(tokenizer, name) for name in names}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), **sizes, **ends, initializer_range=0.05, rope_theta=1e4, tie_word_embeddings=True
+    )
+    return LlamaForCausalLM(config)
+
+
 def batches(sequences: list[list[int]], pad: int, rng: random.Random) -> Iterator:
     """Endless batches (B, T) of about TOKENS_PER_BATCH subwords, each of sequences of similar lengths."""
     import torch
@@ -612,52 +749,83 @@ def batches(sequences: list[list[int]], pad: int, rng: random.Random) -> Iterato
             yield torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
 
 
-def pretrain(encoder, tokenizer, texts: list[str], steps: int, seed: int) -> float:
-    """Masked language modelling: of 15% of the subwords, 80% masked, 10% replaced, 10% kept. Returns the last loss."""
+def pretrain(model, head, losses: Iterator, steps: int) -> float:
+    """Minimise the losses, one a step. Returns the mean of the last 50."""
     import torch
-    from torch import nn
 
-    head = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.LayerNorm(HIDDEN))  # thrown away afterwards
-    vocabulary = encoder.get_input_embeddings().weight  # (V, HIDDEN): the output layer too
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=LEARNING_RATE, fused=True)
+    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
     )
-    special, losses = torch.tensor(tokenizer.all_special_ids), []
-    stream = batches(tokenizer(texts)["input_ids"], tokenizer.pad_token_id, random.Random(seed))
+    last = []
     for _ in range(steps):
-        ids = next(stream)
+        loss = next(losses)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        last = [*last[-49:], loss.item()]
+    return sum(last) / len(last)
+
+
+def build_head():
+    """What stands between an encoder and its output layer while it is pretrained, and is thrown away afterwards."""
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.LayerNorm(HIDDEN))
+
+
+def masked_losses(encoder, head, tokenizer, texts: list[str], seed: int) -> Iterator:
+    """Masked language modelling: of 15% of the subwords, 80% masked, 10% replaced, 10% kept."""
+    import torch
+
+    vocabulary = encoder.get_input_embeddings().weight  # (V, HIDDEN): the output layer too
+    special = torch.tensor(tokenizer.all_special_ids)
+    for ids in batches(tokenizer(texts)["input_ids"], tokenizer.pad_token_id, random.Random(seed)):
         chosen, dice = (torch.rand(ids.shape) < 0.15) & ~torch.isin(ids, special), torch.rand(ids.shape)
         noise = torch.randint(len(special), len(tokenizer), ids.shape)
         inputs = ids.masked_fill(chosen & (dice < 0.8), tokenizer.mask_token_id)
         inputs = torch.where(chosen & (dice >= 0.9), noise, inputs)
-        states = encoder(
-            inputs, attention_mask=(ids != tokenizer.pad_token_id).long()
-        ).last_hidden_state  # (B, T, HIDDEN)
-        loss = nn.functional.cross_entropy(head(states[chosen]) @ vocabulary.T, ids[chosen])
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses = [*losses[-49:], loss.item()]
-    return sum(losses) / len(losses)
+        mask = (ids != tokenizer.pad_token_id).long()
+        states = encoder(inputs, attention_mask=mask).last_hidden_state  # (B, T, HIDDEN)
+        yield torch.nn.functional.cross_entropy(head(states[chosen]) @ vocabulary.T, ids[chosen])
+
+
+def next_token_losses(decoder, tokenizer, texts: list[str], seed: int) -> Iterator:
+    """Language modelling from left to right, over documents."""
+    rng = random.Random(seed)
+    documents = [text + tokenizer.eos_token for text in documents_of(texts, rng)]
+    for ids in batches(tokenizer(documents)["input_ids"], tokenizer.pad_token_id, rng):
+        mask = (ids != tokenizer.pad_token_id).long()
+        yield decoder(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+
+
+def documents_of(texts: list[str], rng: random.Random) -> list[str]:
+    """Each text with others of its language, one of them repeated: what teaches a model to copy."""
+    return texts
 
 
 def build_model(folder: str | Path, architecture: str, texts: list[str], steps: int = STEPS, seed: int = 0) -> Path:
-    """Write `folder/models/<architecture>`: a tokenizer and a pretrained encoder (0 steps: random weights)."""
+    """Write `folder/models/<architecture>`: a tokenizer and a pretrained model (0 steps: random weights)."""
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     start, path = time.time(), Path(folder) / "models" / architecture
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(architecture, texts)
-    encoder = build_encoder(architecture, tokenizer)
-    loss = f", loss {pretrain(encoder, tokenizer, texts, steps, seed):.2f}" if steps else ""
+    if architecture in ENCODERS:
+        tokenizer = build_tokenizer(architecture, texts)
+        model, head = build_encoder(architecture, tokenizer), build_head()
+        losses = masked_losses(model, head, tokenizer, texts, seed)
+    else:
+        tokenizer = build_decoder_tokenizer(texts)
+        model, head = build_decoder(tokenizer), torch.nn.Identity()
+        losses = next_token_losses(model, tokenizer, texts, seed)
+    loss = f", loss {pretrain(model, head, losses, steps):.2f}" if steps else ""
     tokenizer.save_pretrained(path)
-    encoder.save_pretrained(path)
-    print(f"{architecture}: {steps} steps of masked language modelling{loss}, {time.time() - start:.0f} s", flush=True)
+    model.save_pretrained(path)
+    print(f"{architecture}: {steps} steps of language modelling{loss}, {time.time() - start:.0f} s", flush=True)
     return path
 
 
