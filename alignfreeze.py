@@ -2035,10 +2035,15 @@ def run(args: argparse.Namespace) -> Path:
     device = set_up_device(args.device)
     settle(args)
     path = args.out / f"{record_name(args)}.json"
+    check(len(os.fsencode(path.name)) <= 240, path.name, "too long a name; rename the model's folder")
+    check(not path.is_dir(), path, "a folder where the record should go; move it")
     if is_done(args, path):
         return path
     seconds: dict[str, float] = {}
     tokenizer, config = load_tokenizer(args.model, generates=TASKS[args.task].new_tokens > 0)
+    for name in ("max_length", "realign_max_length"):  # a default may be more than a small model reads
+        if getattr(args, name) == args.defaults[name]:
+            setattr(args, name, min(args.defaults[name], tokenizer.model_max_length))
     check_flags(args, config, tokenizer.model_max_length)
     with timed(seconds, "model"):
         model = build_model(args, tokenizer, device)
@@ -2271,8 +2276,6 @@ def is_done(args: argparse.Namespace, path: Path) -> bool:
         revision = record["versions"]["alignfreeze.py"]
         made_of = record["config"].get("fingerprint", fingerprint(args))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        if path.is_dir():
-            raise UserError(f"{path}: a folder where the record should go; move it") from None
         say(f"{path} is no whole record of a run: the run is done again")
         return False
     if made_of != fingerprint(args):
@@ -2313,12 +2316,10 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
          f"--epochs 0: nothing is trained; not with --schedule {args.schedule} or --validate"),
         (not args.epochs and args.schedule == "before" and not args.realign_steps,
          "--epochs 0: say with --realign-steps for how long to align"),
-        ((args.out / f"{record_name(args)}.json").is_dir(), f"--out {args.out}: a folder has the record's name"),
         (args.save_model and args.schedule == "during" and not task.new_tokens,
          "--save-model: with --schedule during, no encoder is realigned before fine-tuning"),
         (args.save_model and os.path.lexists(args.save_model),
          f"--save-model {args.save_model}: exists already; name a new directory"),
-        (len(os.fsencode(record_name(args))) > 240, "the record's name is too long: rename the model's folder"),
     ]:  # fmt: skip
         if wrong:
             raise UserError(problem)
