@@ -1,73 +1,62 @@
 """Tables and figures from the records of runs, own and published.
 
-    python results/report.py                                      records under results/runs, as Markdown on the screen
-    python results/report.py results/paper.csv                    the published numbers
-    python results/report.py results --write results/README.md    also as a file, with SVG figures in results/figures
+    python results/report.py                                the records under results/runs, as Markdown
+    python results/report.py results/paper.csv              the published numbers
+    python results/report.py results/e5-* --write FILE.md   also as a file, with figures in figures/ beside it
 
-Reads folders (every *.json below them), records of alignfreeze.py, and CSV files with the columns of paper.csv: the raw
-scores that the authors published with their code (MIT; Bakos et al., "AlignFreeze", NAACL 2025, arXiv 2502.12959). What
-cannot be read is named on stderr and left out; exit code 2 if an argument has no record or the file cannot be written.
-
-A run's average is the mean over its target languages (not `en`); mean and sample deviation (n - 1) are then over seeds.
-Averages and counts use the languages that all runs of a table have. Other settings, other table; a baseline joins all
-tables of its fine-tuning. Published QA scores are the authors' variant: own f1_authors, em_authors compare with them.
-"""
+Reads folders (every *.json below them), records of alignfreeze.py, and CSV files like paper.csv: raw scores that
+the authors published with their code (MIT; Bakos et al., "AlignFreeze", NAACL 2025, arXiv 2502.12959).
+What cannot be read is named on stderr and left out; exit code 2 if an argument has no record."""
 
 import argparse
-import csv
 import importlib.util
 import json
 import re
 import signal
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+
+import numpy as np
+import pandas as pd
 
 PAPER = Path(__file__).resolve().parent / "paper.csv"
-RUN = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
-STRATEGIES = ("baseline", "full", "front", "back")  # the paper's, in its order; other freezing specs follow
-PROBES = [f"{what} {stage}" for what in ("retrieval", "drift") for stage in ("before", "realigned", "finetuned")]
-REALIGNING = ("realign_", "aligner_", "layer", "temperature")  # how such flags begin, idle for a baseline
-NOT_SETTINGS = {*RUN, *"languages data_dir probe realign_cache out device overwrite".split()}  # they change no score
+RUN = ["model", "task", "schedule", "aligner", "strategy", "seed"]  # what names a run
+VALUE = ["kind", "name", "language", "x", "value"]  # score; loss by stage and step; retrieval, margin, drift by layer
+COLORS = {"baseline": "#222222", "full": "#0072B2", "front": "#D55E00", "back": "#009E73", "mean": "black"}
+NO_SETTING = {*RUN, *"languages data_dir probe realign_cache out device overwrite fingerprint".split()}
 LEGEND = """Percent, mean ± sample deviation over seeds; change against the baseline, ▲ ▼ if by more than one standard
-deviation (the larger of the two), · if by less; languages up/down by as much. `en` is the source, in no average."""
-STYLES = [{"fmt": f, "color": c} for f, c in zip("os^D", ("#222222", "#0072B2", "#E69F00", "#999999"))]  # also by grey
+deviation (the larger of the two), · if by less; languages up/down by as much. The source language is in no average,
+nor is a language that a run of the row lacks. Layer 0 is the embeddings.
+
+*Paired*: difference of runs of the same seed, its 95% interval by bootstrap over seeds and languages, languages
+up/down by paired t-tests at 5% with Holm's correction. It can disagree with one standard deviation: pairing removes
+what a seed does to both runs, and Holm asks for more, the more languages are tested."""
 
 
-def check(run: dict) -> dict:
-    """Return the run, {RUN's fields, config, scores {(language, metric): fraction}}; ValueError if it is none."""
-    fits = [0 <= value <= 1 or (value > 1 and metric[:5] == "drift") for (_, metric), value in run["scores"].items()]
-    if [type(run[f]) for f in (*RUN, "config")] != [str] * 5 + [int, dict] or not fits or not all(fits):
-        raise ValueError("wrong type of a field, or a score not between 0 and 1")
-    return run
-
-
-def read_json(file: Path) -> list[dict]:
-    """The run of a record; its probe becomes metrics `retrieval STAGE LAYER`, and `drift STAGE LAYER` of `en`."""
-    record = json.loads(file.read_text("utf-8"))
-    probe = record.get("probe") or {}
-    scores = {(lang, metric): value for lang, by in record["scores"].items() for metric, value in by.items()}
-    for stage, by_language in probe.get("retrieval", {}).items():
-        for lang, layers in by_language.items():  # of hidden_states: the embeddings first
-            scores |= {(lang, f"retrieval {stage} {i - 1 if i else 'emb'}"): v for i, v in enumerate(layers)}
-    for stage, layers in probe.get("drift", {}).items():
-        scores |= {("en", f"drift {stage} {layer}"): value for layer, value in layers.items()}
-    run = {field: record[field] for field in RUN} | {"config": record.get("config", {}), "scores": scores}
-    return [check(run | {"source": "records", "file": file})]
-
-
-def read_csv(file: Path) -> list[dict]:
-    """A run for each line of a CSV file, with its one score; ValueError names the first bad line."""
-    runs, rows = [], csv.DictReader(file.read_text("utf-8-sig").splitlines())
-    try:
-        for row in rows:
-            value = float("too many fields" if None in row else row["value"] or "no value")
-            run = {field: row[field] or "none" for field in RUN} | {"seed": int(row["seed"]), "config": {}}
-            run |= {"source": file.name, "file": f"line {rows.line_num} of {file}"}
-            runs += [check(run | {"scores": {(row["language"], row["metric"]): value}})]
-    except (KeyError, ValueError, csv.Error) as error:
-        raise ValueError(f"line {rows.line_num}: {error!r}") from None
-    return runs
+def parse(record: dict) -> dict:
+    """The run of a record: RUN's fields, its settings, all it measured as `values`; ValueError or such if it is none."""
+    settings, values = {}, []
+    for key, found in pd.json_normalize(record, sep="\t").iloc[0].items():
+        match key.split("\t"):
+            case ["config", flag] if flag not in NO_SETTING and found not in (None, False, "", []):
+                settings[flag] = " ".join(map(str, found)) if isinstance(found, list) else str(found)
+            case ["scores", language, metric]:
+                values.append(("score", metric, language, 0, found))
+            case ["losses", stage]:
+                values += [("loss", stage, "", 20 * i, loss) for i, loss in enumerate(found, 1)]
+            case ["probe", "drift", stage, layer]:
+                values.append(("drift", stage, "", 0 if layer == "emb" else int(layer) + 1, found))
+            case ["probe", kind, stage, language]:
+                values += [(kind, stage, language, layer, share) for layer, share in enumerate(found)]
+    run = {field: record[field] for field in RUN} | {"settings": settings}
+    names = json.dumps([run, [value[:4] for value in values]], ensure_ascii=False)
+    if [type(run[field]) for field in RUN] != [str] * 5 + [int] or not values:
+        raise ValueError("a field of the wrong type, or no scores")
+    if not names.isprintable() or re.search(r"[|\\]", names):
+        raise ValueError("a name that no table can show")
+    if not all(0 <= value[4] <= (np.inf if value[0] in ("loss", "drift") else 1) for value in values):
+        raise ValueError("a value out of range")
+    return run | {"values": values}
 
 
 def read(path: Path) -> list[dict]:
@@ -75,202 +64,264 @@ def read(path: Path) -> list[dict]:
     runs = []
     for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
         try:
-            runs += read_csv(file) if file.suffix == ".csv" else read_json(file)
-        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+            if file.suffix == ".csv":
+                records = []
+                lines = pd.read_csv(file, dtype={"seed": int, "value": float}, keep_default_na=False)
+                for key, part in lines.groupby(RUN):
+                    records.append(dict(zip(RUN, [*key[:5], int(key[5])])) | {"scores": {}})
+                    for line in part.itertuples():
+                        records[-1]["scores"].setdefault(line.language, {})[line.metric] = line.value
+            else:
+                records = [json.loads(file.read_text("utf-8"))]
+            runs += [parse(record) | {"file": str(file)} for record in records]
+        except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             print(f"left out {file}: no record of a run ({type(error).__name__}: {error})", file=sys.stderr)
     if path.exists() and not runs:
         print(f"no records in {path}", file=sys.stderr)
     return runs
 
 
-def settings(run: dict, strategy: str) -> dict[str, str]:
-    """The flags that can change the scores of a run, seed and strategy apart; for `baseline` those of fine-tuning."""
-    idle = REALIGNING if strategy == "baseline" else () if run["aligner"] == "awesome" else ("aligner_",)
-    flags = {f: str(v) for f, v in sorted(run["config"].items()) if f not in NOT_SETTINGS and not f.startswith(idle)}
-    return {"source": run["source"]} | {flag: v for flag, v in flags.items() if v not in ("None", "False")}
+def label(rows: pd.DataFrame) -> list[str]:
+    """For each row of one schedule and aligner these, and the settings that differ, in at most 40 characters."""
+    flags = sorted(set().union(*rows.settings))
+    mixed = [flag for flag in flags if len({about.get(flag) for about in rows.settings}) > 1]
+    if mixed:
+        print(f"settings mixed: {', '.join([*rows[RUN[:4]].iloc[0], *mixed])}", file=sys.stderr)
+    labels = []
+    for about in rows.settings:
+        parts = [part for part in rows[RUN[2:4]].iloc[0] if part != "none"] or ["baseline"]
+        text = ", ".join(parts + [f"{flag} {about.get(flag, 'none')}" for flag in mixed])
+        labels.append(text if len(text) <= 40 else f"{text[:33]}... {len(labels) + 1}")
+    return labels
 
 
-def group(runs: list[dict]) -> list[dict]:
-    """Tables to make: {name, label, settings, cells {(strategy, seed, language, metric): value}}, baseline included."""
-    groups = {}
-    for run in sorted(runs, key=lambda run: run["strategy"] == "baseline"):  # which comes last, to join all its tables
-        name, flags = tuple(run[f] for f in ("model", "task", "schedule", "aligner")), settings(run, run["strategy"])
-        new = {"name": name, "settings": flags, "tuning": (*name[:2], settings(run, "baseline")), "cells": {}}
-        same = [one for one in groups.values() if one["tuning"] == new["tuning"] and run["strategy"] == "baseline"]
-        same = same or [groups.setdefault((name, *flags.items()), new)]
-        scores = {(run["strategy"], run["seed"], *cell): value for cell, value in run["scores"].items()}
-        if any(same[0]["cells"].get(cell, value) != value for cell, value in scores.items()):
-            print(f"left out {run['file']}: other scores of a run already read", file=sys.stderr)
-            continue
-        for one in same:
-            one["cells"] |= scores
-    for one in groups.values():  # the label says the settings by which tables of a model and task differ
-        family = [other["settings"] for other in groups.values() if other["name"][:2] == one["name"][:2]]
-        varied = [flag for flag in one["settings"] if len({flags.get(flag) for flags in family}) > 1]
-        one["label"] = ", ".join([*dict.fromkeys(one["name"][2:]), *(f"{f} {one['settings'][f]}" for f in varied)])
-    return [groups[key] for key in sorted(groups)]
+def group(about: dict, language: str) -> str:
+    """The average that a language counts in: `average`, in the second method one of three, or none: `source`."""
+    sources, aligned = (about.get(f"{what}_languages", "en").split() for what in ("train", "realign"))
+    if about.get("method") != "mid-align":
+        return "source" if language in sources else "average"
+    code = re.sub("^en-|-en$", "", language)  # of a direction of translation, the other language
+    return "supervised" if {code, language} & {*sources} else "aligned" if code in aligned else "other transfer"
 
 
-def mark(score: tuple, base: tuple) -> str:
-    """▲ ▼ if the means of (mean, deviation) differ by more than the larger deviation, else ·; "" if there is none."""
-    change, deviations = score[0] - base[0], (score[1], base[1])
-    return "" if None in deviations else "·" if abs(change) <= max(deviations) else "▲" if change > 0 else "▼"
+def frame(runs: list[dict]) -> pd.DataFrame:
+    """A line for each value: RUN, VALUE, `row` (its label), `about` (the row's settings), `group` (its average).
+
+    A row holds the strategies of one model, task, schedule, aligner and settings; a baseline is in all rows with
+    its settings.
+    """
+    data = pd.DataFrame(runs)
+    data["strategy"] = pd.Categorical(data.strategy, [*COLORS, *sorted({*data.strategy} - {*COLORS})])
+    data["key"] = data[RUN[:4]].agg(str, axis=1) + data.settings.map(str)
+    base = data.strategy == "baseline"
+    rows = data[~base].drop_duplicates("key")[["model", "task", "key", "settings"]]
+    served = data[base].drop(columns="key").reset_index().merge(rows, on=["model", "task"], suffixes=["", "_of_row"])
+    served = served.loc[[own.items() <= row.items() for own, row in zip(served.settings, served.settings_of_row)]]
+    others = data[~data.index.isin(served["index"])]
+    data = pd.concat([others.assign(about=others.settings), served.rename(columns={"settings_of_row": "about"})])
+    labels = {}
+    for _, part in others.drop_duplicates("key").groupby(RUN[:4]):
+        labels |= dict(zip(part.key, label(part)))
+    data = data.assign(row=data.key.map(labels)).explode("values", ignore_index=True)
+    data = data.join(pd.DataFrame(data["values"].tolist(), columns=VALUE))
+    cell = ["model", "task", "row", "strategy", "seed", *VALUE[:4]]
+    twice = data[data.duplicated(cell) & ~data.duplicated([*cell, "value"])].file.unique()
+    for file in twice:
+        print(f"left out {file}: other scores of a run already read", file=sys.stderr)
+    data = data[~data.file.isin(twice)].drop_duplicates(cell)
+    return data.assign(group=[group(*pair) for pair in zip(data.about, data.language)])
 
 
-def summarise(cells: dict, metric: str, like: dict | None = None) -> dict:
-    """stats {strategy: {language: (mean, deviation or None)}}, counts {strategy: (up, down)} of what `like` has."""
-    runs = {}  # {strategy: {seed: {language: points}}}
-    for strategy, seed, lang, name in sorted(cells, key=lambda c: ((*STRATEGIES, c[0]).index(c[0]), *c[:2])):
-        if name == metric and (not like or (strategy in like["stats"] and lang in ("en", *like["common"]))):
-            runs.setdefault(strategy, {}).setdefault(seed, {})[lang] = 100 * cells[strategy, seed, lang, name]
-    every = [scores for seeds in runs.values() for scores in seeds.values()]
-    languages = sorted(set().union(*every) - {"en"})
-    common = [lang for lang in languages if all(lang in scores for scores in every)]
-    stats, counts = {strategy: {} for strategy in runs}, {}
-    for strategy, seeds in runs.items():
-        for scores in seeds.values() if common else ():
-            scores["average"] = mean(scores[lang] for lang in common)
-        for lang in ("en", *languages, "average"):
-            values = [scores[lang] for scores in seeds.values() if lang in scores]
-            stats[strategy][lang] = (mean(values), stdev(values) if len(values) > 1 else None) if values else None
-        marks = [mark(stats[strategy][lang], stats["baseline"][lang]) for lang in common if "baseline" in stats]
-        if strategy != "baseline" and marks and "" not in marks:
-            counts[strategy] = (marks.count("▲"), marks.count("▼"))
-    return {"runs": runs, "languages": languages, "common": common, "stats": stats, "counts": counts}
+def add_published(data: pd.DataFrame) -> pd.DataFrame:
+    """The values and, in rows of their own, those of the paper for the same models, tasks, rows and languages."""
+    paper, own, keys = frame(read(PAPER)), data[data.aligner != "none"], ["model", "task", "row", "language"]
+    paper["name"] += np.where(paper.task == "xquad", "_authors", "")  # the authors' variants of F1 and EM
+    own = own.assign(row=own.schedule + ", " + own.aligner)[keys].drop_duplicates()
+    return pd.concat([data, paper.merge(own, on=keys).assign(row=paper.row + ", published")], ignore_index=True)
 
 
-def remark(found: dict) -> str:
-    """What to know about a table: its size, what its grid lacks, single seeds, and the headline, front against full."""
-    runs, counts, languages = found["runs"], found["counts"], found["languages"]
-    seeds = sorted(set().union(*runs.values()))
-    notes = [f"seeds {' '.join(map(str, seeds))}, {len(found['common'])} of {len(languages)} languages in all runs"]
-    for strategy, by_seed in runs.items():
-        if count := sum(lang not in by_seed.get(seed, ()) for seed in seeds for lang in languages):
-            notes += [f"{strategy} lacks {count} of {len(seeds) * len(languages)} scores"]
-    notes += [f"no runs of {strategy}" for strategy in STRATEGIES if strategy not in runs]
-    notes += ["1 seed: no deviation, no languages counted"] * (1 in map(len, runs.values()))
-    if {"front", "full"} <= {*counts}:
-        notes += [f"languages up, front against full: {counts['front'][0] - counts['full'][0]:+d}"]
-    return "; ".join(notes)
+def summarise(part: pd.DataFrame) -> argparse.Namespace:
+    """One metric of one row, in points of 100.
+
+    `points`: (strategy, seed) by languages and averages. Strategy by these: `change`, `bar`, the larger deviation,
+    `sign` (1 up, -1 down, 0 within it), `text`, as in `81.7 ± 0.2 +0.8 ▲ 16/0`. `groups`: {average: languages}.
+    """
+    points, groups = 100 * part.pivot(index=["strategy", "seed"], columns="language", values="value"), {}
+    group_of = dict(sorted(zip(part.language, part.group), key=lambda pair: (pair[1] != "source", pair)))
+    points = points[[*group_of]]
+    for language in points.columns[points.notna().all()]:
+        groups.setdefault(group_of[language], []).append(language)
+    groups.pop("source", None)
+    for name, languages in groups.items():
+        points[name] = points[languages].mean(axis=1)
+    mean, sd = points.groupby("strategy").mean(), points.groupby("strategy").std()
+    change = mean - mean.reindex(["baseline"]).iloc[0]
+    bar = np.maximum(sd, sd.reindex(["baseline"]).to_numpy())  # NaN if one of them is
+    sign = np.sign(change).where(change.abs() > bar, 0).where(bar.notna())
+    text = mean.map("{:.1f}".format) + sd.map(" ± {:.1f}".format)
+    for strategy in text.index.drop("baseline", errors="ignore"):
+        text.loc[strategy] += (change.loc[strategy].round(1) + 0.0).map(" {:+.1f}".format)
+        text.loc[strategy] += sign.loc[strategy].map({1: " ▲", -1: " ▼", 0: " ·"}).fillna("")
+        for name, languages in groups.items():
+            up, down = ((sign.loc[strategy, languages] == way).sum() for way in (1, -1))
+            text.loc[strategy, name] += f" {up}/{down}" if sign.loc[strategy, languages].notna().all() else ""
+    text = text.replace(r" ± nan| \+nan", "", regex=True).replace("nan", "-")
+    return argparse.Namespace(points=points, change=change, bar=bar, sign=sign, text=text, groups=groups)
 
 
-def grid(table: dict[str, dict[str, str]]) -> str:
-    """Markdown of {row: {column: text}}, padded for terminals; more than four columns go on in further tables."""
-    columns, parts = [*dict.fromkeys(column for row in table.values() for column in row)], []
-    for i in range(1, max(2, len(columns)), 3):
-        shown = [*columns[:1], *columns[i : i + 3]]
-        lines = [["", *shown], *([name, *(row.get(column, "-") for column in shown)] for name, row in table.items())]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        lines.insert(1, ["-" * width for width in widths])
-        parts += ["\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)]
-    return "\n\n".join(parts)
+def t_tail(t: np.ndarray, freedom: int) -> np.ndarray:
+    """Two-sided p of Student's t: as t = sqrt(freedom) / tan(a), its density is sin(a) ** (freedom - 1), scaled."""
+    middle, angle = (np.arange(2000) + 0.5) / 2000, np.arctan2(np.sqrt(freedom), np.abs(t))
+    tail = angle * (np.sin(np.outer(angle, middle)) ** (freedom - 1)).mean(1)
+    return tail / (np.pi / 2 * (np.sin(np.pi / 2 * middle) ** (freedom - 1)).mean())
 
 
-def show(score: tuple | None, base: tuple | None = None, counts: tuple[int, int] | None = None) -> str:
-    """`81.7 ± 0.2`; with a base the change and its mark, `81.7 ± 0.2  +0.8 ▲`; with counts `81.7 ± 0.2  +0.8 ▲ 16/0`"""
-    text = "-" if score is None else f"{score[0]:.1f}" + (f" ± {score[1]:.1f}" if score[1] is not None else "")
-    if score and base and score is not base:
-        text += f" {round(score[0] - base[0], 1) + 0.0:+5.1f} {mark(score, base)}".rstrip()
-    return text + (f" {counts[0]}/{counts[1]}" if counts else "")
+def sure(found: argparse.Namespace, one: str, other: str, languages: list[str]) -> str:
+    """`+0.8 [+0.5, +1.1] 9/1`: difference paired by seed, 95% interval, languages up/down; `-` under two pairs."""
+    if not {one, other} <= {*found.text.index}:
+        return "-"
+    pairs = (found.points.loc[one] - found.points.loc[other])[languages].dropna().to_numpy()
+    seeds, width = pairs.shape
+    if seeds < 2:
+        return "-"
+    draw = np.random.default_rng(0).multinomial
+    of_seeds, of_languages = (draw(n, np.full(n, 1 / n), 10_000) / n for n in (seeds, width))
+    low, high = np.quantile(((of_seeds @ pairs) * of_languages).sum(1), [0.025, 0.975])
+    mean, error = pairs.mean(0), pairs.std(0, ddof=1) / np.sqrt(seeds)
+    t = np.divide(mean, error, out=np.where(mean == 0, 0, np.inf), where=error > 0)
+    p = t_tail(t, seeds - 1)
+    order = np.argsort(p)
+    clear = np.maximum.accumulate(p[order] * np.arange(width, 0, -1)) < 0.05  # Holm: the smallest p times n
+    signs = np.sign(mean[order]) * clear
+    return f"{mean.mean():+.1f} [{low:+.1f}, {high:+.1f}] {(signs > 0).sum()}/{(signs < 0).sum()}"
 
 
-def scores(rows: dict[str, tuple[dict, str]]) -> str:
-    """A table of {row: (summary, language)}: score of each strategy, change, mark; for averages, languages up/down."""
-    table = {}
-    for row, (found, lang) in rows.items():
-        stats, counts = found["stats"], found["counts"] if lang == "average" else {}
-        table[row] = {s: show(stats[s][lang], stats.get("baseline", {}).get(lang), counts.get(s)) for s in stats}
-    return grid(table)
+def table(rows: list[dict], columns: list[str]) -> str:
+    """Markdown of rows {column: text}, padded for terminals."""
+    lines = [columns, *([row.get(column, "-") for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
-def compare(cells: dict, mine: str, paper: dict, metric: str) -> str:
-    """Own scores, their difference from the published in points and published deviations; does the conclusion hold?"""
-    own = summarise(cells, mine, like=summarise(paper, metric))
-    published = summarise(paper, metric, like=own)
-    if not own["common"]:
-        return f"No {mine} in the own records for languages of the paper."
-    table = {lang: {} for lang in ["en", *own["common"], "average"]}
-    for lang, strategy in [(lang, strategy) for lang in table for strategy in own["stats"]]:
-        if score := own["stats"][strategy][lang]:
-            base, sd = published["stats"][strategy][lang]
-            table[lang][strategy] = f"{score[0]:.1f} {score[0] - base:+5.1f} ({(score[0] - base) / sd:+.1f} sd)"
-    best = [max(f["stats"], key=lambda s, f=f: f["stats"][s]["average"][0]) for f in (published, own)]
-    lines = [f"- best average: {best[0]} in the paper, {best[1]} here ({'same' if best[0] == best[1] else 'differs'})"]
-    for strategy, counts in own["counts"].items():
-        theirs = published["counts"][strategy]
-        same = "same" if (theirs[0] > theirs[1]) == (counts[0] > counts[1]) else "differs"
-        lines += ["- {}: {} up {} down in the paper, {} up {} down here ({})".format(strategy, *theirs, *counts, same)]
-    return "\n".join([grid(table), "", *lines])
+def figure(made: dict | None, name: str, title: str, panels: dict, bars=None, mark=None, **options) -> list[str]:
+    """Draw panels {title: frame of x by line} into made {file: figure}; the Markdown that shows it.
 
-
-def changes(found: dict) -> dict:
-    """Panel for `figure`: changes against the baseline ± the larger deviation, languages sorted by the baseline."""
-    stats, panel = {**found["stats"]}, {}
-    base = stats.pop("baseline", {})
-    for lang in sorted(found["common"] if base and stats else [], key=base.get):
-        (start, sd), tick = base[lang], f"{lang}\n{base[lang][0]:.0f}"
-        panel[tick] = {s: (by[lang][0] - start, max(by[lang][1] or 0, sd or 0)) for s, by in stats.items()}
-    return {"change in points ± larger standard deviation (below a language: its baseline)": panel} if panel else {}
-
-
-def layers(cells: dict) -> dict:
-    """Panels for `figure` of the probe, {what and when: {layer: {strategy: score}}}; retrieval averaged."""
-    metrics, panels = sorted({cell[3] for cell in cells}, key=lambda name: (name[-3:] != "emb", len(name), name)), {}
-    for probe, metric in [(p, m) for p in PROBES for m in metrics if m.rpartition(" ")[0] == p]:
-        stats, key = summarise(cells, metric)["stats"], "en" if probe[:5] == "drift" else "average"
-        panels.setdefault(f"{probe}, %", {})[metric.split()[-1]] = {s: by[key] for s, by in stats.items() if by[key]}
-    return panels
-
-
-def figure(folder: Path | None, name: str, panels: dict[str, dict[str, dict[str, tuple]]]) -> list[str]:
-    """Write the SVG of panels {title: {tick: {series: score}}}, the same bytes each time; Markdown that shows it."""
-    if not folder or not panels:
+    bars: deviations, for points instead of lines. mark: an x to mark. options: of axes.
+    """
+    if made is None or not panels:
         return []
     import matplotlib.figure
 
-    file = re.sub(r"\W+", "-", name).strip("-") + ".svg"
-    drawing = matplotlib.figure.Figure(figsize=(10, 3 * len(panels)), layout="constrained")
-    for axes, (title, panel) in zip(drawing.subplots(len(panels), squeeze=False).flat, panels.items()):
-        series = [*dict.fromkeys(one for stats in panel.values() for one in stats)]
-        for i, one in enumerate(series):
-            at = [x + 0.7 * ((i + 0.5) / len(series) - 0.5) for x in range(len(panel))]
-            means, sds = zip(*((y, sd or 0) for y, sd in (by.get(one, (float("nan"), 0)) for by in panel.values())))
-            axes.errorbar(at, means, sds, label=one, markersize=4, **STYLES[[*STRATEGIES, *series].index(one) % 4 - 1])
-        axes.set(xticks=range(len(panel)), xticklabels=[*panel], xlim=(-0.6, len(panel) - 0.4), title=title)
-        if title[:9] != "retrieval":  # changes and drift are from zero
-            axes.axhline(0, color="#666666", linewidth=0.8)
+    slug = re.sub(r"\W+", "-", name).strip("-")
+    slug = f"{slug[:52]}-{len(made)}" if len(slug) > 56 or f"{slug}.svg" in made else slug
+    shape, equal = (-(-len(panels) // 3), min(3, len(panels))), "loss" not in options.values()
+    made[f"{slug}.svg"] = drawing = matplotlib.figure.Figure((4 * shape[1] + 3, 3 * shape[0] + 1), layout="constrained")
+    drawing.suptitle(title)
+    grid = drawing.subplots(*shape, squeeze=False, sharex=equal, sharey=equal)
+    for axes, (head, panel) in zip(grid.flat, panels.items()):
+        for i, line in enumerate(panel):
+            look = {"color": COLORS.get(line), "linewidth": 3 if line == "mean" else 1.2, "label": line}
+            if bars is None:
+                axes.plot(panel.index, panel[line], **look)
+            else:
+                x = np.arange(len(panel)) + 0.2 * (i - (panel.shape[1] - 1) / 2)
+                axes.errorbar(x, panel[line], bars[line], fmt="o", markersize=4, **look)
+        axes.set(title=head, **options)
         axes.grid(axis="y", color="#dddddd")
-        axes.legend(ncols=len(series), frameon=False)
-    folder.mkdir(exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": file}):
-        drawing.savefig(folder / file, metadata={"Date": None})
-    return [f"![{name}](figures/{file})"]
+        axes.legend(frameon=False, fontsize="small")
+        if mark is not None:
+            axes.axvline(mark, color="#666666", linestyle="--")
+    return [f"![{title}](figures/{slug}.svg)"]
 
 
-def report(groups: list[dict], figures: Path | None) -> str:
-    """The Markdown: averages, language by language, beside the published numbers, layer by layer."""
-    paper = {one["name"]: one["cells"] for one in group(read(PAPER))}
-    averages, head, details, beside, probes = {}, [LEGEND], [], [], []
-    for one in groups:
-        model, task, *_ = one["name"]
-        for metric in dict.fromkeys(cell[3] for cell in one["cells"] if not re.search(r" |_authors$", cell[3])):
-            found, title = summarise(one["cells"], metric), f"{model}, {task}, {one['label']}: {metric}"
-            averages.setdefault(f"### {model}, {task}: {metric}", {})[one["label"]] = found
-            rows = {lang: (found, lang) for lang in ("en", *found["languages"], "average")}
-            details += [f"### {title}", scores(rows), *figure(figures, title, changes(found))]
-            if one["name"] in paper and one["settings"]["source"] != PAPER.name:
-                mine = metric + "_authors" * (task == "xquad")
-                beside += [f"### {title}", compare(one["cells"], mine, paper[one["name"]], metric)]
-        title, panels = f"{model}, {task}, {one['label']}: layers", layers(one["cells"])
-        for probe, panel in panels.items():
-            texts = {layer: {s: f"{stat[0]:.3g}" for s, stat in row.items()} for layer, row in panel.items()}
-            probes += [f"### {title}, {probe}", grid(texts)]
-        probes += figure(figures, title, panels)
-    for title, tables in averages.items():
-        head += [title, scores({label: (found, "average") for label, found in tables.items()})]
-        head += ["\n".join(f"- {label}: {remark(found)}" for label, found in tables.items())]
-    parts = {"Averages": head, "Language by language": details, "Own and published": beside, "Layer by layer": probes}
-    return "\n\n".join(text for name, part in parts.items() if part for text in (f"## {name}", *part))
+def curves(part: pd.DataFrame, title: str, name: str, made: dict | None) -> list[str]:
+    """Markdown of the losses and the probe of one row: tables, and figures with a line for each strategy.
+
+    Of sentences the figure has a panel for each strategy and stage, with a line for each language or group.
+    """
+    text, about = [], part.about.iloc[0]
+    for kind, found in part[part.kind != "score"].groupby("kind"):
+        rows, panels, axis = [], {}, "step" if kind == "loss" else "layer"
+        by = "language" if found.language.nunique() <= 8 else "group"
+        for stage, staged in found.groupby("name", sort=False):
+            lines = staged.pivot_table("value", "x", "strategy") * (1 if kind == "loss" else 100)
+            for x, row in lines.iloc[[0, -1] if kind == "loss" else slice(None)].iterrows():
+                rows.append({axis: f"{stage} {x}"} | {one: f"{value:.3g}" for one, value in row.items()})
+            if about.get("unit") != "sentence" or kind in ("loss", "drift"):
+                panels[stage] = lines
+                continue
+            for strategy, one in staged.groupby("strategy"):
+                panel = 100 * one.pivot_table("value", "x", by)
+                panels[f"{strategy}, {stage}"] = panel.assign(mean=100 * one.groupby("x").value.mean())
+        head, mark, unit = f"{kind} of {title}", None, "loss" if kind == "loss" else "%"
+        if kind in ("retrieval", "margin") and "layer" in about:
+            head, mark = f"{head} (dashed: the aligned layer)", int(about["layer"]) % (found.x.max() + 1)
+        text += [f"### {head}", table(rows, [axis, *found.strategy.sort_values().unique()])]
+        text += figure(made, f"{name}-{kind}", head, panels, mark=mark, xlabel=axis, ylabel=unit)
+    return text
+
+
+def by_language(found: argparse.Namespace, title: str, name: str, made: dict | None, order: list[str]) -> list[str]:
+    """Markdown of one metric of one row, language by language, and a figure of the changes in languages of `order`."""
+    rows = [{"language": language} | column.to_dict() for language, column in found.text.items()]
+    text = [f"### {title}", table(rows, ["language", *found.text.index])]
+    languages = [language for language in order if any(language in group for group in found.groups.values())]
+    change = found.change.drop("baseline", errors="ignore")[languages].T.dropna(axis=1, how="all")
+    if change.empty:
+        return text
+    start = found.points.loc["baseline"][languages].mean()
+    ticks = [f"{language}\n{score:.0f}" for language, score in start.items()]
+    head = f"{title}: change of {', '.join(change)} against the baseline (below a language)"
+    head += ", bars: the larger standard deviation" if found.bar[languages].notna().any(axis=None) else ""
+    look = {"xticks": range(len(ticks)), "xticklabels": ticks, "ylabel": "points"}
+    return text + figure(made, name, head, {"": change}, bars=found.bar[languages].T, **look)
+
+
+def report(name: str, data: pd.DataFrame, made: dict | None) -> str:
+    """The Markdown of a folder: settings, averages, how sure, language by language, losses, layer by layer."""
+    abouts = [*data.drop_duplicates(["model", "task", "row"]).about]
+    common = {flag: value for flag, value in abouts[0].items() if all(one.get(flag) == value for one in abouts)}
+    text = [f"## {name}"] + ([f"All runs: {', '.join(map(' '.join, common.items()))}."] if common else [])
+    scores, details, short = data[data.kind == "score"], [], Path(name).stem
+    order = [*scores.groupby("language").value.mean().sort_values().index]  # the same in all figures
+    for (task, metric), part in scores.groupby(["task", "name"], sort=False):
+        averages, pairs, notes = [], [], []
+        strategies = [*part.strategy.sort_values().unique()]
+        for (model, row), some in part.groupby(["model", "row"]):
+            found, seeds = summarise(some), some.seed.nunique()
+            for average, languages in found.groups.items():
+                start = {"model": model, "runs": row, "seeds": f"{seeds}", "languages": f"{len(languages)} {average}"}
+                averages.append(start | found.text[average].to_dict())
+                paired = {one: sure(found, one, "baseline", languages) for one in strategies if one != "baseline"}
+                pairs.append(start | paired | {"front - full": sure(found, "front", "full", languages)})
+            own = {flag: value for flag, value in some.about.iloc[0].items() if flag not in common}
+            notes += [f"- {model}, {row}: {', '.join(map(' '.join, own.items()))}"] if own else []
+            label = f"{short}-{model}-{task}-{row}-{metric}"
+            details += by_language(found, f"{task} {metric}, {model}, {row}", label, made, order)
+        head = ["model", "runs", "seeds", "languages"]
+        text += [f"### {task}: {metric}", table(averages, head + strategies), *notes]
+        if any("[" in cell for line in pairs for cell in line.values()):
+            text += ["*Paired*:", table(pairs, [*head, *[s for s in strategies if s != "baseline"], "front - full"])]
+    for (model, task, row), part in data.groupby(["model", "task", "row"]):
+        details += curves(part, f"{task}, {model}, {row}", f"{short}-{model}-{task}-{row}", made)
+    return "\n\n".join(text + details)
+
+
+def write(file: Path, text: str, made: dict) -> None:
+    """Write the Markdown and its figures; remove figures of earlier reports that no Markdown beside shows."""
+    file.write_text(f"# Made by `python {' '.join(sys.argv)}`, do not edit\n\n{text}\n", "utf-8", "replace")
+    folder = file.parent / "figures"
+    for name, drawing in made.items():
+        import matplotlib
+
+        folder.mkdir(exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": name}):  # the same bytes each time
+            drawing.savefig(folder / name, metadata={"Date": None, "Creator": "results/report.py"})
+    linked = "".join(page.read_text("utf-8", "replace") for page in {file, *file.parent.glob("*.md")})
+    for old in folder.glob("*.svg"):
+        if f"figures/{old.name}" not in linked and "results/report.py" in old.read_text("utf-8", "replace"):
+            old.unlink()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -279,15 +330,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", type=Path, default=[PAPER.parent / "runs"], metavar="FOLDER or FILE")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write this Markdown file, with figures beside it")
     args = parser.parse_args(argv)
-    figures = args.write.parent / "figures" if args.write and importlib.util.find_spec("matplotlib") else None
-    if args.write and not figures:
+    made = {} if args.write and importlib.util.find_spec("matplotlib") else None
+    if args.write and made is None:
         print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
-    found = [read(path) for path in args.paths]
+    folders, found = {}, [read(path) for path in args.paths]
+    for path, runs in zip(args.paths, found):
+        if runs:
+            folders.setdefault(path if path.is_dir() or path.suffix == ".csv" else path.parent, []).extend(runs)
+    texts = [LEGEND]
+    for path, runs in folders.items():
+        data = frame(runs)
+        texts.append(report(str(path), data if path.suffix == ".csv" else add_published(data), made))
+    text = "\n\n".join(texts)
+    if folders:
+        print(text)
     try:
-        if any(found):
-            print(text := report(group([run for runs in found for run in runs]), figures))
-        if any(found) and args.write:
-            args.write.write_text(f"# Made by `python {' '.join(sys.argv)}`, do not edit\n\n{text}\n", "utf-8")
+        if folders and args.write:
+            write(args.write, text, made or {})
     except OSError as error:
         parser.error(f"cannot write {error.filename}: {error.strerror}")
     return 0 if all(found) else 2
