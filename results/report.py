@@ -248,7 +248,8 @@ def figure(made: dict | None, name: str, title: str, panels: dict, bars=None, **
     if len(file) > 56 or f"{file}.svg" in made:
         file = f"{file[:52]}-{len(made)}"
     mark, equal = look.pop("mark", None), look["ylabel"] != "loss"
-    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
     drawing = matplotlib.figure.Figure((max(10, 5 * columns), 3 * rows + 1), layout="constrained")
     grid = drawing.subplots(rows, columns, squeeze=False, sharex=equal, sharey=equal)
     lines = {}
@@ -264,7 +265,10 @@ def figure(made: dict | None, name: str, title: str, panels: dict, bars=None, **
         if mark is not None:
             axes.axvline(mark, color="#666666", linestyle="--")
         axes.set(title=head, **look)
+        axes.tick_params(labelbottom=True)
         axes.grid(axis="y", color="#dddddd")
+    for spare in grid.flat[len(panels) :]:
+        spare.remove()
     drawing.suptitle(title, wrap=True)
     drawing.legend(lines.values(), lines, loc="outside lower center", ncols=9, frameon=False)
     made[f"{file}.svg"] = drawing
@@ -296,6 +300,8 @@ def curves(part: pd.DataFrame, title: str, name: str, made: dict | None) -> list
         rows, panels, of_layers = [], {}, kind != "loss"
         axis, unit = ("layer", "%") if of_layers else ("step", "loss")
         look = {"xlabel": axis, "ylabel": unit}
+        if of_layers:
+            look["xticks"] = range(0, found.x.max() + 1, 2)
         by = "language" if found.language.nunique() <= 8 else "group"
         for stage, staged in found.groupby("name", sort=False):
             lines = staged.pivot_table("value", "x", "strategy") * (100 if of_layers else 1)
@@ -308,8 +314,9 @@ def curves(part: pd.DataFrame, title: str, name: str, made: dict | None) -> list
                 panel = 100 * one.pivot_table("value", "x", by)
                 panel["mean"] = 100 * one.groupby("x").value.mean()
                 panels[f"{strategy}, {stage}"] = panel
-        head = f"{kind} of {title}"
-        text += [f"### {head}", table(rows, [axis, *found.strategy.sort_values().unique()])]
+        strategies = [*found.strategy.sort_values().unique()]
+        text += [f"### {kind} of {title}", table(rows, [axis, *strategies])]
+        head = f"{kind} of {title}: {', '.join(strategies)}"
         if kind in ("retrieval", "margin") and "layer" in settings:
             look["mark"] = int(settings["layer"]) % (found.x.max() + 1)
             head += "; dashed: the aligned layer"
