@@ -1,276 +1,399 @@
 """Tables and figures from the records of runs, own and published.
 
-    python results/report.py                                      records under results/runs, as Markdown on the screen
-    python results/report.py results/paper.csv                    the published numbers
-    python results/report.py results --write results/README.md    also as a file, with SVG figures in results/figures
+    python results/report.py                                the records under results/runs
+    python results/report.py results/paper.csv              the published numbers
+    python results/report.py results/e5-* --write FILE.md   also as a file, with figures beside it
 
-Reads folders (every *.json below them), records of alignfreeze.py, and CSV files with the columns of paper.csv: the raw
-scores that the authors published with their code (MIT; Bakos et al., "AlignFreeze", NAACL 2025, arXiv 2502.12959). What
-cannot be read is named on stderr and left out; exit code 2 if an argument has no record or the file cannot be written.
-
-A run's average is the mean over its target languages (not `en`); mean and sample deviation (n - 1) are then over seeds.
-Averages and counts use the languages that all runs of a table have. Other settings, other table; a baseline joins all
-tables of its fine-tuning. Published QA scores are the authors' variant: own f1_authors, em_authors compare with them.
+Reads folders (every *.json below them), records of alignfreeze.py, and CSV files like paper.csv:
+the raw scores that the authors published with their code (MIT; Bakos et al., "AlignFreeze", NAACL
+2025, arXiv 2502.12959). Prints Markdown. What cannot be read is named on stderr and left out; exit
+code 2 if an argument has no record.
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import re
 import signal
 import sys
 from pathlib import Path
-from statistics import mean, stdev
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
 
 PAPER = Path(__file__).resolve().parent / "paper.csv"
-RUN = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
-STRATEGIES = ("baseline", "full", "front", "back")  # the paper's, in its order; other freezing specs follow
-PROBES = [f"{what} {stage}" for what in ("retrieval", "drift") for stage in ("before", "realigned", "finetuned")]
-REALIGNING = ("realign_", "aligner_", "layer", "temperature")  # how such flags begin, idle for a baseline
-NOT_SETTINGS = {*RUN, *"languages data_dir probe realign_cache out device overwrite".split()}  # they change no score
-LEGEND = """Percent, mean ± sample deviation over seeds; change against the baseline, ▲ ▼ if by more than one standard
-deviation (the larger of the two), · if by less; languages up/down by as much. `en` is the source, in no average."""
-STYLES = [{"fmt": f, "color": c} for f, c in zip("os^D", ("#222222", "#0072B2", "#E69F00", "#999999"))]  # also by grey
+RUN = ["model", "task", "schedule", "aligner", "strategy", "seed"]  # what names a run
+VALUE = ["kind", "name", "language", "x", "value"]  # x: step of a loss, layer of the probe
+ROW = ["model", "task", "row"]
+COLORS = {"baseline": "#222222", "full": "#0072B2", "front": "#D55E00", "back": "#009E73", "mean": "black"}
+ELSEWHERE = "languages data_dir probe realign_cache out device overwrite fingerprint".split()  # no settings
+LEGEND = """Percent, mean ± sample deviation over seeds; change against the baseline, ▲ ▼ if by more than
+one standard deviation (the larger of the two), · if by less; languages up/down by as much. Averages
+leave out the source language and those that a run of the row lacks. Layer 0 is the embeddings.
+
+Paired: difference of runs of the same seed, its 95% interval by bootstrap over seeds and languages,
+languages up/down by paired t-tests at 5% with Holm's correction. It can disagree with the rule of one
+deviation: pairing removes what a seed does to both runs, but Holm asks more of each of many languages."""
 
 
-def check(run: dict) -> dict:
-    """Return the run, {RUN's fields, config, scores {(language, metric): fraction}}; ValueError if it is none."""
-    fits = [0 <= value <= 1 or (value > 1 and metric[:5] == "drift") for (_, metric), value in run["scores"].items()]
-    if [type(run[f]) for f in (*RUN, "config")] != [str] * 5 + [int, dict] or not fits or not all(fits):
-        raise ValueError("wrong type of a field, or a score not between 0 and 1")
+def parse(record: dict) -> dict:
+    """The run of a record: RUN's fields, `settings`, all it measured as `values`; else an error."""
+    settings, values = {}, []
+    for key, found in pd.json_normalize(record, sep="\t").to_dict("records")[0].items():
+        match key.split("\t"):
+            case ["config", flag] if flag not in [*RUN, *ELSEWHERE] and found not in (None, False, "", []):
+                parts = found if isinstance(found, list) else [found]
+                settings[flag] = " ".join(map(str, parts))
+            case ["scores", language, metric]:
+                values.append(("score", metric, language, 0, found))
+            case ["losses", stage]:
+                values += [("loss", stage, "", 20 * i, loss) for i, loss in enumerate(found, 1)]
+            case ["probe", "drift", stage, layer]:
+                values.append(("drift", stage, "", 0 if layer == "emb" else int(layer) + 1, found))
+            case ["probe", kind, stage, language]:
+                values += [(kind, stage, language, layer, v) for layer, v in enumerate(found)]
+    run = {field: record[field] for field in RUN} | {"settings": settings, "values": values}
+    text = json.dumps(run, ensure_ascii=False)
+    if not values or [type(run[field]) for field in RUN] != [str] * 5 + [int]:
+        raise ValueError("no scores, or a field of the wrong type")
+    if not text.isprintable() or re.search(r"[|\\]", text):
+        raise ValueError("a name that no table can show")
+    for kind, *_, value in values:
+        top = np.inf if kind in ("loss", "drift") else 1
+        if isinstance(value, bool) or not 0 <= value <= top:
+            raise ValueError(f"{value!r} is out of range")
     return run
 
 
-def read_json(file: Path) -> list[dict]:
-    """The run of a record; its probe becomes metrics `retrieval STAGE LAYER`, and `drift STAGE LAYER` of `en`."""
-    record = json.loads(file.read_text("utf-8"))
-    probe = record.get("probe") or {}
-    scores = {(lang, metric): value for lang, by in record["scores"].items() for metric, value in by.items()}
-    for stage, by_language in probe.get("retrieval", {}).items():
-        for lang, layers in by_language.items():  # of hidden_states: the embeddings first
-            scores |= {(lang, f"retrieval {stage} {i - 1 if i else 'emb'}"): v for i, v in enumerate(layers)}
-    for stage, layers in probe.get("drift", {}).items():
-        scores |= {("en", f"drift {stage} {layer}"): value for layer, value in layers.items()}
-    run = {field: record[field] for field in RUN} | {"config": record.get("config", {}), "scores": scores}
-    return [check(run | {"source": "records", "file": file})]
-
-
-def read_csv(file: Path) -> list[dict]:
-    """A run for each line of a CSV file, with its one score; ValueError names the first bad line."""
-    runs, rows = [], csv.DictReader(file.read_text("utf-8-sig").splitlines())
-    try:
-        for row in rows:
-            value = float("too many fields" if None in row else row["value"] or "no value")
-            run = {field: row[field] or "none" for field in RUN} | {"seed": int(row["seed"]), "config": {}}
-            run |= {"source": file.name, "file": f"line {rows.line_num} of {file}"}
-            runs += [check(run | {"scores": {(row["language"], row["metric"]): value}})]
-    except (KeyError, ValueError, csv.Error) as error:
-        raise ValueError(f"line {rows.line_num}: {error!r}") from None
-    return runs
-
-
 def read(path: Path) -> list[dict]:
-    """The runs of a folder, a record or a CSV file; a file that is no such thing is named on stderr and left out."""
+    """The runs of a folder, a record or a CSV file; what is none is named on stderr and left out."""
     runs = []
     for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
         try:
-            runs += read_csv(file) if file.suffix == ".csv" else read_json(file)
-        except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-            print(f"left out {file}: no record of a run ({type(error).__name__}: {error})", file=sys.stderr)
+            if file.suffix == ".csv":
+                types = {"seed": int, "value": float}
+                lines = pd.read_csv(file, dtype=types, keep_default_na=False)
+                lines["key"] = "scores\t" + lines.language + "\t" + lines.metric
+                records = []
+                for run, part in lines.groupby(RUN):
+                    records.append(dict(zip(RUN, run)) | dict(zip(part.key, part.value)))
+            else:
+                records = [json.loads(file.read_text("utf-8"))]
+            runs += [parse(record) | {"file": str(file)} for record in records]
+        except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+            why = f"no record of a run ({type(error).__name__}: {error})"
+            print(f"left out {file}: {why}", file=sys.stderr)
     if path.exists() and not runs:
         print(f"no records in {path}", file=sys.stderr)
     return runs
 
 
-def settings(run: dict, strategy: str) -> dict[str, str]:
-    """The flags that can change the scores of a run, seed and strategy apart; for `baseline` those of fine-tuning."""
-    idle = REALIGNING if strategy == "baseline" else () if run["aligner"] == "awesome" else ("aligner_",)
-    flags = {f: str(v) for f, v in sorted(run["config"].items()) if f not in NOT_SETTINGS and not f.startswith(idle)}
-    return {"source": run["source"]} | {flag: v for flag, v in flags.items() if v not in ("None", "False")}
+def label(rows: pd.DataFrame) -> dict[str, str]:
+    """{key: label of 40 characters} of rows of a schedule and an aligner: these, and what differs."""
+    flags, labels = sorted(set().union(*rows.settings)), {}
+    mixed = [flag for flag in flags if len({settings.get(flag) for settings in rows.settings}) > 1]
+    if mixed:
+        print(f"settings mixed: {', '.join([*rows[RUN[:4]].iloc[0], *mixed])}", file=sys.stderr)
+    for row in rows.itertuples():
+        parts = [part for part in (row.schedule, row.aligner) if part != "none"] or ["baseline"]
+        text = ", ".join(parts + [f"{flag} {row.settings.get(flag, 'none')}" for flag in mixed])
+        labels[row.key] = text if len(text) <= 40 else f"{text[:33]}... {len(labels) + 1}"
+    return labels
 
 
-def group(runs: list[dict]) -> list[dict]:
-    """Tables to make: {name, label, settings, cells {(strategy, seed, language, metric): value}}, baseline included."""
-    groups = {}
-    for run in sorted(runs, key=lambda run: run["strategy"] == "baseline"):  # which comes last, to join all its tables
-        name, flags = tuple(run[f] for f in ("model", "task", "schedule", "aligner")), settings(run, run["strategy"])
-        new = {"name": name, "settings": flags, "tuning": (*name[:2], settings(run, "baseline")), "cells": {}}
-        same = [one for one in groups.values() if one["tuning"] == new["tuning"] and run["strategy"] == "baseline"]
-        same = same or [groups.setdefault((name, *flags.items()), new)]
-        scores = {(run["strategy"], run["seed"], *cell): value for cell, value in run["scores"].items()}
-        if any(same[0]["cells"].get(cell, value) != value for cell, value in scores.items()):
-            print(f"left out {run['file']}: other scores of a run already read", file=sys.stderr)
-            continue
-        for one in same:
-            one["cells"] |= scores
-    for one in groups.values():  # the label says the settings by which tables of a model and task differ
-        family = [other["settings"] for other in groups.values() if other["name"][:2] == one["name"][:2]]
-        varied = [flag for flag in one["settings"] if len({flags.get(flag) for flags in family}) > 1]
-        one["label"] = ", ".join([*dict.fromkeys(one["name"][2:]), *(f"{f} {one['settings'][f]}" for f in varied)])
-    return [groups[key] for key in sorted(groups)]
+def group(settings: dict, language: str) -> str:
+    """The average that a language counts in, three in the second method; `source`: none."""
+    sources = settings.get("train_languages", "en").split()
+    code = re.sub("^en-|-en$", "", language)  # of a direction of translation, the other language
+    if settings.get("method") != "mid-align":
+        return "source" if language in sources else "average"
+    if {code, language} & {*sources}:
+        return "supervised"
+    return "aligned" if code in settings.get("realign_languages", "").split() else "other transfer"
 
 
-def mark(score: tuple, base: tuple) -> str:
-    """▲ ▼ if the means of (mean, deviation) differ by more than the larger deviation, else ·; "" if there is none."""
-    change, deviations = score[0] - base[0], (score[1], base[1])
-    return "" if None in deviations else "·" if abs(change) <= max(deviations) else "▲" if change > 0 else "▼"
+def frame(runs: list[dict]) -> pd.DataFrame:
+    """A line for each value: RUN, VALUE, the `row` (a label) with its `settings`, the average (`group`).
+
+    A row has one model, task, schedule, aligner and settings; a baseline is in all that share its own.
+    """
+    data = pd.DataFrame(runs)
+    strategies = [*COLORS, *sorted({*data.strategy} - {*COLORS})]
+    data["strategy"] = pd.Categorical(data.strategy, strategies)  # their order everywhere
+    data["key"] = [str([run[field] for field in [*RUN[:4], "settings"]]) for run in runs]
+    base = data.strategy == "baseline"
+    rows = data[~base].drop_duplicates("key")[["model", "task", "key", "settings"]]
+    served = data[base].drop(columns="key").reset_index()
+    served = served.merge(rows, on=["model", "task"], suffixes=["_own", ""])
+    fits = [own.items() <= row.items() for own, row in zip(served.settings_own, served.settings)]
+    served = served.loc[fits]
+    data = data[~data.index.isin(served["index"])]
+    labels = {}
+    for _, part in data.drop_duplicates("key").groupby(RUN[:4]):
+        labels |= label(part)
+    data = pd.concat([data, served]).explode("values", ignore_index=True)
+    data[VALUE] = pd.DataFrame(data["values"].tolist())
+    data["row"] = data.key.map(labels)
+    cell = [*ROW, "strategy", "seed", *VALUE[:4]]
+    twice = data[data.duplicated(cell) & ~data.duplicated([*cell, "value"])].file.unique()
+    for file in twice:
+        print(f"left out {file}: other scores of a run already read", file=sys.stderr)
+    data = data[~data.file.isin(twice)].drop_duplicates(cell)
+    return data.assign(group=[group(*pair) for pair in zip(data.settings, data.language)])
 
 
-def summarise(cells: dict, metric: str, like: dict | None = None) -> dict:
-    """stats {strategy: {language: (mean, deviation or None)}}, counts {strategy: (up, down)} of what `like` has."""
-    runs = {}  # {strategy: {seed: {language: points}}}
-    for strategy, seed, lang, name in sorted(cells, key=lambda c: ((*STRATEGIES, c[0]).index(c[0]), *c[:2])):
-        if name == metric and (not like or (strategy in like["stats"] and lang in ("en", *like["common"]))):
-            runs.setdefault(strategy, {}).setdefault(seed, {})[lang] = 100 * cells[strategy, seed, lang, name]
-    every = [scores for seeds in runs.values() for scores in seeds.values()]
-    languages = sorted(set().union(*every) - {"en"})
-    common = [lang for lang in languages if all(lang in scores for scores in every)]
-    stats, counts = {strategy: {} for strategy in runs}, {}
-    for strategy, seeds in runs.items():
-        for scores in seeds.values() if common else ():
-            scores["average"] = mean(scores[lang] for lang in common)
-        for lang in ("en", *languages, "average"):
-            values = [scores[lang] for scores in seeds.values() if lang in scores]
-            stats[strategy][lang] = (mean(values), stdev(values) if len(values) > 1 else None) if values else None
-        marks = [mark(stats[strategy][lang], stats["baseline"][lang]) for lang in common if "baseline" in stats]
-        if strategy != "baseline" and marks and "" not in marks:
-            counts[strategy] = (marks.count("▲"), marks.count("▼"))
-    return {"runs": runs, "languages": languages, "common": common, "stats": stats, "counts": counts}
+def add_published(data: pd.DataFrame) -> pd.DataFrame:
+    """The values, and as rows of their own the paper's for the same rows and languages."""
+    if not {*data.model} & {*pd.read_csv(PAPER, usecols=["model"]).model}:
+        return data
+    paper, own = frame(read(PAPER)), data[data.aligner != "none"]
+    paper["name"] += np.where(paper.task == "xquad", "_authors", "")  # their variants of F1 and EM
+    own = own.assign(row=own.schedule + ", " + own.aligner)[[*ROW, "language"]].drop_duplicates()
+    paper = paper.merge(own, on=[*ROW, "language"])
+    return pd.concat([data, paper.assign(row=paper.row + ", published")], ignore_index=True)
 
 
-def remark(found: dict) -> str:
-    """What to know about a table: its size, what its grid lacks, single seeds, and the headline, front against full."""
-    runs, counts, languages = found["runs"], found["counts"], found["languages"]
-    seeds = sorted(set().union(*runs.values()))
-    notes = [f"seeds {' '.join(map(str, seeds))}, {len(found['common'])} of {len(languages)} languages in all runs"]
-    for strategy, by_seed in runs.items():
-        if count := sum(lang not in by_seed.get(seed, ()) for seed in seeds for lang in languages):
-            notes += [f"{strategy} lacks {count} of {len(seeds) * len(languages)} scores"]
-    notes += [f"no runs of {strategy}" for strategy in STRATEGIES if strategy not in runs]
-    notes += ["1 seed: no deviation, no languages counted"] * (1 in map(len, runs.values()))
-    if {"front", "full"} <= {*counts}:
-        notes += [f"languages up, front against full: {counts['front'][0] - counts['full'][0]:+d}"]
-    return "; ".join(notes)
+def summarise(part: pd.DataFrame) -> SimpleNamespace:
+    """One metric of one row, in points of 100.
+
+    `points`: (strategy, seed) by languages and averages. `mean`, `sd`, `change` against the baseline, `bar`
+    (the larger deviation, NaN without two): strategy by these. `groups`: {average: languages}.
+    """
+    points = 100 * part.pivot(index=["strategy", "seed"], columns="language", values="value")
+    sources, groups = {*part.language[part.group == "source"]}, {}
+    points = points[sorted(points, key=lambda language: (language not in sources, language))]
+    for name, some in part[part.group != "source"].groupby("group"):
+        languages = [one for one in sorted({*some.language}) if points[one].notna().all()]
+        if languages:
+            groups[name] = languages
+            points[name] = points[languages].mean(axis=1)
+    mean, sd = points.groupby("strategy").mean(), points.groupby("strategy").std()
+    change = mean - mean.reindex(["baseline"]).iloc[0]
+    bar = np.maximum(sd, sd.reindex(["baseline"]).to_numpy())
+    return SimpleNamespace(points=points, groups=groups, mean=mean, sd=sd, change=change, bar=bar)
 
 
-def grid(table: dict[str, dict[str, str]]) -> str:
-    """Markdown of {row: {column: text}}, padded for terminals; more than four columns go on in further tables."""
-    columns, parts = [*dict.fromkeys(column for row in table.values() for column in row)], []
-    for i in range(1, max(2, len(columns)), 3):
-        shown = [*columns[:1], *columns[i : i + 3]]
-        lines = [["", *shown], *([name, *(row.get(column, "-") for column in shown)] for name, row in table.items())]
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        lines.insert(1, ["-" * width for width in widths])
-        parts += ["\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)]
-    return "\n\n".join(parts)
+def show(found: SimpleNamespace, strategy: str, column: str) -> str:
+    """`81.7 ± 0.2 +0.8 ▲`, of an average with languages up/down, `16/0`; of one seed `81.7 +0.8`."""
+    mean, sd = found.mean.loc[strategy, column], found.sd.loc[strategy, column]
+    change, bar = found.change.loc[strategy, column], found.bar.loc[strategy, column]
+    text = "-" if np.isnan(mean) else f"{mean:.1f}" if np.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+    if strategy == "baseline" or np.isnan(change):
+        return text
+    text += f" {round(change, 1) + 0.0:+.1f}"
+    if np.isnan(bar):
+        return text
+    text += " ·" if abs(change) <= bar else " ▲" if change > 0 else " ▼"
+    if column in found.groups:
+        marks = "".join(show(found, strategy, language)[-1] for language in found.groups[column])
+        text += f" {marks.count('▲')}/{marks.count('▼')}"
+    return text
 
 
-def show(score: tuple | None, base: tuple | None = None, counts: tuple[int, int] | None = None) -> str:
-    """`81.7 ± 0.2`; with a base the change and its mark, `81.7 ± 0.2  +0.8 ▲`; with counts `81.7 ± 0.2  +0.8 ▲ 16/0`"""
-    text = "-" if score is None else f"{score[0]:.1f}" + (f" ± {score[1]:.1f}" if score[1] is not None else "")
-    if score and base and score is not base:
-        text += f" {round(score[0] - base[0], 1) + 0.0:+5.1f} {mark(score, base)}".rstrip()
-    return text + (f" {counts[0]}/{counts[1]}" if counts else "")
+def show_all(found: SimpleNamespace, column: str) -> dict[str, str]:
+    """{strategy: cell} of one language or average."""
+    return {strategy: show(found, strategy, column) for strategy in found.mean.index}
 
 
-def scores(rows: dict[str, tuple[dict, str]]) -> str:
-    """A table of {row: (summary, language)}: score of each strategy, change, mark; for averages, languages up/down."""
-    table = {}
-    for row, (found, lang) in rows.items():
-        stats, counts = found["stats"], found["counts"] if lang == "average" else {}
-        table[row] = {s: show(stats[s][lang], stats.get("baseline", {}).get(lang), counts.get(s)) for s in stats}
-    return grid(table)
+def t_tail(t: np.ndarray, freedom: int) -> np.ndarray:
+    """Two-sided p of Student's t = sqrt(freedom) / tan(a): a has the density sin(a) ** (freedom - 1)."""
+    middle = (np.arange(2000) + 0.5) / 2000  # of 2,000 steps from 0 to a, and to a right angle
+    angle = np.arctan2(np.sqrt(freedom), np.abs(t))
+    tail = angle * (np.sin(np.outer(angle, middle)) ** (freedom - 1)).mean(axis=1)
+    return tail / (np.pi / 2 * (np.sin(np.pi / 2 * middle) ** (freedom - 1)).mean())
 
 
-def compare(cells: dict, mine: str, paper: dict, metric: str) -> str:
-    """Own scores, their difference from the published in points and published deviations; does the conclusion hold?"""
-    own = summarise(cells, mine, like=summarise(paper, metric))
-    published = summarise(paper, metric, like=own)
-    if not own["common"]:
-        return f"No {mine} in the own records for languages of the paper."
-    table = {lang: {} for lang in ["en", *own["common"], "average"]}
-    for lang, strategy in [(lang, strategy) for lang in table for strategy in own["stats"]]:
-        if score := own["stats"][strategy][lang]:
-            base, sd = published["stats"][strategy][lang]
-            table[lang][strategy] = f"{score[0]:.1f} {score[0] - base:+5.1f} ({(score[0] - base) / sd:+.1f} sd)"
-    best = [max(f["stats"], key=lambda s, f=f: f["stats"][s]["average"][0]) for f in (published, own)]
-    lines = [f"- best average: {best[0]} in the paper, {best[1]} here ({'same' if best[0] == best[1] else 'differs'})"]
-    for strategy, counts in own["counts"].items():
-        theirs = published["counts"][strategy]
-        same = "same" if (theirs[0] > theirs[1]) == (counts[0] > counts[1]) else "differs"
-        lines += ["- {}: {} up {} down in the paper, {} up {} down here ({})".format(strategy, *theirs, *counts, same)]
-    return "\n".join([grid(table), "", *lines])
+def sure(found: SimpleNamespace, one: str, other: str, languages: list[str]) -> str:
+    """`+0.8 [+0.5, +1.1] 9/1`: difference paired by seed, 95% interval, languages up/down; or `-`."""
+    if not {one, other} <= {*found.mean.index}:
+        return "-"
+    pairs = (found.points.loc[one] - found.points.loc[other])[languages].dropna().to_numpy()
+    seeds, width = pairs.shape
+    if seeds < 2:
+        return "-"
+    draw = np.random.default_rng(0).multinomial
+    of_seeds = draw(seeds, np.full(seeds, 1 / seeds), 10_000) / seeds
+    of_languages = draw(width, np.full(width, 1 / width), 10_000) / width
+    low, high = np.quantile((of_seeds @ pairs * of_languages).sum(axis=1), [0.025, 0.975])
+    mean, error = pairs.mean(axis=0), pairs.std(axis=0, ddof=1) / np.sqrt(seeds)
+    t = np.divide(mean, error, out=np.where(mean == 0, 0, np.inf), where=error > 0)
+    p = t_tail(t, seeds - 1)
+    order = np.argsort(p)
+    holm = np.maximum.accumulate(p[order] * np.arange(width, 0, -1))  # the smallest p times n, ...
+    signs = np.sign(mean[order]) * (holm < 0.05)
+    counts = f"{(signs > 0).sum()}/{(signs < 0).sum()}"
+    return f"{round(mean.mean(), 1) + 0.0:+.1f} [{low:+.1f}, {high:+.1f}] {counts}"
 
 
-def changes(found: dict) -> dict:
-    """Panel for `figure`: changes against the baseline ± the larger deviation, languages sorted by the baseline."""
-    stats, panel = {**found["stats"]}, {}
-    base = stats.pop("baseline", {})
-    for lang in sorted(found["common"] if base and stats else [], key=base.get):
-        (start, sd), tick = base[lang], f"{lang}\n{base[lang][0]:.0f}"
-        panel[tick] = {s: (by[lang][0] - start, max(by[lang][1] or 0, sd or 0)) for s, by in stats.items()}
-    return {"change in points ± larger standard deviation (below a language: its baseline)": panel} if panel else {}
+def table(rows: list[dict], columns: list[str]) -> str:
+    """Markdown of rows {column: text}, padded for terminals, of those columns that hold anything."""
+    columns = [one for one in columns if any(row.get(one, "-") != "-" for row in rows)]
+    lines = [columns, *([row.get(column, "-") for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
-def layers(cells: dict) -> dict:
-    """Panels for `figure` of the probe, {what and when: {layer: {strategy: score}}}; retrieval averaged."""
-    metrics, panels = sorted({cell[3] for cell in cells}, key=lambda name: (name[-3:] != "emb", len(name), name)), {}
-    for probe, metric in [(p, m) for p in PROBES for m in metrics if m.rpartition(" ")[0] == p]:
-        stats, key = summarise(cells, metric)["stats"], "en" if probe[:5] == "drift" else "average"
-        panels.setdefault(f"{probe}, %", {})[metric.split()[-1]] = {s: by[key] for s, by in stats.items() if by[key]}
-    return panels
+def figure(made: dict | None, name: str, title: str, panels: dict, bars=None, **look) -> list[str]:
+    """Draw panels {title: frame of x by line} into made {file: figure}; the Markdown that shows it.
 
-
-def figure(folder: Path | None, name: str, panels: dict[str, dict[str, dict[str, tuple]]]) -> list[str]:
-    """Write the SVG of panels {title: {tick: {series: score}}}, the same bytes each time; Markdown that shows it."""
-    if not folder or not panels:
+    bars: deviations, around points instead of lines. look: an x to `mark`, and options of axes.
+    """
+    if made is None:
         return []
     import matplotlib.figure
 
-    file = re.sub(r"\W+", "-", name).strip("-") + ".svg"
-    drawing = matplotlib.figure.Figure(figsize=(10, 3 * len(panels)), layout="constrained")
-    for axes, (title, panel) in zip(drawing.subplots(len(panels), squeeze=False).flat, panels.items()):
-        series = [*dict.fromkeys(one for stats in panel.values() for one in stats)]
-        for i, one in enumerate(series):
-            at = [x + 0.7 * ((i + 0.5) / len(series) - 0.5) for x in range(len(panel))]
-            means, sds = zip(*((y, sd or 0) for y, sd in (by.get(one, (float("nan"), 0)) for by in panel.values())))
-            axes.errorbar(at, means, sds, label=one, markersize=4, **STYLES[[*STRATEGIES, *series].index(one) % 4 - 1])
-        axes.set(xticks=range(len(panel)), xticklabels=[*panel], xlim=(-0.6, len(panel) - 0.4), title=title)
-        if title[:9] != "retrieval":  # changes and drift are from zero
-            axes.axhline(0, color="#666666", linewidth=0.8)
+    file = re.sub(r"\W+", "-", name).strip("-")
+    if len(file) > 56 or f"{file}.svg" in made:
+        file = f"{file[:52]}-{len(made)}"
+    mark, equal = look.pop("mark", None), look["ylabel"] != "loss"
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    drawing = matplotlib.figure.Figure((max(10, 5 * columns), 3 * rows + 1), layout="constrained")
+    grid = drawing.subplots(rows, columns, squeeze=False, sharex=equal, sharey=equal)
+    lines = {}
+    for axes, (head, panel) in zip(grid.flat, panels.items()):
+        for i, line in enumerate(panel):
+            style = {"color": COLORS.get(line, f"C{i}"), "linewidth": 3 if line == "mean" else 1.2}
+            if bars is None:
+                (lines[line],) = axes.plot(panel.index, panel[line], **style)
+                continue
+            x = panel.index + 0.2 * (i - (panel.shape[1] - 1) / 2)
+            error = bars[line] if bars[line].notna().any() else None  # none of one seed
+            lines[line] = axes.errorbar(x, panel[line], error, fmt="o", markersize=4, **style)
+        if mark is not None:
+            axes.axvline(mark, color="#666666", linestyle="--")
+        axes.set(title=head, **look)
+        axes.tick_params(labelbottom=True)
         axes.grid(axis="y", color="#dddddd")
-        axes.legend(ncols=len(series), frameon=False)
-    folder.mkdir(exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": file}):
-        drawing.savefig(folder / file, metadata={"Date": None})
-    return [f"![{name}](figures/{file})"]
+    for spare in grid.flat[len(panels) :]:
+        spare.remove()
+    drawing.suptitle(title, wrap=True)
+    drawing.legend(lines.values(), lines, loc="outside lower center", ncols=9, frameon=False)
+    made[f"{file}.svg"] = drawing
+    return [f"![{title}](figures/{file}.svg)"]
 
 
-def report(groups: list[dict], figures: Path | None) -> str:
-    """The Markdown: averages, language by language, beside the published numbers, layer by layer."""
-    paper = {one["name"]: one["cells"] for one in group(read(PAPER))}
-    averages, head, details, beside, probes = {}, [LEGEND], [], [], []
-    for one in groups:
-        model, task, *_ = one["name"]
-        for metric in dict.fromkeys(cell[3] for cell in one["cells"] if not re.search(r" |_authors$", cell[3])):
-            found, title = summarise(one["cells"], metric), f"{model}, {task}, {one['label']}: {metric}"
-            averages.setdefault(f"### {model}, {task}: {metric}", {})[one["label"]] = found
-            rows = {lang: (found, lang) for lang in ("en", *found["languages"], "average")}
-            details += [f"### {title}", scores(rows), *figure(figures, title, changes(found))]
-            if one["name"] in paper and one["settings"]["source"] != PAPER.name:
-                mine = metric + "_authors" * (task == "xquad")
-                beside += [f"### {title}", compare(one["cells"], mine, paper[one["name"]], metric)]
-        title, panels = f"{model}, {task}, {one['label']}: layers", layers(one["cells"])
-        for probe, panel in panels.items():
-            texts = {layer: {s: f"{stat[0]:.3g}" for s, stat in row.items()} for layer, row in panel.items()}
-            probes += [f"### {title}, {probe}", grid(texts)]
-        probes += figure(figures, title, panels)
-    for title, tables in averages.items():
-        head += [title, scores({label: (found, "average") for label, found in tables.items()})]
-        head += ["\n".join(f"- {label}: {remark(found)}" for label, found in tables.items())]
-    parts = {"Averages": head, "Language by language": details, "Own and published": beside, "Layer by layer": probes}
-    return "\n\n".join(text for name, part in parts.items() if part for text in (f"## {name}", *part))
+def changes(found: SimpleNamespace, title: str, name: str, order: list, made: dict | None) -> list[str]:
+    """The figure of a metric's changes against the baseline, languages in this order; Markdown."""
+    languages = [one for one in order if any(one in members for members in found.groups.values())]
+    change = found.change.drop("baseline", errors="ignore")[languages].T.dropna(axis=1, how="all")
+    if change.empty:
+        return []
+    score, bars = found.mean.loc["baseline", languages], found.bar[languages].T
+    title += f": {', '.join(change)} against the baseline (its score below the language)"
+    if bars.notna().any(axis=None):
+        title += "; bars: the larger of the two standard deviations"
+    ticks = [f"{language}\n{score[language]:.0f}" for language in languages]
+    look = {"xticks": range(len(ticks)), "xticklabels": ticks, "ylabel": "points"}
+    return figure(made, name, title, {"": change.reset_index(drop=True)}, bars, **look)
+
+
+def curves(part: pd.DataFrame, title: str, name: str, made: dict | None) -> list[str]:
+    """Losses and probe of one row: tables, and figures with a line for each strategy; Markdown.
+
+    Of sentences it has a panel for each strategy and stage, and a line for each language or group.
+    """
+    text, settings = [], part.settings.iloc[0]
+    for kind, found in part[part.kind != "score"].groupby("kind"):
+        rows, panels, of_layers = [], {}, kind != "loss"
+        axis, unit = ("layer", "%") if of_layers else ("step", "loss")
+        look = {"xlabel": axis, "ylabel": unit}
+        if of_layers:
+            look["xticks"] = range(0, found.x.max() + 1, 2)
+        by = "language" if found.language.nunique() <= 8 else "group"
+        for stage, staged in found.groupby("name", sort=False):
+            lines = staged.pivot_table("value", "x", "strategy") * (100 if of_layers else 1)
+            for x, row in lines.iloc[slice(None) if of_layers else [0, -1]].iterrows():
+                rows.append({axis: f"{stage} {x}"} | row.map("{:.3g}".format).to_dict())
+            if kind in ("loss", "drift") or settings.get("unit") != "sentence":
+                panels[stage] = lines
+                continue
+            for strategy, one in staged.groupby("strategy"):
+                panel = 100 * one.pivot_table("value", "x", by)
+                panel["mean"] = 100 * one.groupby("x").value.mean()
+                panels[f"{strategy}, {stage}"] = panel
+        strategies = [*found.strategy.sort_values().unique()]
+        text += [f"### {kind} of {title}", table(rows, [axis, *strategies])]
+        head = f"{kind} of {title}: {', '.join(strategies)}"
+        if kind in ("retrieval", "margin") and "layer" in settings:
+            look["mark"] = int(settings["layer"]) % (found.x.max() + 1)
+            head += "; dashed: the aligned layer"
+        text += figure(made, f"{name}-{kind}", head, panels, **look)
+    return text
+
+
+def shared(settings: list[dict], known: dict) -> dict[str, str]:
+    """{flag: its value in all of these settings, or its values with ` or `}, but for known flags."""
+    flags = sorted(set().union(*settings) - {*known})
+    values = [sorted({one.get(flag, "none") for one in settings}) for flag in flags]
+    return dict(zip(flags, map(" or ".join, values)))
+
+
+def lead(cells: dict) -> str:
+    """How many more languages are up with front-freezing than with full realignment; {strategy: cell}."""
+    ups = [re.search(r" (\d+)/\d+$", cells.get(strategy, "")) for strategy in ("front", "full")]
+    return f"{int(ups[0][1]) - int(ups[1][1]):+d}" if all(ups) else "-"
+
+
+def listed(title: str, settings: dict[str, str]) -> list[str]:
+    """A line that names settings, if there are any."""
+    return [f"{title}: {', '.join(map(' '.join, settings.items()))}."] if settings else []
+
+
+def report(name: str, data: pd.DataFrame, made: dict | None) -> str:
+    """The Markdown of a folder: settings, averages, pairs, languages, losses and layers."""
+    own = data[data.settings.map(bool)].drop_duplicates(ROW)
+    every = shared([*own.settings], {})
+    common = {flag: value for flag, value in every.items() if " or " not in value}
+    text, details = [f"## {name}", *listed("All runs", common)], []
+    scores, stems = data[data.kind == "score"], {}  # stems: how figures' names begin
+    for model in data.model.unique():
+        several = f"-{model.split('-base')[0]}" if data.model.nunique() > 1 else ""
+        stems[model] = Path(name).resolve().stem + several
+    order = [*scores.groupby("language").value.mean().sort_values().index]
+    head = ["model", "runs", "seeds", "languages"]
+    for (task, metric), part in scores.groupby(["task", "name"], sort=False):
+        averages, pairs, strategies = [], [], [*part.strategy.sort_values().unique()]
+        others = [strategy for strategy in strategies if strategy != "baseline"]
+        for (model, row), some in part.groupby(["model", "row"]):
+            found, title = summarise(some), f"{task} {metric}, {model}, {row}"
+            for average, languages in found.groups.items():
+                size = f"{len(languages)} {average}".removesuffix(" average")
+                line = dict(zip(head, [model, row, str(some.seed.nunique()), size]))
+                averages.append(line | show_all(found, average))
+                averages[-1]["up, front - full"] = lead(averages[-1])
+                pairs.append({one: sure(found, one, "baseline", languages) for one in others} | line)
+                pairs[-1]["front - full"] = sure(found, "front", "full", languages)
+            rows = [{"language": language} | show_all(found, language) for language in found.points]
+            details += [f"### {title}", table(rows, ["language", *found.mean.index])]
+            details += changes(found, title, f"{stems[model]}-{task}-{row}-{metric}", order, made)
+        text += [f"### {task}: {metric}", table(averages, [*head, *strategies, "up, front - full"])]
+        text += listed("Here", shared([*own[own.task == task].settings], common))
+        if any("[" in cell for line in pairs for cell in line.values()):
+            text += ["Paired by seed:", table(pairs, [*head, *others, "front - full"])]
+    for (model, task, row), part in data.groupby(ROW):
+        details += curves(part, f"{task}, {model}, {row}", f"{stems[model]}-{task}-{row}", made)
+    return "\n\n".join(text + details)
+
+
+def write(file: Path, text: str, made: dict) -> None:
+    """Write the Markdown and its figures; remove our figures that no Markdown beside shows any more."""
+    title = f"# Made by `python {' '.join(sys.argv)}`, do not edit"
+    file.write_text(f"{title}\n\n{text}\n", "utf-8", "replace")
+    folder, mark = file.parent / "figures", "results/report.py"
+    for name, drawing in made.items():
+        import matplotlib
+
+        folder.mkdir(exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": name}):  # the same bytes each time
+            drawing.savefig(folder / name, metadata={"Date": None, "Creator": mark})
+    pages = [page.read_text("utf-8", "replace") for page in {file, *file.parent.glob("*.md")}]
+    for old in folder.glob("*.svg"):
+        shown = any(f"(figures/{old.name})" in page for page in pages)
+        if not shown and mark in old.read_text("utf-8", "replace"):
+            old.unlink()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -279,15 +402,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", type=Path, default=[PAPER.parent / "runs"], metavar="FOLDER or FILE")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write this Markdown file, with figures beside it")
     args = parser.parse_args(argv)
-    figures = args.write.parent / "figures" if args.write and importlib.util.find_spec("matplotlib") else None
-    if args.write and not figures:
+    made = {} if args.write and importlib.util.find_spec("matplotlib") else None
+    if args.write and made is None:
         print("no figures without matplotlib: pip install matplotlib", file=sys.stderr)
-    found = [read(path) for path in args.paths]
+    folders, found = {}, [read(path) for path in args.paths]
+    for path, runs in zip(args.paths, found):
+        folder = path if path.is_dir() or path.suffix == ".csv" else path.parent
+        folders[folder] = folders.get(folder, []) + runs
+    texts = [LEGEND]
+    for folder, runs in folders.items():
+        if runs:
+            data = frame(runs)
+            texts.append(report(str(folder), data if folder.suffix == ".csv" else add_published(data), made))
+    if any(found):
+        print("\n\n".join(texts))
     try:
-        if any(found):
-            print(text := report(group([run for runs in found for run in runs]), figures))
         if any(found) and args.write:
-            args.write.write_text(f"# Made by `python {' '.join(sys.argv)}`, do not edit\n\n{text}\n", "utf-8")
+            write(args.write, "\n\n".join(texts), made or {})
     except OSError as error:
         parser.error(f"cannot write {error.filename}: {error.strerror}")
     return 0 if all(found) else 2

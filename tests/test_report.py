@@ -1,25 +1,34 @@
-"""What the report says must follow from the records: every cell recomputed apart, the paper's numbers, bad input."""
+"""What the report says follows from the records: every table recomputed in plain Python, and bad input."""
 
+import csv
 import json
+import math
 import random
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
-import report
+np = pytest.importorskip("numpy")
+pytest.importorskip("pandas")
+import report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "results" / "paper.csv"
+STRATEGIES = ("baseline", "full", "front", "back")
+ADVICE = "no figures without matplotlib: pip install matplotlib\n"
 
 
 def record(strategy="full", seed=31, scores=None, **fields) -> dict:
     """A record as alignfreeze.py writes it; config={...} adds to the flags."""
     alone = strategy == "baseline"
-    config = {"strategy": strategy, "seed": seed, "lr": 5e-5, "realign_steps": 300, "layer": -2, "out": f"o{seed}"}
+    config = {"strategy": strategy, "seed": seed, "method": "alignfreeze", "lr": 5e-5, "out": f"o{seed}"}
+    config |= {"realign_steps": None if alone else 300, "layer": None if alone else -2, "limit_test": None}
     one = {"model": "e5-small", "task": "udpos", "strategy": strategy, "schedule": "none" if alone else "before"}
     one |= {"aligner": "none" if alone else "dictionary", "seed": seed, "config": config | fields.pop("config", {})}
     scores = scores or {"en": 0.9, "de": 0.8, "fr": 0.7}
@@ -29,110 +38,27 @@ def record(strategy="full", seed=31, scores=None, **fields) -> dict:
 def write(folder: Path, *records: dict) -> Path:
     """The records as files of a folder."""
     folder.mkdir(exist_ok=True)
-    for i, one in enumerate(records):
-        (folder / f"{len(list(folder.iterdir()))}_{i}.json").write_text(json.dumps(one), "utf-8")
+    for one in records:
+        (folder / f"{len(list(folder.iterdir()))}.json").write_text(json.dumps(one), "utf-8")
     return folder
 
 
-def tables(text: str) -> dict[str, dict[tuple[str, str], str]]:
-    """Cells of the report: {heading: {(row, column): text}}."""
-    found, heading, head = {}, "", None
+def tables(text: str) -> dict[str, list[dict[str, str]]]:
+    """{heading, or what else stands above it: rows {column: cell}} of all tables of a Markdown text."""
+    found, above, head = defaultdict(list), "", None
     for line in text.splitlines():
-        if line.startswith("#"):
-            section = line[3:] if line.startswith("## ") else heading.split(" > ")[0]
-            heading, head = (section if line.startswith("## ") else f"{section} > {line[4:]}"), None
-        elif line.startswith("| "):
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if head is None:
-                head = cells
-            elif not set(cells[0]) <= {"-"} or not cells[0]:
-                found.setdefault(heading, {}).update(
-                    {(cells[0], h): c for h, c in zip(head[1:], cells[1:], strict=True)}
-                )
-        else:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| "):
             head = None
+            if line.startswith("### "):
+                above = line[4:]
+            elif line.startswith("Paired by"):
+                above += ", paired"
+        elif head is None:
+            head = cells
+        elif set("".join(cells)) != {"-"}:
+            found[above].append(dict(zip(head, cells, strict=True)))
     return found
-
-
-@pytest.fixture(scope="module")
-def published() -> dict:
-    """All tables of the report over paper.csv alone, and its text."""
-    done = subprocess.run(
-        [sys.executable, "results/report.py", "results/paper.csv"], cwd=ROOT, capture_output=True, check=True
-    )
-    assert not done.stderr
-    text = done.stdout.decode()
-    return tables(text) | {"text": text}
-
-
-def test_the_twelve_published_pos_averages(published):
-    expected = {
-        "distilbert-base-multilingual-cased": ["73.8 ± 0.6", "77.7 ± 0.3", "77.3 ± 0.2", "77.5 ± 0.1"],
-        "bert-base-multilingual-cased": ["77.0 ± 0.6", "79.6 ± 0.4", "79.2 ± 0.2", "79.3 ± 0.4"],
-        "xlm-roberta-base": ["80.9 ± 0.1", "81.3 ± 0.1", "81.7 ± 0.2", "80.9 ± 0.2"],
-    }
-    for model, cells in expected.items():
-        table = published[f"Averages > {model}, udpos: accuracy"]
-        for strategy, cell in zip(report.STRATEGIES, cells, strict=True):
-            assert table["before, dictionary", strategy].startswith(cell), (model, strategy)
-
-
-def test_the_headline_follows_from_the_file(published):
-    table = published["Averages > xlm-roberta-base, udpos: accuracy"]
-    assert table["before, dictionary", "full"].endswith(" 9/1")
-    assert table["before, dictionary", "front"].endswith(" 16/0")
-    line = next(
-        li
-        for li in published["text"].split("### xlm-roberta-base, udpos: accuracy")[1].splitlines()
-        if "- before, dict" in li
-    )
-    assert "languages up, front against full: +7" in line
-
-
-def test_every_cell_of_the_paper_recomputed(published):
-    pandas = pytest.importorskip("pandas")
-    data = pandas.read_csv(PAPER, keep_default_na=False)
-    data["value"] *= 100
-    runs = ["model", "task", "metric", "schedule", "aligner", "strategy"]
-    targets = data[data.language != "en"]
-    average = targets.groupby([*runs, "seed"]).value.mean().groupby(level=runs).agg(["mean", "std"])
-    cells = data.groupby([*runs, "language"]).value.agg(["mean", "std"])
-    checked = 0
-
-    def expected(score, base) -> str:
-        change = score["mean"] - base["mean"]
-        beyond = abs(change) > max(score["std"], base["std"])
-        sign = ("▲" if change > 0 else "▼") if beyond else "·"
-        return f"{score['mean']:.1f} ± {score['std']:.1f} {change:+.1f} {sign}".replace("-0.0", "+0.0")
-
-    def same(text: str, wanted: str) -> None:
-        nonlocal checked
-        assert " ".join(text.split()) == wanted
-        checked += 1
-
-    for model, task, metric, schedule, aligner, strategy in average.index:
-        if strategy == "baseline":
-            continue
-        base = (model, task, metric, "none", "none", "baseline")
-        this = (model, task, metric, schedule, aligner, strategy)
-        label, ups = f"{schedule}, {aligner}", [0, 0]
-        table = published[f"Language by language > {model}, {task}, {label}: {metric}"]
-        for language in cells.loc[this].index:
-            score, start = cells.loc[(*this, language)], cells.loc[(*base, language)]
-            same(table[language, strategy], expected(score, start))
-            same(table[language, "baseline"], f"{start['mean']:.1f} ± {start['std']:.1f}")
-            if language != "en" and abs(score["mean"] - start["mean"]) > max(score["std"], start["std"]):
-                ups[int(score["mean"] < start["mean"])] += 1
-        wanted = f"{expected(average.loc[this], average.loc[base])} {ups[0]}/{ups[1]}"
-        same(table["average", strategy], wanted)
-        same(published[f"Averages > {model}, {task}: {metric}"][label, strategy], wanted)
-    assert checked > 4000
-
-
-def test_paper_csv_is_complete_and_plain():
-    lines = PAPER.read_text("utf-8").splitlines()
-    assert lines[0] == "model,task,strategy,schedule,aligner,seed,language,metric,value"
-    assert len(lines) == 13246 and not any("#" in line or ",," in line for line in lines)
 
 
 def main(capsys, *arguments) -> tuple[int, str, str]:
@@ -145,79 +71,375 @@ def main(capsys, *arguments) -> tuple[int, str, str]:
     return code, shown.out, shown.err
 
 
+@pytest.fixture(scope="module")
+def published() -> dict:
+    """All tables of the report over paper.csv alone."""
+    command = [sys.executable, "results/report.py", "results/paper.csv"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert not done.stderr
+    return tables(done.stdout.decode())
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict:
+    """The paper's scores: {(model, task, metric, schedule, aligner, strategy): {seed: {language: points}}}."""
+    found = defaultdict(lambda: defaultdict(dict))
+    for line in csv.DictReader(PAPER.read_text("utf-8").splitlines()):
+        key = tuple(line[field] for field in ("model", "task", "metric", "schedule", "aligner", "strategy"))
+        found[key][int(line["seed"])][line["language"]] = 100 * float(line["value"])
+    return found
+
+
+def average(run: dict) -> float:
+    """The mean of a run's languages but English."""
+    return mean(value for language, value in run.items() if language != "en")
+
+
+def expected(values: list[float], base: list[float]) -> str:
+    """The cell of some seeds' scores beside those of the baseline."""
+    change = mean(values) - mean(base)
+    beyond = abs(change) > max(stdev(values), stdev(base))
+    sign = ("▲" if change > 0 else "▼") if beyond else "·"
+    return f"{mean(values):.1f} ± {stdev(values):.1f} {change:+.1f} {sign}".replace("-0.0 ", "+0.0 ")
+
+
+# --- the published numbers
+
+
+def test_the_published_pos_averages_and_languages_up_and_down(published):
+    rows = {(row["model"], row["runs"]): row for row in published["udpos: accuracy"]}
+    expected = {
+        "distilbert-base-multilingual-cased": "73.8 ± 0.6, 77.7 ± 0.3 30/0, 77.3 ± 0.2 32/0, 77.5 ± 0.1 29/0, +2",
+        "bert-base-multilingual-cased": "77.0 ± 0.6, 79.6 ± 0.4 29/0, 79.2 ± 0.2 30/0, 79.3 ± 0.4 26/0, +1",
+        "xlm-roberta-base": "80.9 ± 0.1, 81.3 ± 0.1 9/1, 81.7 ± 0.2 16/0, 80.9 ± 0.2 5/5, +7",
+    }
+    for model, cells in expected.items():
+        row = rows[model, "before, dictionary"]
+        shown = [re.sub(r" [+-]\d+\.\d [▲▼·]", "", row[strategy]) for strategy in STRATEGIES]
+        assert ", ".join([*shown, row["up, front - full"]]) == cells
+    assert sum(runs.startswith("before") for _, runs in rows) == 9 and len(rows) == 18
+
+
+def test_where_front_freezing_helps_fewer_languages_than_full_realignment(published):
+    fewer = {(row["model"], row["runs"]) for row in published["udpos: accuracy"] if row["up, front - full"][0] == "-"}
+    assert ("bert-base-multilingual-cased", "before, awesome") in fewer
+    assert ("distilbert-base-multilingual-cased", "during, dictionary") in fewer
+    assert ("xlm-roberta-base", "before, dictionary") not in fewer
+
+
+def test_every_cell_of_the_paper_recomputed(published, scores):
+    checked = 0
+    for (model, task, metric, schedule, aligner, strategy), runs in scores.items():
+        if strategy == "baseline":
+            continue
+        base = scores[model, task, metric, "none", "none", "baseline"]
+        row = f"{schedule}, {aligner}"
+        cells = {line["language"]: line[strategy] for line in published[f"{task} {metric}, {model}, {row}"]}
+        marks = ""
+        for language in runs[31]:
+            cell = expected([run[language] for run in runs.values()], [run[language] for run in base.values()])
+            assert cells[language] == cell
+            marks += cell[-1] if language != "en" else ""
+            checked += 1
+        cell = expected([average(run) for run in runs.values()], [average(run) for run in base.values()])
+        cell += f" {marks.count('▲')}/{marks.count('▼')}"
+        lines = [line for line in published[f"{task}: {metric}"] if (line["model"], line["runs"]) == (model, row)]
+        assert [line[strategy] for line in lines] == [cell] and cells["average"] == cell
+    assert checked > 2000
+
+
+def test_paper_csv_is_complete_and_plain():
+    lines = PAPER.read_text("utf-8").splitlines()
+    assert lines[0] == "model,task,strategy,schedule,aligner,seed,language,metric,value"
+    assert len(lines) == 13246 and not any("#" in line or ",," in line for line in lines)
+
+
+# --- how sure
+
+
+def student_p(t: float, freedom: int) -> float:
+    """Two-sided p by summing the density of Student's t in small steps from 0 to t."""
+    log = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    step = abs(t) / 20_000
+    inside = sum((1 + ((i + 0.5) * step) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(20_000))
+    return 1 - 2 * math.exp(log) * step * inside
+
+
+def test_the_tail_of_students_t_is_the_tabulated_one():
+    table = {(12.706, 1): 0.05, (4.303, 2): 0.05, (2.776, 4): 0.05, (4.604, 4): 0.01, (8.610, 4): 0.001}
+    table |= {(2.228, 10): 0.05, (0.0, 4): 1.0}
+    for (t, freedom), p in table.items():
+        assert report.t_tail(np.array([t, -t]), freedom) == pytest.approx([p, p], rel=2e-3)
+    assert report.t_tail(np.array([np.inf]), 4)[0] < 1e-12
+    special = pytest.importorskip("scipy.stats")
+    t = np.array([0.1, 1, 3, 10, 100, 1000])
+    for freedom in (1, 2, 4, 9, 30):
+        assert report.t_tail(t, freedom) == pytest.approx(2 * special.t.sf(t, freedom), rel=1e-4, abs=1e-14)
+
+
+def up_down_after_holm(pairs: dict[str, list[float]]) -> str:
+    """Languages up/down whose paired t-test stays under 5% when Holm's steps are taken one by one."""
+    tests = []
+    for values in pairs.values():
+        t = mean(values) / (stdev(values) / math.sqrt(len(values)))
+        tests.append((student_p(t, len(values) - 1), mean(values)))
+    up = down = 0
+    for step, (p, change) in enumerate(sorted(tests)):
+        if p * (len(tests) - step) >= 0.05:
+            break
+        up, down = up + (change > 0), down + (change < 0)
+    return f"{up}/{down}"
+
+
+@pytest.mark.parametrize(
+    "model", ["bert-base-multilingual-cased", "distilbert-base-multilingual-cased", "xlm-roberta-base"]
+)
+@pytest.mark.parametrize(
+    "one, other", [("full", "baseline"), ("front", "baseline"), ("back", "baseline"), ("front", "full")]
+)
+def test_paired_differences_and_holm_recomputed(published, scores, model, one, other):
+    place = {"baseline": ("none", "none")}
+    here = scores[model, "udpos", "accuracy", "before", "dictionary", one]
+    there = scores[model, "udpos", "accuracy", *place.get(other, ("before", "dictionary")), other]
+    pairs = {}
+    for language in here[31].keys() - {"en"}:
+        pairs[language] = [here[seed][language] - there[seed][language] for seed in here]
+    rows = published["udpos: accuracy, paired"]
+    row = next(row for row in rows if (row["model"], row["runs"]) == (model, "before, dictionary"))
+    change, interval, counts = re.fullmatch(
+        r"(\S+) \[(.*)\] (.*)", row[one if other == "baseline" else f"{one} - {other}"]
+    ).groups()
+    assert float(change) == pytest.approx(mean(map(mean, pairs.values())), abs=0.0501)
+    assert counts == up_down_after_holm(pairs)
+    rng, draws = random.Random(1), []
+    seeds, languages = range(len(here)), list(pairs)
+    for _ in range(2000):
+        drawn = rng.choices(seeds, k=len(here))
+        draws.append(
+            mean(mean(pairs[language][i] for i in drawn) for language in rng.choices(languages, k=len(languages)))
+        )
+    draws.sort()
+    low, high = map(float, interval.split(", "))
+    assert (low, high) == pytest.approx((draws[49], draws[1949]), abs=0.12)
+
+
+def test_the_abstracts_seven_languages_do_not_survive_pairing(published):
+    row = next(
+        r
+        for r in published["udpos: accuracy, paired"]
+        if (r["model"], r["runs"]) == ("xlm-roberta-base", "before, dictionary")
+    )
+    assert row["full"].endswith(" 1/0") and row["front"].endswith(" 0/0")
+
+
+def test_pairing_takes_the_seed_out(tmp_path, capsys):
+    runs = []
+    for seed, shift in enumerate((0.0, 0.1, 0.2)):
+        for strategy, gain in (("baseline", 0), ("full", 0.01 + seed / 1e4)):
+            runs.append(record(strategy, seed, {"en": 0.5, "de": 0.4 + shift + gain, "fr": 0.3 + shift + gain}))
+    _, out, _ = main(capsys, write(tmp_path, *runs))
+    found = tables(out)
+    assert found["udpos: accuracy"][0]["full"].endswith("· 0/0")
+    assert found["udpos: accuracy, paired"][0]["full"] == "+1.0 [+1.0, +1.0] 2/0"
+
+
+def test_one_seed_gets_neither_deviation_nor_interval(tmp_path, capsys):
+    folder = write(tmp_path, record("baseline"), record("full", scores={"en": 0.9, "de": 0.9, "fr": 0.7}))
+    _, out, _ = main(capsys, folder)
+    body = out.split("## ", 1)[1]
+    assert "80.0 +5.0" in body  # the average of 90 and 70, against 75
+    assert not re.search("[±▲▼·]|Paired|deviation", body)
+
+
+# --- records
+
+
 def test_random_records_recomputed(tmp_path, capsys):
-    numpy = pytest.importorskip("numpy")
-    rng = random.Random(0)
-    runs = {
-        (s, n): {lang: rng.random() for lang in ("en", "de", "fr", "zh")}
-        for s in ("baseline", "emb,0-2")
-        for n in (1, 2, 3)
-    }
-    write(tmp_path, *(record(s, n, scores) for (s, n), scores in runs.items()))
-    code, out, _ = main(capsys, tmp_path)
-    table = tables(out)["Language by language > e5-small, udpos, before, dictionary: accuracy"]
-    assert code == 0
+    rng, runs = random.Random(0), {}
     for strategy in ("baseline", "emb,0-2"):
-        for lang in ("en", "de", "fr", "zh"):
-            values = [100 * runs[strategy, n][lang] for n in (1, 2, 3)]
-            assert table[lang, strategy].startswith(f"{numpy.mean(values):.1f} ± {numpy.std(values, ddof=1):.1f}")
-        values = [100 * numpy.mean([runs[strategy, n][lang] for lang in ("de", "fr", "zh")]) for n in (1, 2, 3)]
-        assert table["average", strategy].startswith(f"{numpy.mean(values):.1f} ± {numpy.std(values, ddof=1):.1f}")
+        for seed in (1, 2, 3):
+            runs[strategy, seed] = {language: rng.random() for language in ("en", "de", "fr", "zh")}
+    write(tmp_path, *(record(strategy, seed, scores) for (strategy, seed), scores in runs.items()))
+    code, out, _ = main(capsys, tmp_path)
+    rows = {row["language"]: row for row in tables(out)["udpos accuracy, e5-small, before, dictionary"]}
+    assert code == 0 and list(rows) == ["en", "de", "fr", "zh", "average"]
+    for language in rows:
+        values = defaultdict(list)
+        for (strategy, _), run in runs.items():
+            values[strategy].append(100 * (average(run) if language == "average" else run[language]))
+        assert rows[language]["baseline"] == f"{mean(values['baseline']):.1f} ± {stdev(values['baseline']):.1f}"
+        assert rows[language]["emb,0-2"].startswith(expected(values["emb,0-2"], values["baseline"]))
 
 
-def test_a_change_counts_only_beyond_the_larger_deviation():
-    assert report.mark((82.0, 0.5), (81.0, 0.9)) == "▲"
-    assert report.mark((80.0, 0.5), (81.0, 0.9)) == "▼"
-    assert report.mark((82.0, 0.5), (81.0, 1.0)) == "·" == report.mark((82.0, 1.0), (81.0, 0.5))
-    assert report.mark((82.0, None), (81.0, 0.5)) == ""
-
-
-def test_one_seed_has_no_deviation(tmp_path, capsys):
-    _, out, _ = main(
-        capsys, write(tmp_path, record("baseline"), record("full", scores={"en": 0.9, "de": 0.9, "fr": 0.7}))
-    )
-    assert "1 seed: no deviation" in out and "±" not in out.split("###", 1)[1] and "▲" not in out.split("###", 1)[1]
-    assert "80.0  +5.0" in out  # the average of 90 and 70, against 75
-    assert max(len(line) for line in out.splitlines() if line[:1] == "|") <= 80
-
-
-def test_other_settings_other_table(tmp_path, capsys):
-    quick = {"realign_steps": 100}
-    folder = write(tmp_path, record("baseline", config=quick), record(), record(config=quick, scores={"de": 0.5}))
-    write(
-        folder,
-        record("full", 42, config={"lr": 1e-5}),
-        record("front", 42, config={"device": "cuda", "overwrite": True}),
-    )
+def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, capsys):
+    folder = write(tmp_path, record("baseline"), record(), record(config={"realign_steps": 100}, scores={"de": 0.5}))
+    write(folder, record("front", config={"device": "cuda", "overwrite": True}), record("back", config={"lr": 1e-5}))
     _, out, err = main(capsys, folder)
-    table = tables(out)["Averages > e5-small, udpos: accuracy"]
-    rows = {row for row, _ in table}
-    assert rows == {
-        f"before, dictionary, lr {lr}, realign_steps {n}" for lr, n in (("5e-05", 300), ("5e-05", 100), ("1e-05", 300))
-    }
-    assert (
-        table["before, dictionary, lr 5e-05, realign_steps 300", "baseline"] == "75.0"
-    )  # whose own realign_steps are idle
-    assert table["before, dictionary, lr 5e-05, realign_steps 300", "front"] == "75.0  +0.0"
-    assert table["before, dictionary, lr 1e-05, realign_steps 300", "full"] == "75.0" and not err
+    rows = {row["runs"]: row for row in tables(out)["udpos: accuracy"]}
+    assert "All runs: layer -2, method alignfreeze." in out
+    assert "Here: lr 1e-05 or 5e-05, realign_steps 100 or 300." in out
+    assert len(rows) == 3 and all(len(row) <= 40 for row in rows)
+    assert err == "settings mixed: e5-small, udpos, before, dictionary, lr, realign_steps\n"
+    cells = [tuple(row[strategy] for strategy in STRATEGIES) for row in rows.values()]
+    assert ("75.0", "75.0 +0.0", "75.0 +0.0", "-") in cells
+    assert ("-", "-", "-", "75.0") in cells  # with another learning rate: no baseline of its own
+
+
+def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsys):
+    _, out, err = main(capsys, write(tmp_path, record("baseline"), record(), record("front")))
+    assert [row["runs"] for row in tables(out)["udpos: accuracy"]] == ["before, dictionary"]
+    assert "lr 5e-05, method alignfreeze, realign_steps 300." in out and not err
 
 
 def test_averages_use_only_languages_that_all_runs_have(tmp_path, capsys):
-    folder = write(tmp_path, *(record(s, n) for s in ("baseline", "full") for n in (1, 2)), record("front", 1))
-    write(folder, record("front", 2, scores={"en": 0.9, "de": 0.6}), record("back", 1))
+    folder = write(tmp_path, *(record(strategy, seed) for strategy in ("baseline", "full") for seed in (1, 2)))
+    write(folder, record("front", 1, scores={"en": 0.9, "de": 0.6}))
     _, out, _ = main(capsys, folder)
-    table = tables(out)["Averages > e5-small, udpos: accuracy"]
-    assert table["before, dictionary", "baseline"] == "80.0 ± 0.0"  # German alone
-    assert "1 of 2 languages in all runs; front lacks 1 of 4 scores; back lacks 2 of 4 scores; 1 seed" in out
+    (row,) = tables(out)["udpos: accuracy"]
+    assert row["baseline"] == "80.0 ± 0.0" and row["languages"] == "1"  # German alone
 
 
 def test_a_record_read_twice_counts_once_and_a_contradiction_is_named(tmp_path, capsys):
-    folder = write(tmp_path / "a", record(seed=1), record(seed=2))
+    folder = write(tmp_path, record(seed=1), record(seed=2))
     _, once, _ = main(capsys, folder)
     _, twice, err = main(capsys, folder, folder)
     assert once == twice and not err
-    _, out, err = main(capsys, folder, write(tmp_path / "b", record(seed=1, scores={"de": 0.1})))
-    assert out == once and err.count("\n") == 1 and "other scores" in err
+    write(folder, record(seed=1, scores={"de": 0.1}))
+    _, out, err = main(capsys, folder)
+    assert out == once and err.count("\n") == 1 and "other scores" in err and "2.json" in err
+
+
+def test_files_of_a_folder_make_one_table_and_folders_one_each(tmp_path, capsys):
+    folder = write(tmp_path / "a", record("baseline"), record())
+    _, out, _ = main(capsys, folder / "0.json", folder / "1.json")
+    assert len(tables(out)["udpos: accuracy"]) == 1
+    _, out, _ = main(capsys, folder, write(tmp_path / "b", record()))
+    assert re.findall("^## (.*)$", out, re.M) == [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
+    names = ("xlm-roberta-base", "xquad")
+    for strategy in STRATEGIES:
+        place = ("none", "none") if strategy == "baseline" else ("before", "dictionary")
+        for seed, run in scores[*names, "f1", *place, strategy].items():
+            own = {language: {"f1": 0.5, "f1_authors": value / 100} for language, value in run.items()}
+            write(tmp_path, record(strategy, seed, model=names[0], task=names[1]) | {"scores": own})
+    _, out, err = main(capsys, tmp_path)
+    mine, paper = tables(out)["xquad: f1_authors"]
+    assert not err and (mine["runs"], paper["runs"]) == ("before, dictionary", "before, dictionary, published")
+    assert [mine[strategy] for strategy in STRATEGIES] == [paper[strategy] for strategy in STRATEGIES]
+    assert len(tables(out)["xquad: f1"]) == 1  # the official measure has nothing published
+
+
+# --- the second method
+
+
+def aligned(strategy, seed, scores, **fields) -> dict:
+    """A record of the second method: two supervised languages, one aligned, two others."""
+    config = {
+        "method": "mid-align",
+        "unit": None,
+        "layer": None,
+        "train_languages": ["en", "de"],
+        "realign_steps": None,
+    }
+    if strategy == "full":
+        config |= {"unit": "sentence", "layer": 2, "realign_languages": ["tr"]}
+    fields |= {"schedule": "none" if strategy == "baseline" else "alternate", "aligner": "none", "config": config}
+    return record(strategy, seed, scores, task="xsid", **fields)
+
+
+def test_the_second_method_has_an_average_for_each_group_of_languages(tmp_path, capsys):
+    rng, runs = random.Random(3), {}
+    for strategy in ("baseline", "full"):
+        for seed in (1, 2):
+            runs[strategy, seed] = {language: rng.random() for language in ("en", "de", "tr", "it", "zh")}
+    write(tmp_path, *(aligned(strategy, seed, scores) for (strategy, seed), scores in runs.items()))
+    _, out, err = main(capsys, tmp_path)
+    rows = {row["languages"]: row for row in tables(out)["xsid: accuracy"]}
+    groups = {"2 supervised": ("en", "de"), "1 aligned": ("tr",), "2 other transfer": ("it", "zh")}
+    assert not err and rows.keys() == groups.keys()
+    for name, languages in groups.items():
+        values = defaultdict(list)
+        for (strategy, _), run in runs.items():
+            values[strategy].append(100 * mean(run[language] for language in languages))
+        assert rows[name]["full"].startswith(expected(values["full"], values["baseline"]))
+    assert len(tables(out)["xsid accuracy, e5-small, alternate"]) == 5 + 3
+
+
+# --- losses and the probe
+
+
+STAGES = ("before", "realigned", "finetuned")
+WORDS = {
+    "retrieval": {stage: {"de": [0.1, 0.2, 0.5], "fr": [0.3, 0.4, 0.7]} for stage in STAGES},
+    "drift": {"realigned": {"emb": 0.001, "0": 0.0, "1": 0.02}, "finetuned": {"emb": 0.3, "0": 0.1, "1": 0.2}},
+}
+SENTENCES = WORDS | {"margin": WORDS["retrieval"]}
+LOSSES = {"realign": [3.0, 2.5, 1.25], "finetune": [0.9, 0.4]}
+
+
+def test_losses_and_layers_are_tables(tmp_path, capsys):
+    front = [record("front", seed, probe=WORDS, losses=LOSSES) for seed in (1, 2)]
+    _, out, _ = main(capsys, write(tmp_path, record("baseline", losses={"finetune": [1.0, 0.5]}), *front))
+    found = tables(out)
+    losses = {row["step"]: row for row in found["loss of udpos, e5-small, before, dictionary"]}
+    assert losses["realign 20"]["front"] == "3" and losses["realign 60"]["front"] == "1.25"
+    assert losses["finetune 40"] == {"step": "finetune 40", "baseline": "0.5", "front": "0.4"}
+    layers = {row["layer"]: row["front"] for row in found["retrieval of udpos, e5-small, before, dictionary"]}
+    assert len(layers) == 9 and layers["before 0"] == "20" and layers["finetuned 2"] == "60"
+    drift = {row["layer"]: row["front"] for row in found["drift of udpos, e5-small, before, dictionary"]}
+    assert drift["realigned 0"] == "0.1" and drift["realigned 1"] == "0" and drift["finetuned 2"] == "20"
+
+
+def drawn(folder: Path) -> dict:
+    """{file: figure} of a folder's report."""
+    pytest.importorskip("matplotlib")
+    made = {}
+    report.report(str(folder), report.frame(report.read(folder)), made)
+    return made
+
+
+def test_figures_are_named_and_titled_by_what_they_show(tmp_path):
+    runs = [record(s, n, probe=WORDS, losses=LOSSES) for s in STRATEGIES for n in (1, 2)]
+    runs += [record(s, 1, config={"lr": 1 / 3}, aligner="a" * 50) for s in ("full", "front")]
+    made = drawn(write(tmp_path / "runs", *runs))
+    assert {"runs-udpos-before-dictionary-accuracy.svg", "runs-udpos-before-dictionary-loss.svg"} <= made.keys()
+    assert max(map(len, made)) <= 60
+    title = made["runs-udpos-before-dictionary-accuracy.svg"].get_suptitle()
+    assert title.startswith("udpos accuracy, e5-small, before, dictionary: full, front, back against the baseline")
+    assert title.endswith("bars: the larger of the two standard deviations")
+    layers = made["runs-udpos-before-dictionary-retrieval.svg"].axes
+    assert len({axes.get_ylim() for axes in layers}) == len({axes.get_xlim() for axes in layers}) == 1
+    assert [axes.get_title() for axes in layers] == list(STAGES)
+
+
+def test_languages_stand_in_the_same_order_in_all_figures_of_a_folder(tmp_path):
+    tasks = {"udpos": {"en": 0.9, "de": 0.4, "fr": 0.7}, "xnli": {"en": 0.9, "de": 0.8, "fr": 0.7}}
+    made = drawn(write(tmp_path, *(record(s, 1, v, task=t) for t, v in tasks.items() for s in STRATEGIES)))
+    orders = [[tick.get_text()[:2] for tick in figure.axes[0].get_xticklabels()] for figure in made.values()]
+    assert orders == [["de", "fr"], ["de", "fr"]]
+
+
+def test_a_figure_of_one_seed_has_no_bars_and_no_word_of_deviation(tmp_path):
+    (figure,) = drawn(write(tmp_path, record("baseline"), record())).values()
+    assert "deviation" not in figure.get_suptitle()
+    (points,) = figure.axes[0].containers
+    assert not points.has_yerr and points.lines[0].get_marker() == "o"
+
+
+def test_sentences_have_a_line_for_each_language_a_bold_mean_and_the_aligned_layer(tmp_path):
+    runs = [aligned("full", seed, None, probe=SENTENCES) for seed in (1, 2)]
+    made = drawn(write(tmp_path / "runs", *runs))
+    figure = made["runs-xsid-alternate-margin.svg"]
+    assert [axes.get_title() for axes in figure.axes] == [f"full, {stage}" for stage in STAGES]
+    *lines, mark = figure.axes[0].lines
+    assert [round(line.get_ydata()[-1]) for line in lines] == [50, 70, 60]
+    assert lines[2].get_linewidth() > lines[0].get_linewidth() and list(mark.get_xdata()) == [2, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["de", "fr", "mean"]
+
+
+# --- bad input, and files
 
 
 BAD = {
@@ -227,11 +449,16 @@ BAD = {
     "percent.json": json.dumps(record(scores={"de": 86.0})),
     "nan.json": json.dumps(record(scores={"de": float("nan")})),
     "text.json": json.dumps(record(scores={"de": "0.5"})),
+    "true.json": json.dumps(record(scores={"de": True})),
     "seed.json": json.dumps(record() | {"seed": "31"}),
+    "surrogate.json": json.dumps(record(model="\ud800")),
+    "bar.json": json.dumps(record(scores={"d|e": 0.5})),
     "empty.json": "",
+    "nothing.json": "{}",
     "deep.json": "[" * 100_000,
     "bytes.json": b"\xff\xfe\x00",
-    "probe.json": json.dumps(record() | {"probe": {"retrieval": {"before": {"de": 3}}}}),
+    "probe.json": json.dumps(record(probe={"retrieval": {"before": {"de": 3}}})),
+    "loss.json": json.dumps(record(losses={"realign": ["high"]})),
     "none.csv": "a,b\n1,2\n",
     "value.csv": "model,task,strategy,schedule,aligner,seed,language,metric,value\nm,t,full,before,x,1,de,f1,0,85\n",
     "short.csv": "model,task,strategy,schedule,aligner,seed,language,metric,value\nm,t,full,before,x,1,de,f1\n",
@@ -244,12 +471,10 @@ def test_a_bad_file_is_named_and_the_rest_reported(name, tmp_path, capsys):
     folder = write(tmp_path / "runs", record())
     bad = folder / name
     bad.write_bytes(BAD[name] if isinstance(BAD[name], bytes) else BAD[name].encode())
-    paths = [folder, bad] if name.endswith(".csv") else [folder]
-    code, out, err = main(capsys, *paths)
-    assert "e5-small, udpos" in out and name in err.splitlines()[0] and "Traceback" not in err
-    assert (code, err.count("\n")) == ((2, 2) if name.endswith(".csv") else (0, 1))
-    if name in ("value.csv", "word.csv", "short.csv"):
-        assert "line 2" in err
+    alone = name.endswith(".csv")  # not read as part of a folder
+    code, out, err = main(capsys, folder, *[bad] * alone)
+    assert "udpos: accuracy" in out and name in err.splitlines()[0] and "Traceback" not in err
+    assert (code, err.count("\n")) == ((2, 2) if alone else (0, 1))
 
 
 def test_nothing_to_report_is_a_line_and_exit_code_2(tmp_path, capsys):
@@ -258,111 +483,50 @@ def test_nothing_to_report_is_a_line_and_exit_code_2(tmp_path, capsys):
         code, out, err = main(capsys, path)
         assert (code, out, err.count("\n")) == (2, "", 1) and path.name in err
     code, out, err = main(capsys, write(tmp_path / "runs", record()), tmp_path / "missing")
-    assert code == 2 and "e5-small" in out and "missing" in err
-
-
-def published_runs(strategies, shift, metric="accuracy", task="udpos"):
-    """Own records made of the paper's XLM-R runs: its scores plus shift(strategy, language)."""
-    for run in merged(report.read(PAPER)).values():
-        kept = (
-            run["strategy"] in strategies and run["schedule"] != "during" and run["aligner"] in ("none", "dictionary")
-        )
-        if kept and (run["model"], run["task"]) == ("xlm-roberta-base", task):
-            scores = {}
-            for (lang, name), value in run["scores"].items():
-                if name == metric:
-                    scores[lang] = {metric: value + shift(run["strategy"], lang)}
-            yield {field: run[field] for field in report.RUN} | {"config": {}, "scores": scores}
-
-
-def merged(runs):
-    """One run of the one-score runs of a CSV file."""
-    whole = {}
-    for run in runs:
-        key = tuple(run[field] for field in report.RUN)
-        whole.setdefault(key, run | {"scores": {}})["scores"].update(run["scores"])
-    return whole
-
-
-def test_own_runs_stand_beside_the_published(tmp_path, capsys):
-    shift = {"full": 0.01, "front": -0.02}
-    write(tmp_path, *published_runs(report.STRATEGIES, lambda strategy, lang: shift.get(strategy, 0.0)))
-    _, out, err = main(capsys, tmp_path)
-    beside = out.split("## Own and published")[1]
-    table = tables(out)["Own and published > xlm-roberta-base, udpos, before, dictionary: accuracy"]
-    assert not err and len({row for row, _ in table}) == 36
-    assert re.fullmatch(r"82\.\d  \+1\.0 \(\+\d+\.\d sd\)", table["average", "full"])
-    assert re.fullmatch(r"79\.\d  -2\.0 \(-\d+\.\d sd\)", table["average", "front"])
-    assert table["de", "baseline"].endswith("+0.0 (+0.0 sd)")
-    assert "best average: front in the paper, full here (differs)" in beside
-    assert "full: 9 up 1 down in the paper" in beside and "front: 16 up 0 down in the paper" in beside
-
-
-def test_own_f1_of_qa_is_compared_in_the_authors_variant(tmp_path, capsys):
-    both = list(published_runs(report.STRATEGIES, lambda strategy, lang: 0.0, "f1", "xquad"))
-    _, out, _ = main(capsys, write(tmp_path / "official", *both))
-    assert "No f1_authors in the own records" in out
-    for one in both:
-        one["scores"] = {lang: {"f1": 0.5, "f1_authors": m["f1"]} for lang, m in one["scores"].items()}
-    _, out, _ = main(capsys, write(tmp_path / "both", *both))
-    table = tables(out)["Own and published > xlm-roberta-base, xquad, before, dictionary: f1"]
-    assert set(tables(out)) >= {
-        "Averages > xlm-roberta-base, xquad: f1"
-    } and "Averages > xlm-roberta-base, xquad: f1_authors" not in tables(out)
-    assert len(table) == 13 * 4
-
-
-PROBE = {
-    "retrieval": {
-        stage: {"de": [0.1, 0.2, 0.5], "fr": [0.3, 0.4, 0.7]} for stage in ("before", "realigned", "finetuned")
-    },
-    "drift": {"realigned": {"0": 0.0, "1": 0.02, "emb": 0.001}, "finetuned": {"0": 0.1, "1": 0.2, "emb": 0.3}},
-}
-
-
-def test_the_probe_is_a_table_layer_by_layer(tmp_path, capsys):
-    _, out, _ = main(capsys, write(tmp_path, record("baseline"), record("front", probe=PROBE), record("full")))
-    found = tables(out)
-    name = "Layer by layer > e5-small, udpos, before, dictionary: layers, "
-    assert found[f"{name}retrieval before, %"] == {("emb", "front"): "20", ("0", "front"): "30", ("1", "front"): "60"}
-    assert found[f"{name}drift realigned, %"] == {("emb", "front"): "0.1", ("0", "front"): "0", ("1", "front"): "2"}
-    assert found["Averages > e5-small, udpos: accuracy"]["before, dictionary", "front"] == "75.0  +0.0"
-    assert not any("retrieval" in heading for heading in found if heading.startswith("Averages"))
-
-
-def test_more_than_four_strategies_go_on_in_further_tables(tmp_path, capsys):
-    specs = ["baseline", "full", "front", "back", *(f"emb,0-{i}" for i in range(4))]
-    _, out, _ = main(capsys, write(tmp_path, *(record(s, n) for s in specs for n in (1, 2))))
-    table = tables(out)["Language by language > e5-small, udpos, before, dictionary: accuracy"]
-    assert {column for _, column in table} == set(specs)
-    assert max(len(line) for line in out.splitlines() if line[:1] == "|") <= 120
+    assert code == 2 and "udpos: accuracy" in out and "missing" in err
 
 
 def test_only_write_touches_the_disk_and_it_writes_the_same_bytes(tmp_path):
     pytest.importorskip("matplotlib")
-    folder = write(tmp_path / "runs", *(record(s, n, probe=PROBE) for s in report.STRATEGIES for n in (1, 2)))
+    runs = [record(s, n, probe=WORDS, losses=LOSSES) for s in STRATEGIES for n in (1, 2)]
+    folder, written = write(tmp_path / "runs", *runs), []
+    command = [sys.executable, str(ROOT / "results/report.py"), str(folder)]
     for where in ("a", "b"):
-        (tmp_path / where).mkdir()
-        command = [sys.executable, str(ROOT / "results/report.py"), str(folder)]
-        silent = subprocess.run(command, cwd=tmp_path / where, capture_output=True, check=True)
-        assert not list((tmp_path / where).iterdir())
-        done = subprocess.run([*command, "--write", "README.md"], cwd=tmp_path / where, capture_output=True, check=True)
+        here = tmp_path / where
+        here.mkdir()
+        if where == "a":
+            silent = subprocess.run(command, cwd=here, capture_output=True, check=True)
+            assert not list(here.iterdir())
+        done = subprocess.run([*command, "--write", "README.md"], cwd=here, capture_output=True, check=True)
         assert re.sub(rb"!\[.*\n\n?", b"", done.stdout).strip() == silent.stdout.strip() and not done.stderr
-        text = (tmp_path / where / "README.md").read_text("utf-8")
+        text = (here / "README.md").read_text("utf-8")
         assert text.startswith("# Made by `python ") and "--write README.md" in text.splitlines()[0]
-        links = re.findall(r"\]\((figures/[\w.-]+\.svg)\)", text)
-        assert len(links) == 2 and all(
-            (tmp_path / where / link).read_text("utf-8").count("<svg") == 1 for link in links
-        )
-    for link in links:
-        assert (tmp_path / "a" / link).read_bytes() == (tmp_path / "b" / link).read_bytes()
-    assert (tmp_path / "a/README.md").read_text("utf-8") == (tmp_path / "b/README.md").read_text("utf-8")
+        links = re.findall(r"\]\(figures/([\w.-]+\.svg)\)", text)
+        assert sorted(links) == sorted(path.name for path in (here / "figures").iterdir()) and len(links) == 4
+        written.append([text, *((here / "figures" / link).read_bytes() for link in links)])
+    assert written[0] == written[1]
+
+
+def test_figures_of_earlier_reports_are_removed_and_nothing_else(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    one, two = (write(tmp_path / name, record("baseline"), record()) for name in ("one", "two"))
+    figures = tmp_path / "figures"
+    main(capsys, one, two, "--write", tmp_path / "a.md")
+    main(capsys, two, "--write", tmp_path / "b.md")
+    (figures / "mine.svg").write_text("<svg/>")
+    assert len(list(figures.iterdir())) == 3
+    main(capsys, one, "--write", tmp_path / "a.md")
+    assert len(list(figures.iterdir())) == 3  # b.md shows the other
+    main(capsys, one, "--write", tmp_path / "b.md")
+    assert {path.name for path in figures.iterdir()} == {"mine.svg", "one-udpos-before-dictionary-accuracy.svg"}
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
-    code, _, err = main(capsys, write(tmp_path / "runs", record()), "--write", tmp_path / "README.md")
-    assert code == 0 and err == "no figures without matplotlib: pip install matplotlib\n"
+    code, _, err = main(
+        capsys, write(tmp_path / "runs", record("baseline"), record()), "--write", tmp_path / "README.md"
+    )
+    assert (code, err) == (0, ADVICE)
     assert "![" not in (tmp_path / "README.md").read_text("utf-8") and not (tmp_path / "figures").exists()
 
 
