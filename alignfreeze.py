@@ -2149,6 +2149,8 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
         merge_adapter(model, folder, weight)
     if args.lora:
         trained = add_lora(model, args.lora, args.lora_alpha, args.lora_dropout)
+        for name in trained:  # a classifier too
+            model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = sum(model.get_parameter(name).numel() for name in trained)
         say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
     if args.checkpointing:
