@@ -2401,7 +2401,7 @@ def retrieval(
     model.eval()
     states = [model.base_model(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
     for layer in zip(*states):  # (sentences, T, hidden) of each part
-        vectors = F.normalize(vectors_of(layer, batch, how), dim=-1)
+        vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
         cosine = vectors[batch.queries[:half]] @ vectors[batch.targets[:half]].T
         found["retrieval"].append(nearest_right(cosine))
         if how.unit == "sentence":
