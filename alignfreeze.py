@@ -1876,7 +1876,7 @@ def keep_best(
         ):
             total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
         model.train()
-        loss = total / labels / processes()[1]
+        loss = mean_loss("validation", [torch.tensor(total / labels / processes()[1])])
         best["losses"].append(round(loss, 6))
         if loss < best["loss"]:
             trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
