@@ -225,6 +225,8 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     No layer above is computed: `hidden_states[k]` is the input of layer k, where the pass ends.
     """
     layers = transformer_layers(encoder)
+    if not -len(layers) - 1 <= layer <= len(layers):
+        raise UserError(f"layer {layer}: there are hidden states {-len(layers) - 1} to {len(layers)}")
     layer %= len(layers) + 1
     if layer == len(layers):
         return encoder(**inputs).last_hidden_state
