@@ -357,6 +357,8 @@ def optimize(
     end here. UserError when a loss is not finite, or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(f"{stage}: nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
     warmup = training.warmup * steps
     warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
@@ -371,6 +373,8 @@ def optimize(
         for batch in group:
             with autocast:
                 name, value = loss(batch)
+            if not value.requires_grad:
+                raise UserError(f"{stage}: the {name} loss moves nothing; freeze fewer layers")
             (value / len(group)).backward()
             losses[name].append(value.detach())
         average_gradients(parameters)
@@ -2022,9 +2026,12 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     freezes = frozen_layers(args.strategy, depth) if aligned else []
     folder = Path(args.aligner).is_dir() and Path(args.aligner).name not in ALIGNERS
     most = 2 * args.realign_batch_size if aligned else args.batch_size
+    below = set(range((args.layer or 0) % (depth + 1)))  # layers that the alignment's gradient reaches
+    stuck = below <= set(freezes) and ("emb" in args.strategy.split(",") or args.lora > 0)
     for wrong, problem in [
         (paired and not -depth - 1 <= args.layer <= depth,
          f"--layer {args.layer}: this model has hidden states {-depth - 1} to {depth}"),
+        (aligned and stuck, f"--strategy {args.strategy}: nothing below --layer {args.layer} trains"),
         (paired and not 8 <= args.realign_max_length <= longest,
          f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords"),
         (paired and words and args.aligner not in ALIGNERS and not folder,
