@@ -223,6 +223,8 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     No layer above is computed: `hidden_states[k]` is the input of layer k, where the pass ends.
     """
     layers = transformer_layers(encoder)
+    if not -len(layers) - 1 <= layer <= len(layers):
+        raise UserError(f"layer {layer}: there are hidden states {-len(layers) - 1} to {len(layers)}")
     layer %= len(layers) + 1
     if layer == len(layers):
         return encoder(**inputs).last_hidden_state
@@ -353,6 +355,8 @@ def optimize(
     end here. UserError when a loss is not finite, or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(f"{stage}: nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
     warmup = training.warmup * steps
     warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
@@ -371,6 +375,8 @@ def optimize(
         for batch in group:
             with autocast:
                 name, value = loss(batch)
+            if not value.requires_grad:
+                raise UserError(f"{stage}: the {name} loss moves nothing; freeze fewer layers")
             (value / len(group)).backward()
             losses[name].append(value.detach())
         average_gradients(parameters)
@@ -2144,7 +2150,7 @@ def keep_best(
         ):
             total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
         model.train()
-        loss = total / labels / processes()[1]
+        loss = mean_loss("validation", [torch.tensor(total / labels / processes()[1])])
         best["losses"].append(round(loss, 6))
         if loss < best["loss"]:
             trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
@@ -2296,9 +2302,12 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     frozen_layers(args.strategy if aligned else "none", depth)
     freezes = frozen_layers(args.strategy, depth) if aligned else []
     most = 2 * args.realign_batch_size if aligned else args.batch_size
+    below = set(range((args.layer or 0) % (depth + 1)))  # layers that the alignment's gradient reaches
+    stuck = below <= set(freezes) and ("emb" in args.strategy.split(",") or args.lora > 0)
     for wrong, problem in [
         (paired and not -depth - 1 <= args.layer <= depth,
          f"--layer {args.layer}: this model has hidden states {-depth - 1} to {depth}"),
+        (aligned and stuck, f"--strategy {args.strategy}: nothing below --layer {args.layer} trains"),
         (paired and not 8 <= args.realign_max_length <= longest,
          f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords"),
         (paired and words and args.aligner not in ALIGNERS and not Path(args.aligner).is_dir(),
@@ -2427,6 +2436,8 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
         merge_adapter(model, folder, weight)
     if args.lora:
         trained = add_lora(model, args.lora, args.lora_alpha, args.lora_dropout)
+        for name in trained:  # a classifier too
+            model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = sum(model.get_parameter(name).numel() for name in trained)
         say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
     if args.checkpointing:
@@ -2680,7 +2691,7 @@ def retrieval(
     model.eval()
     states = [model.base_model(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
     for layer in zip(*states):  # (sentences, T, hidden) of each part
-        vectors = F.normalize(vectors_of(layer, batch, how), dim=-1)
+        vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
         cosine = vectors[batch.queries[:half]] @ vectors[batch.targets[:half]].T
         found["retrieval"].append(nearest_right(cosine))
         if how.unit == "sentence":
