@@ -119,6 +119,17 @@ def test_a_sentence_and_itself_are_retrieved_perfectly():
         assert all(shares == [1.0] * (tiny.LAYERS + 1) for shares in found.values())
 
 
+def test_words_of_a_bf16_model_are_compared_in_fp32():
+    """In bf16 cosines near 1 are equal, and of equals the first would be the nearest."""
+    model, words = tiny.build("llama", torch.bfloat16), tiny.WORDS[:8]
+    with torch.no_grad():  # all words almost alike
+        model.get_input_embeddings().weight.copy_(
+            1 + 0.03 * torch.randn(len(tiny.VOCABULARY), tiny.HIDDEN)
+        )
+    pair = af.Pair("en", words, words, [(k, k) for k in range(8)])
+    assert af.retrieval(model, tiny.make_tokenizer(), [pair], Alignment())["retrieval"][0] == 1.0
+
+
 def test_words_that_are_all_cut_off_are_an_error():
     pair = af.Pair("de", ["the"] * 30 + ["cat"], ["le"] * 30 + ["chat"], [(30, 30)])
     with pytest.raises(af.UserError, match="--probe: no linked word of de within 8 subwords"):

@@ -100,6 +100,46 @@ def test_alignment_brings_sentences_together(tokenizer):
     assert before < 0.6 and found() == 1
 
 
+@pytest.mark.parametrize("frozen, layer", [("emb,front", 2), ("emb,0-3", 4), ("emb", 0)])
+def test_where_nothing_below_the_layer_trains_nothing_is_aligned(frozen, layer, tokenizer):
+    how = SENTENCES._replace(frozen=frozen, layer=layer)
+    with pytest.raises(af.UserError, match="freeze fewer layers"):
+        realign(tiny.build("bert"), tokenizer, tiny.text_pairs(), 1, how)
+    options = {"schedule": "alternate", "pairs": tiny.text_pairs(), "how": how, "batch_size": 4}
+    with pytest.raises(af.UserError, match="the align loss moves nothing"):
+        finetune(tiny.build("bert"), tokenizer, tiny.tagged(8), 1, Training(), **options)
+
+
+def test_everything_frozen_is_a_users_error(tokenizer):
+    model = tiny.build("llama")
+    model.requires_grad_(False)
+    with pytest.raises(af.UserError, match="nothing trains"):
+        realign(model, tokenizer, tiny.text_pairs(), 1, SENTENCES)
+
+
+@pytest.mark.parametrize(
+    "flags, refused",
+    [
+        ("--strategy emb,front --layer 2", True),
+        ("--strategy emb,front --layer 3", False),
+        ("--strategy front --layer 2", False),  # the embeddings train
+        ("--strategy front --layer 2 --lora 2", True),  # with adapters they do not
+        ("--strategy back --layer 2 --lora 2", False),
+        ("--strategy full --layer 0 --lora 2", True),
+        ("--strategy baseline --layer 0 --lora 2", False),
+    ],
+)
+def test_such_a_run_is_refused_before_anything_is_computed(flags, refused, tmp_path):
+    args = af.parse_args(["--data-dir", str(tmp_path), "--out", str(tmp_path), *flags.split()])
+    af.settle(args)
+    try:
+        af.check_flags(args, tiny.CONFIGS["bert"], 512)
+        problem = ""
+    except af.UserError as error:
+        problem = str(error)
+    assert ("nothing below --layer" in problem) == refused
+
+
 # ---- low-rank adapters
 
 
@@ -171,6 +211,24 @@ def test_adapters_that_are_wider_than_the_weights_keep_the_dtype_of_the_hidden_s
     add_lora(model, 3, 6.0, 0.0)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert model(**random_inputs()).logits.dtype == torch.bfloat16
+
+
+def test_what_trains_is_fp32_and_what_stays_is_bf16(world):
+    """The classifier of an encoder too: a rate of 2e-5 does not move a bf16 weight."""
+    flags = ["--model", str(world / "models/bert"), "--lora", "2", "--precision", "bf16"]
+    args = af.parse_args(flags)
+    tokenizer, _ = af.load_tokenizer(args.model)
+    model = af.build_model(args, tokenizer, torch.device("cpu"))
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    stays = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert (trained, stays) == ({torch.float32}, {torch.bfloat16})
+    training = Training(lr=1e-3, precision="bf16")
+    features = tiny.tagged(8)
+    before = tiny.weights(model)
+    finetune(model, tokenizer, features, 1, training, batch_size=4)
+    assert tiny.moved(before, model) == {name for name, p in model.named_parameters() if p.requires_grad}
+    found = af.evaluate(model, tokenizer, af.TASKS["udpos"], [], features, precision="bf16")
+    assert 0 <= found["accuracy"] <= 1
 
 
 @pytest.mark.parametrize("schedule", ["before", "alternate", "during"])
@@ -399,15 +457,17 @@ def checks(**more) -> Namespace:
 
 
 def test_the_validation_loss_is_the_mean_over_all_target_tokens(tokenizer):
-    model, features, best = tiny.build("llama", spread=0.1), tiny.written(7), {}
-    stop = af.keep_best(checks(validate=1), model, tokenizer, features, best)
-    assert not stop(1)
+    """Without dropout, which goes on afterwards."""
+    model, features, best = with_adapters("llama", torch.float32, dropout=0.5), tiny.written(7), {}
+    stop = af.keep_best(checks(validate=1), model.train(), tokenizer, features, best)
+    assert not stop(1) and model.training
+    model.eval()
     total = count = 0
     for row in features:
         logits = model(torch.tensor(row["input_ids"])[None]).logits[0]
         total += F.cross_entropy(logits, torch.tensor(row["labels"]), reduction="sum").item()
         count += (row["labels"] != af.IGNORE).sum()
-    assert best["loss"] == pytest.approx(total / count, abs=1e-5) and model.training
+    assert best["loss"] == pytest.approx(total / count, abs=1e-5)
 
 
 def test_the_weights_of_the_lowest_validation_loss_are_kept_and_five_checks_without_stop(
@@ -433,6 +493,13 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept_and_five_checks_with
     assert (found["loss"], found["step"]) == (2.0, 4) and "weights" not in found
     assert json.dumps(found)  # it goes into the record
     assert tiny.moved(kept, model) == set() and tiny.moved(base, model) == set(trained)
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_training(tokenizer, monkeypatch):
+    stop = af.keep_best(checks(), tiny.build("llama"), tokenizer, tiny.written(3), {})
+    monkeypatch.setattr(af, "task_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(af.UserError, match="validation: the loss is nan"):
+        stop(2)
 
 
 def test_a_training_too_short_for_a_check_is_a_users_error(tokenizer):
