@@ -2763,7 +2763,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Help that ends every line with the flag's default, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = action.default in (None, False, [], argparse.SUPPRESS) or "default" in action.help
+        told = action.default in (None, False, [], argparse.SUPPRESS) or "(default" in action.help
         return action.help if told else f"{action.help} (default: %(default)s)"
 
 
