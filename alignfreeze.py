@@ -2886,6 +2886,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("languages", "train_languages", "realign_languages"):
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
     args.defaults = vars(parser.parse_args(["--method", method])) | {"precision": "fp32"}
+    args.defaults["method"] = METHODS[task.new_tokens > 0]  # the other one is named in the record's name
     return args
 
 
