@@ -2785,7 +2785,7 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Help that ends every line with the flag's default, if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        told = action.default in (None, False, [], argparse.SUPPRESS) or "default" in action.help
+        told = action.default in (None, False, [], argparse.SUPPRESS) or "(default" in action.help
         return action.help if told else f"{action.help} (default: %(default)s)"
 
 
@@ -2908,6 +2908,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for flag in ("languages", "train_languages", "realign_languages"):
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
     args.defaults = vars(parser.parse_args(["--method", method])) | {"precision": "fp32"}
+    args.defaults["method"] = METHODS[task.new_tokens > 0]  # the other one is named in the record's name
     return args
 
 
