@@ -1232,10 +1232,24 @@ def fit_tension(shapes: Counter, distances: dict, observed: float, tension: floa
         expected = 0.0
         for shape, count in shapes.items():
             far = distances[shape]
-            near = np.exp(-tension * far)
-            expected += count * ((near * far).sum(0) / near.sum(0)).sum()
+            numerator = (np.exp(-tension * far) * far).sum(0)  # (m,)
+            expected += count * (numerator / exchanged_normaliser(*shape, tension)).sum()
         tension = min(max(tension + 20 * (expected - observed) / max(words, 1), 0.1), 14.0)
     return tension
+
+
+def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
+    """What the program divides by in the derivative of log Z, (m,): Z with source and target length exchanged.
+
+    Beyond the diagonal a number of positions is negative, and unsigned there. The fitted tension rests on both slips.
+    """
+    i = np.arange(1, m + 1)
+    floor = i * m // n
+    ratio = math.exp(-tension / m)
+    top = (m - floor) % 2**32
+    above = np.exp(-tension * np.abs((floor + 1) / m - i / n)) * (1 - ratio**top)
+    below = np.exp(-tension * np.abs(floor / m - i / n)) * (1 - ratio**floor)
+    return (above + below) / (1 - ratio)
 
 
 def grow_diag_final_and(forward: set, reverse: set) -> Links:
