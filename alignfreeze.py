@@ -867,46 +867,37 @@ def tally(seen: dict[str, Counter], batch: Batch) -> None:
 # ---- 4. Text -> linked words ----------------------------------------------------------------------------------------
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")
-UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # characters of the scripts that write no spaces
-WORD = regex.compile(
-    r"[\w\p{M}]+|[^\w\p{M}\s]+"
-)  # marks belong to their word, or Hindi and Tamil fall apart
+UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # a character of their scripts
+WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi falls apart
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
 LONGEST_WORD = 32  # characters, marks not counted, that longest match looks ahead
 OPUS = "Helsinki-NLP/opus-100"
-OPUS_LINES = (
-    100_000  # that are read of the million lines of a language; no run of the paper's reads more
-)
+OPUS_LINES = 100_000  # that are read of a language's million; no run of the paper's reads more
 
 
-class Line(NamedTuple):
-    """A line of parallel text."""
-
-    number: int  # from 0
-    english: str
-    translation: str
+def interleave(streams: Iterable[Iterator[Pair]]) -> Iterator[Pair]:
+    """One pair of each language in turn."""
+    return itertools.chain.from_iterable(zip(*streams))
 
 
-def linked_pairs(
-    language: str, link: Callable[[list[Line]], list[Pair]], text: Callable, seed: int
-) -> Iterator[Pair]:
-    """Endless linked sentence pairs of English and `language`, shuffled by `seed`, linked as they are asked for.
+def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> Iterator[Pair]:
+    """Endless sentence pairs with one-to-one links, of what `linker` returned for the language.
 
-    text: gives a new iterator over the lines each time that it is called. Keeps one-to-one links; sentence pairs
-    without any are passed over and counted. UserError if the whole text has no link.
+    Each reading of the text is shuffled anew. Pairs without a link are passed over and counted.
+    UserError if the whole text has no link.
     """
     skipped = 0
     for reading in itertools.count(1):
-        linked = 0
+        found = False
         for lines in in_chunks(shuffled(text(), f"{seed} {language} {reading}"), 32):
             for pair in link(lines):
                 links = one_to_one(pair.links, pair.source, pair.target)
                 if links:
                     yield pair._replace(links=links, skipped=skipped, reading=reading)
-                    linked, skipped = linked + 1, 0
+                    found, skipped = True, 0
                 else:
                     skipped += 1
-        if not linked:
+        if not found:
             raise UserError(
                 f"{SOURCE}-{language}: no sentence pair of the whole text gets a link from the aligner"
             )
@@ -915,107 +906,99 @@ def linked_pairs(
 def sentence_pairs(
     language: str, data_dir: Path | None, limit: int, seed: int | None, part: str = "train"
 ) -> Iterator[Pair]:
-    """Sentence pairs of English and `language`, plain text: endless, shuffled by `seed`; or once, in order, without."""
+    """Pairs of plain sentences: endless, shuffled by `seed`; or with no seed once, in their order."""
     for reading in itertools.count(1):
         lines = itertools.islice(parallel_text(language, data_dir, part), limit)
-        for line in lines if seed is None else shuffled(lines, f"{seed} {language} {reading}"):
-            yield Pair(language, line.english, line.translation, [], 0, reading)
+        for english, other in lines if seed is None else shuffled(lines, f"{seed} {language} {reading}"):
+            yield Pair(language, english, other, [], 0, reading)
         if seed is None:
             return
 
 
-def interleave(streams: Iterable[Iterator[Pair]]) -> Iterator[Pair]:
-    """One pair of each language in turn."""
-    return itertools.chain.from_iterable(zip(*streams))
-
-
 def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
-    """Keep the links whose two words have no other link; of these, drop links between identical strings."""
+    """The links whose two words have no other link; of these, none between identical strings."""
     links = set(links)
-    sources, targets = Counter(i for i, _ in links), Counter(j for _, j in links)
+    sources = Counter(i for i, _ in links)
+    targets = Counter(j for _, j in links)
     return sorted((i, j) for i, j in links if sources[i] == targets[j] == 1 and source[i] != target[j])
-
-
-def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
-    """Split a sentence into words: runs of word characters (letters, digits, marks), or of other visible characters.
-
-    Chinese, Japanese and Thai (`zh ja th`) write no spaces: there, greedy longest match against `vocabulary` (fastest
-    as a frozenset), unknown characters of those scripts one by one, words in other scripts and numbers whole.
-    """
-    if lang not in UNSPACED_LANGUAGES:
-        return WORD.findall(text)
-    words, vocabulary = [], frozenset(vocabulary)
-    for run in RUN.findall(text):
-        words += longest_match(run, vocabulary) if regex.match(UNSPACED, run) else [run]
-    return words
-
-
-def longest_match(run: str, vocabulary: frozenset[str]) -> list[str]:
-    """Cut a run of characters into the longest words of `vocabulary` from the left; a mark stays with its character."""
-    words, characters = [], regex.findall(r".\p{M}*", run)
-    while characters:
-        size = min(len(characters), LONGEST_WORD)
-        while size > 1 and "".join(characters[:size]) not in vocabulary:
-            size -= 1
-        words.append("".join(characters[:size]))
-        del characters[:size]
-    return words
 
 
 def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     """Shuffle a stream through a buffer of `size` items, as the authors do."""
-    rng, items = random.Random(seed), iter(items)
-    buffer = list(itertools.islice(items, size))
+    rng, buffer = random.Random(seed), []
     for item in items:
-        k = rng.randrange(size)
-        item, buffer[k] = buffer[k], item
-        yield item
+        if len(buffer) < size:
+            buffer.append(item)
+        else:
+            k = rng.randrange(size)
+            yield buffer[k]
+            buffer[k] = item
     rng.shuffle(buffer)
     yield from buffer
 
 
-def parallel_text(language: str, data_dir: Path | None, part: str = "train") -> Iterator[Line]:
-    """English and its translation, line by line: `parallel/en-XX.tsv` of --data-dir, or OPUS-100 from the hub.
+def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
+    """Split into runs of word characters (letters, digits, marks), and of other visible characters.
 
-    part: `dev` is other text, for the probe: `parallel/en-XX.dev.tsv`, or OPUS-100's validation split.
+    Chinese, Japanese and Thai write no spaces: they are cut by greedy longest match against
+    `vocabulary` (a set or dict), else character by character; a mark stays with its character.
     """
-    if data_dir:
-        path = data_dir / "parallel" / f"{SOURCE}-{language}{'' if part == 'train' else '.dev'}.tsv"
-        for number, line in read_lines(path):
-            if line.count("\t") != 1:
-                raise UserError(
-                    f"{path}:{number}: expected 'English TAB translation', found {line.count(chr(9))} tabs"
-                )
-            yield Line(number - 1, *line.split("\t"))
-    else:
-        split = {"train": "train", "dev": "validation"}[part]
-        for number, sides in enumerate(itertools.chain.from_iterable(streamed_text(language, split))):
-            yield Line(number, *sides)
+    if lang not in UNSPACED_LANGUAGES:
+        return WORD.findall(text)
+    words = []
+    for run in RUN.findall(text):
+        rest = regex.findall(r".\p{M}*", run) if regex.match(UNSPACED, run) else [run]
+        while rest:
+            size = min(len(rest), LONGEST_WORD)
+            while size > 1 and "".join(rest[:size]) not in vocabulary:
+                size -= 1
+            words.append("".join(rest[:size]))
+            del rest[:size]
+    return words
 
 
-def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[list]:
-    """The first lines of OPUS-100, downloaded as they are read, in blocks that later runs find on disk."""
+def parallel_text(
+    language: str, data_dir: Path | None, part: str = "train"
+) -> Iterator[tuple[str, str]]:
+    """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100.
+
+    part: `dev` is other text, for the probe: `parallel/en-XX.dev.tsv`, or the validation split.
+    """
+    if not data_dir:
+        yield from streamed_text(language, "validation" if part == "dev" else "train")
+        return
+    path = data_dir / "parallel" / Path(links_file(language, part)).with_suffix(".tsv")
+    for number, line in read_lines(path):
+        sides = tuple(line.split("\t"))
+        if len(sides) != 2:
+            raise UserError(
+                f"{path}:{number}: expected 'English TAB translation', found {len(sides) - 1} tabs"
+            )
+        yield sides
+
+
+def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[tuple[str, str]]:
+    """The first lines of OPUS-100, downloaded as they are read, in blocks that stay on disk."""
     config = "-".join(sorted((SOURCE, language)))
-    where = f"{OPUS} {config}"
-    stream, at = None, None  # the stream's next line
+    where, stream = f"{OPUS} {config}", None
     for start in range(0, OPUS_LINES, block):
         path = CACHE / "opus-100" / config / f"{split}-{start}.json"
-        if not path.exists():
+        if path.exists():
+            stream = None  # it is not at the next block
+        else:
             with explained(
                 f"cannot read {where}; check the language and the network, or use --data-dir"
             ):
-                if at != start:
-                    stream = iter(
-                        datasets.load_dataset(OPUS, config, split=split, streaming=True).skip(start)
-                    )
+                if stream is None:
+                    rows = datasets.load_dataset(OPUS, config, split=split, streaming=True)
+                    stream = iter(rows.skip(start))
                 rows = [
                     columns(where, row, translation=dict)[0] for row in itertools.islice(stream, block)
                 ]
                 text = [columns(where, row, **{SOURCE: str, language: str}) for row in rows]
-            at = start + block
             write_whole(path, json.dumps(text, ensure_ascii=False).encode())
         text = json.loads(path.read_bytes())
-        yield text
+        yield from map(tuple, text)
         if len(text) < block:
             return
 
@@ -1023,96 +1006,83 @@ def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[li
 # ---- 5. Word aligners -----------------------------------------------------------------------------------------------
 
 Dictionary = dict[str, set[str]]  # word -> its translations
+Words = tuple[list[str], list[str]]  # source words, target words of a sentence pair
 ALIGNERS = ("dictionary", "fastalign", "awesome")
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
 NULL_PROBABILITY = 0.08  # prior probability that a word translates nothing
 DIRICHLET_ALPHA = 0.01  # sparse prior on the translation probabilities (fast_align -v)
-FIRST_TENSION = (
-    4.0  # how strongly links are drawn to the diagonal, before that is fitted (fast_align -d -o)
-)
+FIRST_TENSION = 4.0  # how strongly links are drawn to the diagonal, before that is fitted (-d -o)
+PHARAOH = regex.compile(r"(\d{1,9}-\d{1,9}(\s+|$))*")
 EM_ITERATIONS = 5  # four that train, and one that reads off the links
 
 
 def linker(
     language: str, aligner: str, data_dir: Path | None = None, *, limit: int | None = None, part: str = "train",
     awesome: Callable | None = None,
-) -> tuple[Callable[[list[Line]], list[Pair]], Callable[[], Iterator[Line]]]:  # fmt: skip
-    """(the function that splits lines into words and links them, the function that gives the lines to link).
+) -> tuple[Callable[[list], list[Pair]], Callable[[], Iterator]]:  # fmt: skip
+    """(`link`, which splits lines into words and links these; `text`, which gives all the lines).
 
-    aligner: `dictionary`; `awesome`, with the function that links a list of (source words, target words); `fastalign`,
-    which learns from the whole text, here and now; or a folder of Pharaoh files. limit: only so many lines are read.
-    Local text is read to its end here, so that a malformed line or a link that fits no word is found before training.
+    aligner: `dictionary`; `awesome`, with the function that links pairs of word lists; `fastalign`,
+    which learns from the whole text now; or a folder of Pharaoh files. limit: how many lines to read.
+    Local text is read to its end here, so that what is malformed is found before training.
     """
     forward, backward = {}, {}
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
         forward, backward = read_dictionary(language, data_dir)
-    vocabulary = frozenset(backward) if language in UNSPACED_LANGUAGES else frozenset()
-    stored: list[Links] = []
+    stored: Iterable[Links | None] = itertools.repeat(None)  # of each line, where known beforehand
 
-    def text(part: str = part) -> Iterator[Line]:
-        lines = itertools.islice(parallel_text(language, data_dir, part), limit)
-        return lines if aligner in ALIGNERS or data_dir else itertools.islice(lines, len(stored))
+    def lines(part: str) -> Iterator[tuple[str, str]]:
+        return itertools.islice(parallel_text(language, data_dir, part), limit)
 
-    def words(line: Line) -> tuple[list[str], list[str]]:
-        return split_words(line.english, SOURCE), split_words(line.translation, language, vocabulary)
+    def words(line: tuple[str, str]) -> Words:
+        return split_words(line[0], SOURCE), split_words(line[1], language, backward)
 
-    def link(lines: list[Line]) -> list[Pair]:
-        pairs = [words(line) for line in lines]
+    def link(chunk: list[tuple[Links | None, tuple[str, str]]]) -> list[Pair]:
+        links, pairs = [known for known, _ in chunk], [words(line) for _, line in chunk]
         if aligner == "dictionary":
-            links = [dictionary_links(source, target, forward, backward) for source, target in pairs]
-        elif aligner == "awesome":
+            links = [dictionary_links(*pair, forward, backward) for pair in pairs]
+        if aligner == "awesome":
             links = awesome(pairs)
-        else:
-            links = [stored[line.number] for line in lines]
-        return [Pair(language, source, target, found) for (source, target), found in zip(pairs, links)]
+        return [Pair(language, *pair, found) for pair, found in zip(pairs, links)]
 
     if aligner == "fastalign":
-        learnt = itertools.chain(text(), text("train") if part == "dev" else [])
-        stored = fast_align([lower_case(*words(line)) for line in learnt])
+        learnt = map(words, itertools.chain(lines(part), lines("train") if part == "dev" else []))
+        stored = fast_align(tuple([word.lower() for word in side] for side in pair) for pair in learnt)
     elif aligner not in ALIGNERS:
         path = Path(aligner) / links_file(language, part)
-        stored = read_pharaoh(path)
-        check_links(path, stored, map(words, text()))
+        stored = read_pharaoh(path, map(words, lines(part)), whole_text=bool(data_dir))
     elif data_dir:
-        deque(text(), maxlen=0)
-    return link, text
-
-
-def lower_case(source: list[str], target: list[str]) -> tuple[list[str], list[str]]:
-    """Both sentences in lower case; equal words share their memory, of which a whole text needs much."""
-    return [sys.intern(word.lower()) for word in source], [sys.intern(word.lower()) for word in target]
+        deque(lines(part), maxlen=0)
+    return link, lambda: zip(stored, lines(part))
 
 
 def dictionary_links(
     source: list[str], target: list[str], forward: Dictionary, backward: Dictionary
 ) -> Links:
-    """Link words by a bilingual dictionary, as Gaschi et al. (2023) do: only where nothing is ambiguous. Case counts.
+    """Link words by a bilingual dictionary, only where nothing is ambiguous (Gaschi et al. 2023).
 
-    `source[i]` and `target[j]` are linked when exactly one of the distinct words of the target sentence translates
-    `source[i]` (`forward`), it occurs there once, and `i` is the only position of the source sentence whose word
-    translates it (`backward`).
+    (i, j) is a link if `j` is the only place in the target sentence of a translation of `source[i]`
+    (`forward`), and `i` the only place in the source sentence of one of `target[j]` (`backward`).
     """
-    links, places = [], Counter(target)
+    links = []
     for i, word in enumerate(source):
-        found = forward.get(word, set()) & places.keys()
+        translations = forward.get(word, ())
+        found = [j for j, other in enumerate(target) if other in translations]
         if len(found) == 1:
-            (translation,) = found
-            back = backward.get(translation, ())
-            if places[translation] == 1 and [k for k, other in enumerate(source) if other in back] == [
-                i
-            ]:
-                links.append((i, target.index(translation)))
+            back = backward.get(target[found[0]], ())
+            if [k for k, other in enumerate(source) if other in back] == [i]:
+                links.append((i, found[0]))
     return links
 
 
 def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, Dictionary]:
     """A MUSE dictionary, English to `language`, and the same turned round.
 
-    A line without exactly two words is skipped and counted in a downloaded file, and an error in a user's own.
+    A line without exactly two words is skipped if downloaded, a UserError in a user's own file.
     """
-    name = f"{SOURCE}-{language}.txt"
+    name, skipped = f"{SOURCE}-{language}.txt", 0
     path = data_dir / "dictionary" / name if data_dir else fetch(MUSE_URL.format(SOURCE, language))
-    forward, backward, malformed = defaultdict(set), defaultdict(set), 0
+    forward, backward = defaultdict(set), defaultdict(set)
     for number, line in read_lines(path):
         words = line.split()
         if len(words) == 2:
@@ -1121,119 +1091,93 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
         elif data_dir:
             raise UserError(f"{path}:{number}: expected 'word translation', found {len(words)} words")
         else:
-            malformed += 1
-    if malformed:
-        say(f"dictionary {name}: {malformed} lines without exactly two words are skipped")
+            skipped += 1
+    if skipped:
+        say(f"dictionary {name}: {skipped} lines without exactly two words are skipped")
     return forward, backward
 
 
-def fast_align(pairs: list[tuple[list[str], list[str]]]) -> list[Links]:
-    """Sorted links (source index, target index) of each pair (source words, target words); none if a side is empty.
+def fast_align(pairs: Iterable[Words]) -> list[Links]:
+    """Sorted links (source index, target index) of each sentence pair; none if a side is empty.
 
-    Reparameterised IBM model 2 (Dyer, Chahuneau and Smith, NAACL 2013), as `fast_align -d -o -v`, then again with `-r`,
-    then `atools -c grow-diag-final-and`: one model explains the target words by the source words, a second one the
-    source words by the target words, and their links are merged.
+    Reparameterised IBM model 2 (Dyer, Chahuneau and Smith, NAACL 2013), as `fast_align -d -o -v`,
+    then again with `-r`, then `atools -c grow-diag-final-and`.
     """
-    linked = [number for number, (source, target) in enumerate(pairs) if source and target]
-    grids, source_word, target_word = number_word_pairs([pairs[number] for number in linked])
-    forward = train_and_link(grids, source_word, target_word)
-    reverse = train_and_link([grid.T for grid in grids], target_word, source_word)
-    links: list[Links] = [[] for _ in pairs]
-    for number, sources, targets in zip(linked, forward, reverse):
-        links[number] = grow_diag_final_and(
-            {(i, j) for j, i in enumerate(sources.tolist()) if i >= 0},
-            {(i, j) for i, j in enumerate(targets.tolist()) if j >= 0},
-        )
-    return links
-
-
-def number_word_pairs(
-    pairs: list[tuple[list[str], list[str]]],
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """Give each (source word, target word) that ever shares a sentence pair a number, its place in the t-table.
-
-    Returns of each pair a grid of these numbers, (n + 1, m + 1) int32, where row 0 and column 0 are the NULL word, and
-    the source word and the target word behind each number, with NULL = 0. Serves both directions.
-    """
-    ids = defaultdict(
-        itertools.count().__next__
-    )  # a new word gets the next id; the first one is None, the NULL word
-    codes = []
+    ids = defaultdict(itertools.count().__next__)  # a new word gets the next id; the NULL word has 0
+    codes = []  # of each pair, (n + 1, m + 1): the ids of a source and a target word in one integer
     for source, target in pairs:
+        if not source or not target:
+            source = target = []
         rows = np.array([ids[word] for word in (None, *source)])
-        columns = np.array([ids[word] for word in (None, *target)])
-        codes.append(rows[:, None] << 32 | columns)  # two ids in one integer
+        codes.append(rows[:, None] << 32 | [ids[word] for word in (None, *target)])
+    if len(ids) < 2:  # no words at all
+        return [[] for _ in codes]
     shapes = [code.shape for code in codes]
-    flat = np.concatenate([code.ravel() for code in codes]) if codes else np.zeros(0, np.int64)
-    del codes  # half of the memory
-    numbers, table = pd.factorize(flat)
-    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
-    grids = [
-        part.reshape(shape) for part, shape in zip(np.split(numbers.astype(np.int32), ends), shapes)
-    ]
-    return grids, table >> 32, table & (2**32 - 1)
+    codes = np.concatenate(codes, axis=None)
+    places, table = pd.factorize(codes)  # where in the t-table, and what stands there
+    parts = np.split(places.astype(np.int32), np.cumsum([n * m for n, m in shapes])[:-1])
+    grids = [part.reshape(shape) for part, shape in zip(parts, shapes)]
+    words = table >> 32, table & (2**32 - 1)
+    forward = train_and_link([grid[:, 1:] for grid in grids], *words)
+    reverse = train_and_link([grid.T[:, 1:] for grid in grids], *words[::-1])
+    return [grow_diag_final_and(*both) for both in zip(forward, reverse)]
 
 
 def train_and_link(
     grids: list[np.ndarray], source_word: np.ndarray, target_word: np.ndarray
-) -> list[np.ndarray]:
-    """Fit p(target | source) by EM; of each pair, the source index that explains each target word, (m,), -1 for NULL."""
+) -> list[list[int]]:
+    """Fit p(target | source) by EM; which source word explains each target word of a pair, -1: NULL.
+
+    grids: of each pair, (n + 1, m) places in the t-table, with the ids of the words at each place.
+    """
     tension, t_table = FIRST_TENSION, np.ones(len(source_word))
-    shapes = Counter((grid.shape[0] - 1, grid.shape[1] - 1) for grid in grids)
-    distances = {shape: distance(*shape) for shape in shapes}
-    from_zero = {shape: distance(*shape, first=0) for shape in shapes}
+    shapes = Counter(grid.shape for grid in grids)
+    from_zero = {shape: distance(shape, first=0) for shape in shapes}
     for iteration in range(EM_ITERATIONS):
-        priors = {shape: alignment_prior(far, tension) for shape, far in distances.items()}
+        priors = {shape: alignment_prior(shape, tension) for shape in shapes}
+        joint = (t_table[grid] * priors[grid.shape] for grid in grids)
         if iteration == EM_ITERATIONS - 1:
-            break
+            return [(scores.argmax(0) - 1).tolist() for scores in joint]
         counts, observed = np.zeros(len(source_word)), 0.0
-        for grid in grids:
-            far = (grid.shape[0] - 1, grid.shape[1] - 1)
-            posterior = t_table[grid[:, 1:]] * priors[far]  # (n + 1, m)
+        for grid, posterior in zip(grids, joint):
             posterior /= posterior.sum(0)
-            np.add.at(counts, grid[:, 1:].ravel(), posterior.ravel())
-            # Like fast_align we count target positions from 0 here, from 1 elsewhere: it makes the tension what it is.
-            observed += np.vdot(posterior[1:], from_zero[far])
+            np.add.at(counts, grid.ravel(), posterior.ravel())
+            # Like fast_align we count target positions from 0 here, from 1 elsewhere.
+            observed += np.vdot(posterior[1:], from_zero[grid.shape])
         if iteration > 0:
-            tension = fit_tension(shapes, distances, observed, tension)
-        # The M step of variational Bayes: p(target | source) = exp(digamma(count) - digamma(total)).
-        counts += DIRICHLET_ALPHA
+            tension = fit_tension(shapes, observed, tension)
+        counts += DIRICHLET_ALPHA  # then variational Bayes: exp(digamma(count) - digamma(total))
         counts[target_word == 0] = 0.0  # NULL explains words but is never explained
-        totals = np.bincount(source_word, counts)
-        t_table = np.exp(digamma(counts) - digamma(totals)[source_word])
-    return [
-        (t_table[grid[:, 1:]] * priors[grid.shape[0] - 1, grid.shape[1] - 1]).argmax(0) - 1
-        for grid in grids
-    ]
+        totals = torch.from_numpy(np.bincount(source_word, counts)).digamma().numpy()
+        t_table = np.exp(torch.from_numpy(counts).digamma().numpy() - totals[source_word])
 
 
-def digamma(values: np.ndarray) -> np.ndarray:
-    """The logarithmic derivative of the gamma function."""
-    return torch.from_numpy(values).digamma().numpy()
-
-
-def distance(n: int, m: int, first: int = 1) -> np.ndarray:
-    """|i/n - j/m|, how far source position i of n and target position j of m are from the diagonal, (n, m)."""
+def distance(shape: tuple[int, int], first: int = 1) -> np.ndarray:
+    """|i/n - j/m|, how far positions i of n and j of m are from the diagonal, (n, m)."""
+    n, m = shape[0] - 1, shape[1]
     return np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(first, m + first) / m)
 
 
-def alignment_prior(far: np.ndarray, tension: float) -> np.ndarray:
-    """Prior probability that each target word comes from NULL or from each source position, (n + 1, m)."""
-    near = np.exp(-tension * far)
+def alignment_prior(shape: tuple[int, int], tension: float) -> np.ndarray:
+    """Probability that each target word comes from NULL or a source position, (n + 1, m)."""
+    near = np.exp(-tension * distance(shape))
     return np.vstack(
-        [np.full(far.shape[1], NULL_PROBABILITY), near * ((1 - NULL_PROBABILITY) / near.sum(0))]
+        [np.full(shape[1], NULL_PROBABILITY), near * ((1 - NULL_PROBABILITY) / near.sum(0))]
     )
 
 
-def fit_tension(shapes: Counter, distances: dict, observed: float, tension: float) -> float:
-    """Eight gradient steps towards the tension whose prior expects the distance from the diagonal that was observed."""
+def fit_tension(shapes: Counter, observed: float, tension: float) -> float:
+    """Eight gradient steps towards the tension that makes the prior expect the observed distance."""
     words = sum(count * m for (_, m), count in shapes.items())
     for _ in range(8):
         expected = 0.0
         for shape, count in shapes.items():
-            far = distances[shape]
-            numerator = (np.exp(-tension * far) * far).sum(0)  # (m,)
-            expected += count * (numerator / exchanged_normaliser(*shape, tension)).sum()
+            far = distance(shape)
+            near = np.exp(-tension * far)
+            expected += (
+                count
+                * ((near * far).sum(0) / exchanged_normaliser(shape[0] - 1, shape[1], tension)).sum()
+            )
         tension = min(max(tension + 20 * (expected - observed) / max(words, 1), 0.1), 14.0)
     return tension
 
@@ -1252,12 +1196,14 @@ def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
     return (above + below) / (1 - ratio)
 
 
-def grow_diag_final_and(forward: set, reverse: set) -> Links:
-    """Merge the links of both directions of one sentence pair (Koehn, Och and Marcu 2003); sorted.
+def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
+    """Merge both directions' links of a sentence pair (Koehn, Och and Marcu 2003); sorted.
 
-    Keep what both directions found; add, again and again, neighbours (8 directions) of kept links if one of the two
+    Keep what both found; add, again and again, neighbours (8 directions) of kept links if one of the
     words is still unlinked; then forward, then reverse links between two unlinked words.
     """
+    forward = {(i, j) for j, i in enumerate(forward) if i >= 0}
+    reverse = {(i, j) for i, j in enumerate(reverse) if j >= 0}
     kept = forward & reverse
     sources, targets = {i for i, _ in kept}, {j for _, j in kept}
 
@@ -1266,93 +1212,80 @@ def grow_diag_final_and(forward: set, reverse: set) -> Links:
         sources.add(i)
         targets.add(j)
 
-    def has_neighbour(i: int, j: int) -> bool:
-        return any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
-
-    waiting, grown = sorted((forward | reverse) - kept), True
-    while grown:
-        grown = False
-        for i, j in waiting:
-            if (i, j) not in kept and (i not in sources or j not in targets) and has_neighbour(i, j):
+    before = -1
+    while before < len(kept):
+        before = len(kept)
+        for i, j in sorted((forward | reverse) - kept):
+            near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
+            if near and not (i in sources and j in targets):
                 keep(i, j)
-                grown = True
-    for direction in (forward, reverse):
-        for i, j in sorted(direction):
-            if i not in sources and j not in targets:
-                keep(i, j)
+    for i, j in sorted(forward) + sorted(reverse):
+        if i not in sources and j not in targets:
+            keep(i, j)
     return sorted(kept)
 
 
 @torch.inference_mode()
 def awesome_links(
-    encoder: nn.Module, tokenizer: Any, pairs: list[tuple[list[str], list[str]]], layer: int = 8,
-    threshold: float = 1e-3,
-) -> list[Links]:  # fmt: skip
-    """Links of pairs of word lists by the hidden states of an encoder (Dou and Neubig 2021, arXiv 2101.08231).
+    encoder: nn.Module, tokenizer: Any, pairs: list[Words], layer: int = 8, threshold: float = 1e-3
+) -> list[Links]:
+    """Links of pairs of word lists by an encoder (Dou and Neubig 2021, arXiv 2101.08231).
 
-    Two subwords are linked where the softmax of their dot product exceeds `threshold` both over the subwords of the
-    source and over those of the target; two words where any of their subwords are. Long sentences are cut off.
+    Two subwords are linked where the softmax of their dot product at `layer` exceeds `threshold` both
+    over the source's subwords and over the target's; two words where any of their subwords are.
     """
+    links: list[Links] = [[] for _ in pairs]
     if not pairs:
-        return []
+        return links
     sentences = [source for source, _ in pairs] + [target for _, target in pairs]
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
-    hidden: list = [None] * len(windows)  # of each sentence, without special tokens: (T, hidden)
+    hidden: list = [None] * len(windows)  # of each sentence, without padding: (T, hidden)
     for group in shared_out(windows, math.ceil(len(windows) / 16), 1, lambda window: len(window.ids))[0]:
         inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id, encoder.device)
         for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
-            inside = np.flatnonzero(window.words >= 0)
-            hidden[window.sentence] = states[inside[0] : inside[-1] + 1] if len(inside) else states[:0]
-    words = [window.words[window.words >= 0] for window in windows]
-    half = len(pairs)
-    source_word, target_word = pad(words[:half], -1), pad(words[half:], -1)  # (B, S), (B, T)
-    source, target = (
-        nn.utils.rnn.pad_sequence(part, batch_first=True) for part in (hidden[:half], hidden[half:])
-    )
-    outside = ((source_word < 0)[:, :, None] | (target_word < 0)[:, None]).to(source.device)
-    similarity = (source @ target.mT).masked_fill(outside, -math.inf)  # (B, S, T)
+            hidden[window.sentence] = states[: len(window.ids)]
+    source, target = nn.utils.rnn.pad_sequence(hidden, batch_first=True).chunk(2)  # (B, T, hidden)
+    source_word, target_word = pad([window.words for window in windows], -1).chunk(2)  # (B, T)
+    outside = (source_word < 0)[:, :, None] | (target_word < 0)[:, None]  # padding, special tokens
+    similarity = (source @ target.mT).masked_fill(outside.to(source.device), -math.inf)  # (B, T, T)
     linked = (similarity.softmax(1) > threshold) & (similarity.softmax(2) > threshold)
     pair, s, t = linked.nonzero().cpu().T
-    links: list[Links] = [[] for _ in pairs]
-    for k, i, j in (
-        torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1).unique(dim=0).tolist()
-    ):
+    found = torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1).unique(dim=0)
+    for k, i, j in found.tolist():
         links[k].append((i, j))
     return links
 
 
 def links_file(language: str, part: str = "train") -> str:
     """The name of a language's file in a folder of links."""
-    return f"{SOURCE}-{language}{'' if part == 'train' else '.dev'}.txt"
+    return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
 
 
-def read_pharaoh(path: Path) -> list[Links]:
-    """Links of one sentence pair a line in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0."""
+def read_pharaoh(path: Path, pairs: Iterator[Words], whole_text: bool = True) -> list[Links]:
+    """Links in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0, a line a sentence pair.
+
+    whole_text: all of the pairs must have a line. UserError if links are malformed or do not fit.
+    """
     links = []
     for number, line in read_lines(path):
-        if not regex.fullmatch(r"(\d{1,9}-\d{1,9}(\s+|$))*", line.strip()):
+        if not PHARAOH.fullmatch(line.strip()):
             raise UserError(f"{path}:{number}: expected links such as '0-0 1-2', found {line[:60]!r}")
+        source, target = next(pairs, (None, None))
+        if source is None:
+            problem = (
+                f"{number} lines of links for {number - 1} sentence pairs; are they of another text?"
+            )
+            raise UserError(f"{path}: {problem}")
         links.append([tuple(map(int, link.split("-"))) for link in line.split()])
-    return links
-
-
-def check_links(path: Path, stored: list[Links], pairs: Iterator[tuple[list[str], list[str]]]) -> None:
-    """UserError if links cannot be of these sentence pairs: too few, too many, or outside of the words."""
-    number = -1
-    for number, (source, target) in enumerate(pairs):
-        if number >= len(stored):
+        if any(i >= len(source) or j >= len(target) for i, j in links[-1]):
             raise UserError(
-                f"{path}: {number} lines of links, but the parallel text goes on; align all of it"
+                f"{path}:{number}: a link points outside {len(source)} and {len(target)} words"
             )
-        if any(i >= len(source) or j >= len(target) for i, j in stored[number]):
-            raise UserError(
-                f"{path}:{number + 1}: a link points outside {len(source)} and {len(target)} words"
-            )
-    if len(stored) > number + 1:
-        problem = (
-            f"{len(stored)} lines of links for {number + 1} sentence pairs; are they of another text?"
+    if whole_text and next(pairs, None):
+        raise UserError(
+            f"{path}: {number} lines of links, but the parallel text goes on; align all of it"
         )
-        raise UserError(f"{path}: {problem}")
+    return links
 
 
 def write_links(path: Path, link: Callable, text: Callable) -> None:
@@ -2634,7 +2567,10 @@ def store_links(args: argparse.Namespace) -> None:
     files = {links_file(code, part): (code, part) for code in args.realign_languages for part in parts}
     for name in files:
         if (path := args.write_links / name).exists():
-            read_pharaoh(path)  # a file of links may be written again, anything else is not overwritten
+            lines = (line.strip() for _, line in read_lines(path))
+            check(
+                all(map(PHARAOH.fullmatch, lines)), path, "is no file of links, and is not overwritten"
+            )
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     for name, (code, part) in files.items():
         options = {"limit": args.limit_links, "part": part, "awesome": awesome}

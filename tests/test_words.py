@@ -1,5 +1,6 @@
 """Text becomes words, words become links, links become an endless and even stream of pairs (method: word pairs)."""
 
+import functools
 import itertools
 import os
 import random
@@ -48,8 +49,7 @@ def test_words_are_runs_of_word_characters_or_of_other_visible_characters(lang, 
     [
         # the longest word of the vocabulary from the left
         ("zh", "我喜欢北京大学", ["喜欢", "北京", "北京大学", "大学"], ["我", "喜欢", "北京大学"]),
-        # greedy: not 北京 + 大学生
-        ("zh", "北京大学生", ["北京", "北京大学", "大学生"], ["北京大学", "生"]),
+        ("zh", "北京大学生", ["北京", "北京大学", "大学生"], ["北京大学", "生"]),  # greedy: not 北京 + 大学生
         ("ja", "私は学生です", ["学生", "です"], ["私", "は", "学生", "です"]),
         ("ja", "コーヒーを飲む", ["コーヒー", "飲む"], ["コーヒー", "を", "飲む"]),
         ("th", "ฉันรักเธอ", ["ฉัน", "รัก", "เธอ"], ["ฉัน", "รัก", "เธอ"]),
@@ -117,24 +117,21 @@ def slow_split(text: str, lang: str, vocabulary) -> list[str]:
     return words
 
 
-CLUSTERS = [*"aZé9_ж.!，—日本か ", "e\u0301", "हि", "न्", "மி", "か\u3099", *"コーก", "กิ", "ที่", *"น๒๕"]
-UNSPACED = [*"日本", *CLUSTERS[-9:]]
+CLUSTERS = "a Z é e\u0301 9 _ ж . ! ， — हि न् மி 日 本 か か\u3099 コ ー ก กิ ที่ น ๒ ๕".split() + [" "]
+UNSPACED = [cluster for cluster in CLUSTERS if unicodedata.name(cluster[0]).startswith(UNSPACED_NAMES)]
 
 
 @pytest.mark.parametrize("lang", ["en", "hi", "zh", "ja", "th"])
 def test_splitting_agrees_with_the_rule_read_aloud(lang):
     rng = random.Random(lang)
     matched = 0
-    for _ in range(200):
+    for _ in range(400):
         text = "".join(rng.choices(CLUSTERS, k=rng.randint(0, 25)))
-        vocabulary = {"".join(rng.choices(UNSPACED, k=rng.randint(1, 4))) for _ in range(60)} | {
-            "か",
-            "ก",
-        }
+        vocabulary = {"".join(rng.choices(UNSPACED, k=rng.randint(1, 4))) for _ in range(60)} | {"か", "ก"}
         expected = slow_split(text, lang, vocabulary)
         assert af.split_words(text, lang, vocabulary) == expected, (text, vocabulary)
         matched += any(len(word) > 2 and word in vocabulary for word in expected)
-    assert matched > 25 or lang in ("en", "hi")  # the vocabulary did matter
+    assert matched > 50 or lang in ("en", "hi")  # the vocabulary did matter
 
 
 @pytest.mark.parametrize("lang", ["en", "zh", "ja", "th"])
@@ -173,9 +170,7 @@ def test_one_to_one_agrees_with_a_comparison_of_all_links():
     rng, kept = random.Random(0), 0
     for _ in range(500):
         source, target = (rng.choices("abcdef", k=rng.randint(1, 9)) for _ in range(2))
-        links = [
-            (rng.randrange(len(source)), rng.randrange(len(target))) for _ in range(rng.randint(0, 7))
-        ]
+        links = [(rng.randrange(len(source)), rng.randrange(len(target))) for _ in range(rng.randint(0, 7))]
         expected = [
             (i, j)
             for i in range(len(source))
@@ -189,10 +184,9 @@ def test_one_to_one_agrees_with_a_comparison_of_all_links():
     assert kept > 100
 
 
-FORWARD = {"the": {"der", "die"}, "cat": {"Katze", "Kater"}, "dog": {"Hund"}}
-FORWARD |= {"hound": {"Hund"}, "big": {"groß"}}
-BACKWARD = {"der": {"the"}, "die": {"the"}, "Katze": {"cat"}, "Kater": {"cat", "tomcat"}}
-BACKWARD |= {"Hund": {"dog", "hound"}, "groß": {"great"}}
+FORWARD = {"the": {"der", "die"}, "cat": {"Katze", "Kater"}, "dog": {"Hund"}, "hound": {"Hund"}, "big": {"groß"}}
+BACKWARD = {"der": {"the"}, "die": {"the"}, "Katze": {"cat"}, "Kater": {"cat", "tomcat"}, "Hund": {"dog", "hound"}}
+BACKWARD |= {"groß": {"great"}}
 
 
 @pytest.mark.parametrize(
@@ -209,11 +203,7 @@ BACKWARD |= {"Hund": {"dog", "hound"}, "groß": {"great"}}
         ("tomcat", "Kater", []),  # and forward must hold it
         ("dog", "Hund", [(0, 0)]),
         ("big", "groß", []),  # the way back does not hold `big`
-        (
-            "great big",
-            "groß",
-            [],
-        ),  # the only word that translates `groß` is `great`, which stands elsewhere
+        ("great big", "groß", []),  # the only word that translates `groß` is `great`, which stands elsewhere
         ("Cat", "Katze", []),  # case is not folded
         ("cat", "katze", []),
         ("the", "der die", []),
@@ -239,29 +229,19 @@ def slow_dictionary_links(source, target, forward, backward):
 
 @pytest.mark.parametrize("turned_round", [True, False])
 def test_dictionary_links_agree_with_the_three_conditions_read_aloud(turned_round):
-    """Whether the way back is the dictionary turned round, as in a run, or another one."""
     rng, linked = random.Random(1), 0
     english, other = list("abcdefgh"), list("ABCDEFGH")
-    for _ in range(1500):
+    for _ in range(3000):
         entries = [(rng.choice(english), rng.choice(other)) for _ in range(rng.randint(0, 12))]
-        back = (
-            entries
-            if turned_round
-            else [(rng.choice(english), rng.choice(other)) for _ in range(6)] + entries[:6]
-        )
+        back = entries if turned_round else [(rng.choice(english), rng.choice(other)) for _ in range(6)] + entries[:6]
         forward = {word: {b for a, b in entries if a == word} for word, _ in entries}
         backward = {word: {a for a, b in back if b == word} for _, word in back}
-        source, target = (
-            rng.choices(english, k=rng.randint(0, 8)),
-            rng.choices(other, k=rng.randint(0, 8)),
-        )
+        source, target = rng.choices(english, k=rng.randint(0, 8)), rng.choices(other, k=rng.randint(0, 8))
         expected = slow_dictionary_links(source, target, forward, backward)
         assert af.dictionary_links(source, target, forward, backward) == expected
-        assert (
-            af.one_to_one(expected, source, target) == expected
-        )  # nothing ambiguous: one-to-one already
+        assert af.one_to_one(expected, source, target) == expected  # nothing ambiguous: one-to-one already
         linked += len(expected)
-    assert linked > 100
+    assert linked > 200
 
 
 def test_looking_for_links_adds_no_word_to_a_dictionary(tmp_path):
@@ -280,7 +260,7 @@ def write(path: Path, *lines: str) -> Path:
     return path
 
 
-def test_the_way_back_is_the_dictionary_turned_round(tmp_path):
+def test_the_dictionary_is_read_and_turned_round(tmp_path):
     write(tmp_path / "dictionary/en-de.txt", "cat Katze", "cat Kater", "tomcat Kater", "dog\tHund")
     forward, backward = af.read_dictionary("de", tmp_path)
     assert forward == {"cat": {"Katze", "Kater"}, "tomcat": {"Kater"}, "dog": {"Hund"}}
@@ -289,23 +269,27 @@ def test_the_way_back_is_the_dictionary_turned_round(tmp_path):
 
 def test_parallel_text_is_read_line_by_line_in_order(tmp_path):
     write(tmp_path / "parallel/en-de.tsv", "A cat .\tEine Katze .", "Yes\t", "Two words\tzwei Wörter")
-    write(tmp_path / "parallel/en-de.dev.tsv", "other text\tanderer Text")
-    text = [(0, "A cat .", "Eine Katze ."), (1, "Yes", ""), (2, "Two words", "zwei Wörter")]
+    text = [("A cat .", "Eine Katze ."), ("Yes", ""), ("Two words", "zwei Wörter")]
     assert list(af.parallel_text("de", tmp_path)) == text
-    assert list(af.parallel_text("de", tmp_path, "dev")) == [(0, "other text", "anderer Text")]
+    write(tmp_path / "parallel/en-de.dev.tsv", "Other\tAnderes")
+    assert list(af.parallel_text("de", tmp_path, "dev")) == [("Other", "Anderes")]
+    path = tmp_path / "parallel/en-de.tsv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert list(af.parallel_text("de", tmp_path)) == text
 
 
 def test_pharaoh_links_are_read_one_sentence_pair_a_line(tmp_path):
     path = write(tmp_path / "en-de.txt", "0-0 1-2", "", "10-3", " 2-1  0-0 ")
-    assert af.read_pharaoh(path) == [[(0, 0), (1, 2)], [], [(10, 3)], [(2, 1), (0, 0)]]
+    text = [(["word"] * 11, ["Wort"] * 4)] * 5
+    links = [[(0, 0), (1, 2)], [], [(10, 3)], [(2, 1), (0, 0)]]
+    assert af.read_pharaoh(path, iter(text[:4])) == links
+    assert af.read_pharaoh(path, iter(text), whole_text=False) == links
 
 
 # ------------------------------------------------------------------------------------------------- shuffle, interleave
 
 
-@pytest.mark.parametrize(
-    "count, size", [(0, 5), (1, 5), (5, 5), (6, 5), (100, 1), (100, 7), (100, 99), (100, 1000)]
-)
+@pytest.mark.parametrize("count, size", [(0, 5), (1, 5), (5, 5), (6, 5), (100, 1), (100, 7), (100, 99), (100, 1000)])
 def test_shuffling_is_a_permutation_that_depends_on_the_seed_alone(count, size):
     first = list(af.shuffled(range(count), "31 de", size))
     assert sorted(first) == list(range(count))
@@ -326,9 +310,7 @@ def test_no_item_overtakes_more_items_than_the_buffer_holds(size):
 
 
 def test_the_first_items_out_may_be_any_of_the_buffer():
-    firsts = [
-        list(itertools.islice(af.shuffled(itertools.count(), str(seed), 8), 2)) for seed in range(200)
-    ]
+    firsts = [list(itertools.islice(af.shuffled(itertools.count(), str(seed), 8), 2)) for seed in range(200)]
     assert {first for first, _ in firsts} == set(range(8))
     assert {second for _, second in firsts} == set(range(9))
 
@@ -355,27 +337,19 @@ def data_dir(tmp_path) -> Path:
     """Two languages: 12 sentence pairs that the dictionary links, in a single place, and 5 that it does not."""
     for lang in ("de", "fi"):
         numbers = range(LINKED)
-        write(
-            tmp_path / f"dictionary/en-{lang}.txt", *(f"word{k} {lang}{k}" for k in numbers), "same same"
-        )
-        lines = (
-            [f"say word{k} OK\tOK {lang}{k} !" for k in numbers]
-            + ["same\tsame"] * 2
-            + ["none\tkeins"] * 3
-        )
+        write(tmp_path / f"dictionary/en-{lang}.txt", *(f"word{k} {lang}{k}" for k in numbers), "same same")
+        lines = [f"say word{k} OK\tOK {lang}{k} !" for k in numbers] + ["same\tsame"] * 2 + ["none\tkeins"] * 3
         random.Random(lang).shuffle(lines)
         write(tmp_path / f"parallel/en-{lang}.tsv", *lines)
     return tmp_path
 
 
-def stream(
-    language: str, aligner: str, data_dir: Path | None, seed: int, **options
-) -> Iterator[af.Pair]:
-    return af.linked_pairs(language, *af.linker(language, aligner, data_dir, **options), seed)
+def stream(lang: str, aligner: str, folder: Path | None, seed: int) -> Iterator[af.Pair]:
+    return af.linked_pairs(lang, *af.linker(lang, aligner, folder), seed)
 
 
-def take(count: int, *args, **options) -> list[af.Pair]:
-    return list(itertools.islice(stream(*args, **options), count))
+def take(count: int, *args) -> list[af.Pair]:
+    return list(itertools.islice(stream(*args), count))
 
 
 def test_a_pair_holds_the_words_and_links_of_its_sentences(data_dir):
@@ -397,14 +371,12 @@ def test_sentence_pairs_without_a_link_are_skipped_and_counted(data_dir):
     for readings in range(1, 5):
         pairs = take(readings * LINKED, "de", "dictionary", data_dir, 31)
         skipped = sum(pair.skipped for pair in pairs)
-        assert (
-            (readings - 1) * UNLINKED <= skipped <= readings * UNLINKED
-        )  # some may follow the last pair
+        assert (readings - 1) * UNLINKED <= skipped <= readings * UNLINKED  # some may follow the last pair
     write(data_dir / "parallel/en-de.tsv", "nothing\tnichts", "word1\tde1", "nothing\tnichts")
     pairs = take(200, "de", "dictionary", data_dir, 31)
     assert pairs[0].skipped in (0, 1, 2)
-    skipped = {pair.skipped for pair in pairs[1:]}
-    assert skipped == {0, 1, 2, 3, 4}  # what followed the pair before, and what precedes it
+    # what followed the pair before, and what precedes it
+    assert {pair.skipped for pair in pairs[1:]} == {0, 1, 2, 3, 4}
     assert 2 * 199 <= sum(pair.skipped for pair in pairs) <= 2 * 200
 
 
@@ -430,16 +402,13 @@ def test_pairs_are_aligned_only_when_they_are_needed(data_dir, monkeypatch):
     pairs = stream("de", "dictionary", data_dir, 31)
     assert not aligned
     list(itertools.islice(pairs, 100))
-    assert 100 <= len(aligned) <= 164
+    assert 100 <= len(aligned) <= 132
 
 
 def test_a_stream_from_the_hub_is_read_no_further_than_the_buffer_and_what_is_used(monkeypatch):
     read = itertools.count()
-    lines = (af.Line(k, f"word {k}", "Wort") for k in read)
-    monkeypatch.setattr(af, "parallel_text", lambda language, folder, part: lines)
-    monkeypatch.setattr(
-        af, "read_dictionary", lambda language, folder: ({"word": {"Wort"}}, {"Wort": {"word"}})
-    )
+    monkeypatch.setattr(af, "parallel_text", lambda *where: ((f"word {k}", "Wort") for k in read))
+    monkeypatch.setattr(af, "read_dictionary", lambda language, folder: ({"word": {"Wort"}}, {"Wort": {"word"}}))
     assert len(take(100, "de", "dictionary", None, 31)) == 100
     assert next(read) <= 10_000 + 2 * 100
 
@@ -460,22 +429,8 @@ def test_links_of_pharaoh_files_are_held_to_the_same_rules(data_dir, tmp_path):
     write(data_dir / "parallel/en-de.tsv", *text)
     folder = write(tmp_path / "links/en-de.txt", "0-0 1-1", "0-0 1-1", "0-0 1-0", "").parent
     pairs = take(40, "de", str(folder), data_dir, 31)
-    assert {(pair.source[1], tuple(pair.links)) for pair in pairs} == {
-        ("cat", ((0, 0), (1, 1))),
-        ("OK", ((0, 0),)),
-    }
+    assert {(pair.source[1], tuple(pair.links)) for pair in pairs} == {("cat", ((0, 0), (1, 1))), ("OK", ((0, 0),))}
     assert 2 * 19 <= sum(pair.skipped for pair in pairs) <= 2 * 20
-
-
-@pytest.mark.parametrize(
-    "links, message",
-    [(["0-0"], "1 lines of links"), (["0-0"] * 3, "3 lines of links"), (["0-0", "1-0"], "en-de.txt:2:")],
-)
-def test_pharaoh_files_that_do_not_fit_the_text_are_an_error_at_once(data_dir, tmp_path, links, message):
-    write(data_dir / "parallel/en-de.tsv", "cat\tKatze", "dog\tHund")
-    folder = write(tmp_path / "links/en-de.txt", *links).parent
-    with pytest.raises(af.UserError, match=message):
-        take(2, "de", str(folder), data_dir, 31)
 
 
 @pytest.mark.parametrize("aligner", ["dictionary", "pharaoh"])
@@ -488,49 +443,19 @@ def test_thai_words_come_from_the_target_side_of_the_dictionary(tmp_path, aligne
     assert pair == ("th", ["I", "love", "you"], ["ฉั", "น", "รัก", "เธอ"], [(1, 2), (2, 3)], 0, 1)
 
 
-def test_a_text_without_any_link_is_an_error_instead_of_an_endless_search(data_dir):
+def test_a_text_without_any_link_is_an_error_not_an_endless_search(data_dir):
     write(data_dir / "parallel/en-de.tsv", "none\tkeins", "same\tsame")
     with pytest.raises(af.UserError, match="en-de"):
-        take(1, "de", "dictionary", data_dir, 31)
-
-
-def test_a_limit_and_the_dev_part_choose_the_lines_that_are_linked(data_dir):
-    write(data_dir / "parallel/en-de.dev.tsv", "word1\tde1", "word2\tde2", "word3\tde3")
-    pairs = take(20, "de", "dictionary", data_dir, 31, limit=2, part="dev")
-    assert sorted(pair.source for pair in pairs) == [["word1"]] * 10 + [["word2"]] * 10
-
-
-# ------------------------------------------------------------------------------------------------------ plain sentences
-
-
-def sentences(count: int, *args) -> list[af.Pair]:
-    return list(itertools.islice(af.sentence_pairs(*args), count))
-
-
-def test_sentence_pairs_are_whole_sentences_endless_and_in_another_order_each_time(data_dir):
-    text = [(line.english, line.translation) for line in af.parallel_text("de", data_dir)]
-    pairs = sentences(2 * len(text), "de", data_dir, None, 31)
-    assert sentences(2 * len(text), "de", data_dir, None, 31) == pairs
-    readings = [[pair[1:3] for pair in pairs if pair.reading == reading] for reading in (1, 2)]
-    assert all(sorted(reading) == sorted(text) != reading for reading in readings)
-    assert readings[0] != readings[1]
-
-
-def test_without_a_seed_sentence_pairs_come_once_in_order_up_to_the_limit(data_dir):
-    text = [(line.english, line.translation) for line in af.parallel_text("de", data_dir)]
-    assert [pair[1:3] for pair in sentences(99, "de", data_dir, None, None)] == text
-    assert [pair[1:3] for pair in sentences(99, "de", data_dir, 3, None)] == text[:3]
-    write(data_dir / "parallel/en-de.dev.tsv", "other\tanderes")
-    assert sentences(99, "de", data_dir, 3, None, "dev") == [("de", "other", "anderes", [], 0, 1)]
+        next(stream("de", "dictionary", data_dir, 31))
 
 
 # --------------------------------------------------------------------------------------------------------- real data
 
 DATA = os.environ.get("ALIGNFREEZE_DATA")
 real_data = pytest.mark.skipif(
-    not DATA,
-    reason="ALIGNFREEZE_DATA names no folder with real dictionary/, parallel/ and goldalign/ to measure on",
+    not DATA, reason="ALIGNFREEZE_DATA names no folder with real dictionary/, parallel/ and goldalign/ to measure on"
 )
+dictionary = functools.cache(lambda lang: af.read_dictionary(lang, Path(DATA)))
 FLOORS = {  # precision, recall of the dictionary aligner on gold word alignments, to two decimals
     "fr": (0.96, 0.28), "es": (0.98, 0.26), "ru": (0.96, 0.18), "hu": (0.91, 0.15), "bg": (0.92, 0.18),
     "it": (0.97, 0.21), "sl": (0.97, 0.13),
@@ -540,7 +465,7 @@ FLOORS = {  # precision, recall of the dictionary aligner on gold word alignment
 @real_data
 @pytest.mark.parametrize("lang", FLOORS)
 def test_dictionary_links_are_right_and_not_too_few_on_gold_alignments(lang):
-    forward, backward = af.read_dictionary(lang, Path(DATA))
+    forward, backward = dictionary(lang)
     (path,) = (Path(DATA) / "goldalign").glob(f"en-{lang}.*.tsv")
     counts = Counter()
     for line in path.read_text("utf-8").splitlines():
@@ -548,32 +473,24 @@ def test_dictionary_links_are_right_and_not_too_few_on_gold_alignments(lang):
         source, target = source.split(), target.split()
         sure = {tuple(map(int, link.split("-"))) for link in gold.split() if "-" in link}
         possible = {tuple(map(int, link.split("p"))) for link in gold.split() if "p" in link} | sure
-        links = set(
-            af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target)
-        )
-        counts.update(
-            links=len(links), right=len(links & possible), sure=len(sure), found=len(links & sure)
-        )
+        links = set(af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target))
+        counts.update(links=len(links), right=len(links & possible), sure=len(sure), found=len(links & sure))
     precision, recall = counts["right"] / counts["links"], counts["found"] / counts["sure"]
-    assert (round(precision, 2) >= FLOORS[lang][0], round(recall, 2) >= FLOORS[lang][1]) == (
-        True,
-        True,
-    ), (precision, recall)
+    assert round(precision, 2) >= FLOORS[lang][0]
+    assert round(recall, 2) >= FLOORS[lang][1]
 
 
 def link_rate(lang: str, splitter) -> float:
     """The share of the first 1,000 sentence pairs that the dictionary links somewhere."""
-    forward, backward = af.read_dictionary(lang, Path(DATA))
-    vocabulary, linked = frozenset().union(*forward.values()), 0
-    for _, english, other in itertools.islice(af.parallel_text(lang, Path(DATA)), 1000):
-        source, target = af.split_words(english, "en"), splitter(other, vocabulary)
-        linked += bool(
-            af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target)
-        )
+    forward, backward = dictionary(lang)
+    linked = 0
+    for english, other in itertools.islice(af.parallel_text(lang, Path(DATA)), 1000):
+        source, target = af.split_words(english, "en"), splitter(other, backward)
+        linked += bool(af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target))
     return linked / 1000
 
 
-SPACED = "bg de el fa fr hi lv sv"
+SPACED = "bg de el fa fr hi lv sk"
 RATES = dict.fromkeys(SPACED.split(), 0.90)
 RATES |= {"zh": 0.70, "ja": 0.80, "th": 0.85}
 
@@ -581,9 +498,7 @@ RATES |= {"zh": 0.70, "ja": 0.80, "th": 0.85}
 @real_data
 @pytest.mark.parametrize("lang", RATES)
 def test_the_dictionary_links_most_sentence_pairs(lang):
-    assert (
-        link_rate(lang, lambda text, vocabulary: af.split_words(text, lang, vocabulary)) >= RATES[lang]
-    )
+    assert link_rate(lang, lambda text, vocabulary: af.split_words(text, lang, vocabulary)) >= RATES[lang]
 
 
 @real_data
