@@ -2,21 +2,30 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import toy_world
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import alignfreeze as af
 
 TARGETS = [code for code in toy_world.LANGUAGES if code != "en"]
+SPLITS = ("train", "valid", "test")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
-    toy_world.build_data(folder)
-    return folder / "data"
+@pytest.fixture
+def data(world) -> Path:
+    return world / "data"
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").splitlines()
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in lines(path)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -26,8 +35,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(data, tmp_path):
     for seed in (0, 1):
         toy_world.build_data(tmp_path / str(seed), seed)
-    assert files(tmp_path / "0" / "data") == files(data)
-    assert files(tmp_path / "1" / "data") != files(data)
+    same, other = (files(tmp_path / seed / "data") for seed in "01")
+    assert same == files(data)
+    assert other.keys() == same.keys()
+    assert all(other[name] != same[name] for name in same)
 
 
 @pytest.mark.parametrize("language", TARGETS)
@@ -70,18 +81,91 @@ def test_treebanks_load_and_some_words_are_in_ranges(data, language):
 
 @pytest.mark.parametrize("language", toy_world.LANGUAGES)
 def test_answers_stand_where_they_are_said_to(data, language):
-    for _, line in af.read_lines(data / "xquad" / language / "test.jsonl"):
-        example = json.loads(line)
+    for example in rows(data / "xquad" / language / "test.jsonl"):
         for text, start in zip(example["answers"]["text"], example["answers"]["answer_start"]):
             assert text and example["context"][start : start + len(text)] == text
 
 
 @pytest.mark.parametrize("language", toy_world.LANGUAGES)
 def test_entities_are_well_formed_and_labels_are_in_range(data, language):
-    for _, line in af.read_lines(data / "wikiann" / language / "test.jsonl"):
-        example = json.loads(line)
-        tags = " ".join(toy_world.NER_TAGS[tag] for tag in example["ner_tags"])
-        assert len(example["tokens"]) == len(example["ner_tags"])
-        assert re.fullmatch(r"((O|B-(\w+)( I-\3)*)( |$))*", tags)
-    labels = [json.loads(line)["label"] for _, line in af.read_lines(data / "xnli" / language / "test.jsonl")]
-    assert set(labels) == {0, 1, 2}
+    wikiann = rows(data / "wikiann" / language / "test.jsonl")
+    tagged = [(row["tokens"], [toy_world.NER_TAGS[tag] for tag in row["ner_tags"]]) for row in wikiann]
+    for split in ("train", "dev", "test"):
+        tagged += [(row["tokens"], row["tags"]) for row in rows(data / "uner" / language / f"{split}.jsonl")]
+    for tokens, tags in tagged:
+        assert len(tokens) == len(tags)
+        assert re.fullmatch(r"((O|B-(PER|ORG|LOC)( I-\3)*)( |$))*", " ".join(tags))
+    assert {tag for _, tags in tagged for tag in tags} == {*toy_world.NER_TAGS}
+    assert {row["label"] for row in rows(data / "xnli" / language / "test.jsonl")} == {0, 1, 2}
+
+
+def first_place(words: list[str], phrase: list[str], start: int) -> int:
+    """Where the phrase stands in the words, at `start` or later; -1 if it does not."""
+    places = range(start, len(words) - len(phrase) + 1)
+    return next((i for i in places if words[i : i + len(phrase)] == phrase), -1)
+
+
+@pytest.mark.parametrize("task", ["xsid", "massive"])
+@pytest.mark.parametrize("language", toy_world.LANGUAGES)
+def test_slots_are_words_of_their_text_in_order(data, task, language):
+    examples = [row for split in SPLITS for row in rows(data / task / language / f"{split}.jsonl")]
+    for example in examples:
+        words, start = example["text"].split(), 0
+        for slot in example["slots"]:
+            phrase = slot["value"].split()
+            place = first_place(words, phrase, start)
+            assert phrase and place >= 0, example
+            start = place + len(phrase)
+    counts = Counter(len(example["slots"]) for example in examples)
+    assert counts[0] > 0.03 * len(examples) and len(counts) > 3
+    types = {slot["type"] for example in examples for slot in example["slots"]}
+    assert {"time", "food", "tool", "person", "place"} <= types
+
+
+@pytest.mark.parametrize("task", ["xsid", "massive"])
+@pytest.mark.parametrize("language", TARGETS)
+def test_slots_are_parallel_and_no_command_is_in_two_splits(data, task, language):
+    seen = set()
+    for split in SPLITS:
+        english, other = (rows(data / task / code / f"{split}.jsonl") for code in ("en", language))
+        assert len(english) == len(other) == toy_world.GENERATION_SIZES[split]
+        for pair in zip(english, other):
+            one, two = (sorted(slot["type"] for slot in row["slots"]) for row in pair)
+            assert one == two
+        texts = {row["text"] for row in english}
+        assert len(texts) == len(english) and not texts & seen
+        seen |= texts
+
+
+@pytest.mark.parametrize("language", TARGETS)
+def test_translations_go_both_ways_and_none_is_in_the_parallel_text(data, language):
+    parallel = {line.split("\t")[0] for code in TARGETS for line in lines(data / f"parallel/en-{code}.tsv")}
+    for split in SPLITS:
+        there = [line.split("\t") for line in lines(data / f"translation/en-{language}/{split}.tsv")]
+        back = [line.split("\t") for line in lines(data / f"translation/{language}-en/{split}.tsv")]
+        assert there == [pair[::-1] for pair in back]
+        assert len(there) == toy_world.GENERATION_SIZES[split]
+        assert not parallel & {english for english, _ in there}
+    dev = [line.split("\t") for line in lines(data / f"parallel/en-{language}.dev.tsv")]
+    assert len(dev) == toy_world.DEV_SIZE and all(len(pair) == 2 for pair in dev)
+    assert not parallel & {english for english, _ in dev}
+
+
+def test_held_out_pairs_have_the_same_english_in_all_languages(data):
+    english = [[line.split("\t")[0] for line in lines(data / f"parallel/en-{code}.dev.tsv")] for code in TARGETS]
+    assert english[0] == english[1] == english[2]
+
+
+def test_the_decoder_generates_and_its_tokenizer_is_that_of_a_llama(world, data):
+    tokenizer = AutoTokenizer.from_pretrained(world / "models/llama")
+    decoder = AutoModelForCausalLM.from_pretrained(world / "models/llama")
+    for language in toy_world.LANGUAGES:
+        text = rows(data / "xsid" / language / "test.jsonl")[0]["text"]
+        inputs = tokenizer(text, return_tensors="pt")
+        ids = inputs["input_ids"][0].tolist()
+        assert ids[0] == tokenizer.bos_token_id and ids[-1] != tokenizer.eos_token_id
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        output = decoder.generate(**inputs, max_new_tokens=3, do_sample=False)
+        assert output.shape[1] > len(ids)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    assert len(special) == 4 and None not in special
