@@ -1187,6 +1187,8 @@ def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
 
     Beyond the diagonal a number of positions is negative, and unsigned there. The fitted tension rests on both slips.
     """
+    if not m:  # no words
+        return np.ones(0)
     i = np.arange(1, m + 1)
     floor = i * m // n
     ratio = math.exp(-tension / m)
