@@ -132,7 +132,7 @@ def measure(steps: dict[str, Callable], rounds: int, device: torch.device) -> di
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
 
 
 def forget_peak(device: torch.device) -> None:
@@ -153,10 +153,17 @@ def peak(device: torch.device) -> float:
 
 def alone(function: Callable, *args: object) -> list:
     """What a function of this file returns in a process of its own, for memory is a process's."""
-    code = f"import json, sys; sys.path[:0] = [{str(ROOT / 'tests')!r}]; import bench; "
+    code = f"import json, sys; sys.path[:0] = [{str(ROOT / 'tests')!r}]; import bench; bench.quiet(); "
     code += f"print(json.dumps(bench.{function.__name__}(*{args!r})))"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def quiet() -> None:
+    af.transformers.utils.logging.set_verbosity_error()
+    af.transformers.utils.logging.disable_progress_bar()
 
 
 def show(title: str, rows: dict[str, object], unit: float | None = None) -> None:
@@ -215,14 +222,16 @@ def steps_table(name, model, tokenizer, pairs, features, device, rounds, loops=F
     for spec in ("front", "back", f"emb,0-{model.config.num_hidden_layers // 2 - 1}"):
         steps[f"alignment, {spec} frozen"] = steps_of(*given, spec)[0]
     steps["alignment, bf16"], steps["fine-tuning, bf16"] = steps_of(*given, precision="bf16")
-    if loops:
-        steps["alignment, loss by loops over words"] = with_loops(steps["alignment"])
     for fused in (True, False):
         model.zero_grad()
         steps["fine-tuning"]()
         adam = torch.optim.Adam(model.parameters(), 1e-9, fused=fused)
         steps[f"Adam, {'fused' if fused else 'the default'}"] = adam.step
     seconds = measure(steps, rounds, device)
+    if loops:  # measured once, for it takes as long as all the others
+        seconds |= measure(
+            {"alignment, loss by loops over words": with_loops(steps["alignment"])}, 0, device
+        )
     title = f"{name}, {model.num_parameters() / 1e6:.0f}M parameters, float32"
     show(title, seconds, seconds["plain pass over the padded batch"])
     return seconds
@@ -258,7 +267,7 @@ def shares_table(features: list[dict]) -> None:
     show("useful of computed subwords", rows)
 
 
-def waiting_table(model, tokenizer, pairs: Iterator, device, steps: int = 12) -> None:
+def waiting_table(model, tokenizer, pairs: Iterator, device, steps: int = 8) -> None:
     """How long a step of alignment waits for its batch, made before or after the step before it ends."""
     rows, how = {}, af.Alignment()
     for name, early in (("made when it is needed", False), ("made ahead, by a thread", True)):
@@ -341,7 +350,9 @@ def encoders(args: argparse.Namespace, device: torch.device) -> None:
     else:
         model = build(SMALL, device)
     name = Path(args.model or "a small BERT").name
-    seconds = steps_table(name, model, tokenizer, chunk, examples, device, args.rounds, loops=True)
+    seconds = steps_table(
+        name, model, tokenizer, chunk, examples, device, args.rounds, loops=args.rounds > 1
+    )
     shares_table(features)
     waiting_table(model, tokenizer, pairs, device)
     if args.model:
@@ -455,6 +466,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    af.transformers.utils.logging.set_verbosity_error()
-    af.transformers.utils.logging.disable_progress_bar()
+    quiet()
     main()
