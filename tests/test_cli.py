@@ -376,7 +376,8 @@ BASES = ("--aligner awesome", "--method mid-align --strategy front", "--method m
          "--strategy baseline", "--method mid-align --strategy baseline --probe", "--unit sentence",
          "--schedule alternate", "--model meta-llama/Meta-Llama-3-8B-Instruct --task massive --seed 1",
          "--model meta-llama/Meta-Llama-3-8B-Instruct --task massive --seed 1 --strategy baseline",
-         "--method mid-align --strategy baseline --model m --task udpos --seed 31", "--strategy baseline --model m")  # fmt: skip
+         "--method mid-align --strategy baseline --model m --task udpos --seed 31",
+         "--strategy baseline --model m")  # fmt: skip
 
 
 def test_two_different_runs_never_share_a_record(name_of):
@@ -831,7 +832,8 @@ HEADS = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
 OTHERS = {  # small random models of other kinds: options of the configuration, what the refusal names ("": it runs)
     "albert": (SIZES | {"embedding_size": 8}, "no list of 2 layers"),
     "squeezebert": (SIZES | {"embedding_size": 16, "q_groups": 1, "k_groups": 1, "v_groups": 1,
-                             "post_attention_groups": 1, "intermediate_groups": 1, "output_groups": 1}, "does not run here"),
+                             "post_attention_groups": 1, "intermediate_groups": 1, "output_groups": 1},
+                    "does not run here"),
     "ibert": (SIZES, "does not run here"),
     "nystromformer": (SIZES | {"num_landmarks": 4, "segment_means_seq_len": 512}, "does not run here"),
     "deberta-v2": (SIZES | {"relative_attention": True, "position_buckets": 8}, ""),
