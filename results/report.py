@@ -26,8 +26,16 @@ PAPER = Path(__file__).resolve().parent / "paper.csv"
 RUN = ["model", "task", "schedule", "aligner", "strategy", "seed"]  # what names a run
 VALUE = ["kind", "name", "language", "x", "value"]  # x: step of a loss, layer of the probe
 ROW = ["model", "task", "row"]
-COLORS = {"baseline": "#222222", "full": "#0072B2", "front": "#D55E00", "back": "#009E73", "mean": "black"}
-ELSEWHERE = "languages data_dir probe realign_cache out device overwrite fingerprint".split()  # no settings
+COLORS = {
+    "baseline": "#222222",
+    "full": "#0072B2",
+    "front": "#D55E00",
+    "back": "#009E73",
+    "mean": "black",
+}
+ELSEWHERE = (
+    "languages data_dir probe realign_cache out device overwrite fingerprint".split()
+)  # no settings
 LEGEND = """Percent, mean ± sample deviation over seeds; change against the baseline, ▲ ▼ if by more than
 one standard deviation (the larger of the two), · if by less; languages up/down by as much. Averages
 leave out the source language and those that a run of the row lacks. Layer 0 is the embeddings.
@@ -42,7 +50,12 @@ def parse(record: dict) -> dict:
     settings, values = {}, []
     for key, found in pd.json_normalize(record, sep="\t").to_dict("records")[0].items():
         match key.split("\t"):
-            case ["config", flag] if flag not in [*RUN, *ELSEWHERE] and found not in (None, False, "", []):
+            case ["config", flag] if flag not in [*RUN, *ELSEWHERE] and found not in (
+                None,
+                False,
+                "",
+                [],
+            ):
                 parts = found if isinstance(found, list) else [found]
                 settings[flag] = " ".join(map(str, parts))
             case ["scores", language, metric]:
@@ -398,9 +411,15 @@ def write(file: Path, text: str, made: dict) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns 0, or 2 if an argument has no record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("paths", nargs="*", type=Path, default=[PAPER.parent / "runs"], metavar="FOLDER or FILE")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write this Markdown file, with figures beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "paths", nargs="*", type=Path, default=[PAPER.parent / "runs"], metavar="FOLDER or FILE"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="write this Markdown file, with figures beside it"
+    )
     args = parser.parse_args(argv)
     made = {} if args.write and importlib.util.find_spec("matplotlib") else None
     if args.write and made is None:
@@ -413,7 +432,9 @@ def main(argv: list[str] | None = None) -> int:
     for folder, runs in folders.items():
         if runs:
             data = frame(runs)
-            texts.append(report(str(folder), data if folder.suffix == ".csv" else add_published(data), made))
+            texts.append(
+                report(str(folder), data if folder.suffix == ".csv" else add_published(data), made)
+            )
     if any(found):
         print("\n\n".join(texts))
     try:
@@ -426,5 +447,7 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")
-    signal.signal(getattr(signal, "SIGPIPE", signal.SIGTERM), signal.SIG_DFL)  # so that `| head` ends it quietly
+    signal.signal(
+        getattr(signal, "SIGPIPE", signal.SIGTERM), signal.SIG_DFL
+    )  # so that `| head` ends it quietly
     sys.exit(main())

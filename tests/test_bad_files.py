@@ -20,7 +20,11 @@ WORD = "1\tAnn\t_\tPROPN\t_\t_\t_\t_\t_\t_"
 ROWS = {
     "wikiann": {"tokens": ["Ann", "left"], "ner_tags": [1, 0]},
     "xnli": {"premise": "A cat.", "hypothesis": "A dog.", "label": 2},
-    "xquad": {"question": "Who?", "context": "The cat.", "answers": {"text": ["cat"], "answer_start": [4]}},
+    "xquad": {
+        "question": "Who?",
+        "context": "The cat.",
+        "answers": {"text": ["cat"], "answer_start": [4]},
+    },
     "massive": {"text": "wake me at five", "slots": [{"type": "time", "value": "five"}]},
     "xsid": {"text": "wake me at five", "slots": [{"type": "time", "value": "five"}]},
     "uner": {"tokens": ["Ann", "left"], "tags": ["B-PER", "O"]},
@@ -69,9 +73,29 @@ def bad_lines() -> Iterator[tuple[str, str]]:
                 yield kind, json.dumps(changed(kind, **{name: value}))
     for kind, word in {"xnli": "dog", "wikiann": "Ann", "massive": "wake", "uner": "Ann"}.items():
         yield kind, json.dumps(ROWS[kind]).replace(word, r"\ud800")  # half of a pair of surrogates
-    for tags in ([7, 0], [-1, 0], [1], [1, 0, 0], ["1", 0], [], [1.0, 0], [None, 0], [[1], 0], [True, 0]):
+    for tags in (
+        [7, 0],
+        [-1, 0],
+        [1],
+        [1, 0, 0],
+        ["1", 0],
+        [],
+        [1.0, 0],
+        [None, 0],
+        [[1], 0],
+        [True, 0],
+    ):
         yield "wikiann", json.dumps(changed("wikiann", ner_tags=tags))
-    for tags in (["B-PER"], ["B-PER", "O", "O"], ["PER", "O"], [1, 0], [None, "O"], [["O"], "O"], "BO", []):
+    for tags in (
+        ["B-PER"],
+        ["B-PER", "O", "O"],
+        ["PER", "O"],
+        [1, 0],
+        [None, "O"],
+        [["O"], "O"],
+        "BO",
+        [],
+    ):
         yield "uner", json.dumps(changed("uner", tags=tags))
     for kind in ("wikiann", "uner"):
         for tokens in (["Ann", 3], ["Ann"], "An", []):
@@ -219,7 +243,16 @@ def test_a_run_ends_before_any_training(world, broken, tmp_path, capsys, case):
     path.unlink()
     if content is not None:
         path.write_text(content)
-    argv = ["--model", world / "models/bert", "--data-dir", broken, "--task", task, "--out", tmp_path / "out"]
+    argv = [
+        "--model",
+        world / "models/bert",
+        "--data-dir",
+        broken,
+        "--task",
+        task,
+        "--out",
+        tmp_path / "out",
+    ]
     argv += "--languages qaa --realign-languages qaa --epochs 1 --realign-steps 2 --device cpu".split()
     assert af.main([*map(str, argv), "--limit-train", "64", "--limit-test", "10"]) == 2
     out, err = capsys.readouterr()

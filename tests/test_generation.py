@@ -33,7 +33,14 @@ def random_example(rng: random.Random, language: str) -> dict:
         size = rng.randint(1, 3)
         value = space.join(words[at : at + size])
         if rng.random() < 0.4:
-            slots.append({"type": rng.choice(TYPES[:2]), "value": value, "at": at, "size": len(words[at : at + size])})
+            slots.append(
+                {
+                    "type": rng.choice(TYPES[:2]),
+                    "value": value,
+                    "at": at,
+                    "size": len(words[at : at + size]),
+                }
+            )
         at += size
     return {"language": language, "text": space.join(words), "slots": slots, "words": words}
 
@@ -44,7 +51,9 @@ def in_order(example: dict) -> bool:
     for slot in example["slots"]:
         words = example["words"]
         places = [
-            k for k in range(at, len(words)) if words[k : k + slot["size"]] == words[slot["at"] :][: slot["size"]]
+            k
+            for k in range(at, len(words))
+            if words[k : k + slot["size"]] == words[slot["at"] :][: slot["size"]]
         ]
         if not places or places[0] != slot["at"]:
             return False
@@ -63,7 +72,10 @@ def random_output(rng: random.Random, example: dict) -> str:
             phrase = rng.choice((phrase, phrase.upper(), phrase.lower(), "nowhere", ""))
             parts.insert(rng.randint(0, len(parts)), f"{rng.choice(TYPES)}: {phrase}")
         if rng.random() < 0.2:
-            parts.insert(rng.randint(0, len(parts)), rng.choice(("time", "time five", "time: five: six", "", "none")))
+            parts.insert(
+                rng.randint(0, len(parts)),
+                rng.choice(("time", "time five", "time: five: six", "", "none")),
+            )
     output = "; ".join(parts) or rng.choice(("None", "none", "NONE", "", "time:five"))
     return rng.choice(("", " ", "\n")) + output + rng.choice(("", " ", "\ntime: five", "\n\nInput: x"))
 
@@ -138,7 +150,10 @@ def test_slots_are_scored_as_a_slow_reader_of_the_rules_does():
             gold, found = slow_slots(gold_of(example)), slow_slots(slow_tags(example, output))
             same, size = same + len(gold & found), size + len(gold) + len(found)
         expected = 2 * same / size if size else 0
-        assert af.score_slots(examples, outputs)["f1"] == pytest.approx(expected, abs=1e-12), (examples, outputs)
+        assert af.score_slots(examples, outputs)["f1"] == pytest.approx(expected, abs=1e-12), (
+            examples,
+            outputs,
+        )
         seen.add(round(expected, 3))
         checked += len(examples)
     assert {0, 1} < seen and len(seen) > 30 and checked > 3000
@@ -149,7 +164,10 @@ def test_slots_are_scored_as_seqeval_does():
 
     def bio(tags: list[str | None]) -> list[str]:
         before = [None, *tags[:-1]]
-        return ["O" if tag is None else f"{'I' if tag == last else 'B'}-{tag}" for last, tag in zip(before, tags)]
+        return [
+            "O" if tag is None else f"{'I' if tag == last else 'B'}-{tag}"
+            for last, tag in zip(before, tags)
+        ]
 
     for examples, outputs in random_corpora(300):
         gold = [bio(gold_of(example)) for example in examples]
@@ -182,12 +200,24 @@ def test_scores_of_slots_by_hand(text, slots, output, expected):
 
 def test_japanese_and_chinese_are_counted_in_characters_but_ascii_whole():
     assert af.slot_words("明日New Yorkの5時", "ja") == ["明", "日", "New", "York", "の", "5", "時"]
-    assert score("预订在Thurmont9点的位子", "place: Thurmont; time: 9点", "place: Thurmont; time: 9点", "zh") == (1, 1)
+    assert score(
+        "预订在Thurmont9点的位子", "place: Thurmont; time: 9点", "place: Thurmont; time: 9点", "zh"
+    ) == (1, 1)
     assert score("明日の朝", "date: 明日", "date: 明", "ja") == (0, 0)
 
 
 def test_outputs_that_fit_no_format_are_counted():
-    outputs = ["None", "time: five", "time: five; date: x", "time", "", "time: a: b", "time: x; ", "none\nx", "a:b"]
+    outputs = [
+        "None",
+        "time: five",
+        "time: five; date: x",
+        "time",
+        "",
+        "time: a: b",
+        "time: x; ",
+        "none\nx",
+        "a:b",
+    ]
     assert af.malformed(outputs) == 4
 
 
@@ -198,7 +228,10 @@ def test_names_in_json_are_read_by_their_pattern():
     results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
     perfect = {"f1": 1, "f1_strict": 1}
     assert af.score_names([example], [json.dumps({"Results": results})]) == perfect
-    assert af.score_names([example], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]]) == perfect
+    assert (
+        af.score_names([example], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]])
+        == perfect
+    )
     assert af.score_names([example], [json.dumps({"Results": results[:1]})])["f1"] == 0.5
     assert af.score_names([example], ["nothing"]) == {"f1": 0, "f1_strict": 0}
 
@@ -208,7 +241,9 @@ def test_names_in_json_are_read_by_their_pattern():
 
 def put(path: Path, rows: list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8"
+    )
 
 
 def load(data: Path, task: str, language: str, split: str = "test") -> list[dict]:
@@ -245,11 +280,17 @@ def test_examples_have_an_instruction_an_input_and_a_target_that_scores_1(data, 
         pytest.importorskip("sacrebleu")
     examples = load(data, task, language)
     assert [example["target"] for example in examples] == targets
-    assert all(example["system"] and example["user"] and len(example["system"].split()) <= 30 for example in examples)
+    assert all(
+        example["system"] and example["user"] and len(example["system"].split()) <= 30
+        for example in examples
+    )
     scores = af.TASKS[task].score(examples, targets)
     worst = af.TASKS[task].score(examples, ["?"] * len(targets))
     for metric in scores:
-        assert scores[metric] == pytest.approx(1) or (metric, len(targets)) == ("bleu", 2)  # no four words in a row
+        assert scores[metric] == pytest.approx(1) or (metric, len(targets)) == (
+            "bleu",
+            2,
+        )  # no four words in a row
         assert worst[metric] < 0.1
 
 
@@ -287,7 +328,9 @@ def test_what_sacrebleu_lacks_is_said_before_training(monkeypatch):
 DATA = os.environ.get("ALIGNFREEZE_DATA")
 
 
-@pytest.mark.skipif(not DATA, reason="ALIGNFREEZE_DATA names no folder with real massive/, xsid/ and uner/ to read")
+@pytest.mark.skipif(
+    not DATA, reason="ALIGNFREEZE_DATA names no folder with real massive/, xsid/ and uner/ to read"
+)
 @pytest.mark.parametrize("task, language", [("massive", "fa"), ("xsid", "ja"), ("xsid", "zh"), ("xsid", "ar"),
                                             ("uner", "en"), ("uner", "zh")])  # fmt: skip
 def test_perfect_outputs_of_real_data_score_nearly_1(task, language):
@@ -310,10 +353,14 @@ def decoder_tokenizer(begin: bool, chat: bool, side: str = "right") -> PreTraine
     special = ["<b>", "<e>", "<p>", "<|system|>", "<|user|>", "<|answer|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(["wake me at five am: time", "Input: x\nOutput: time: five am"], trainer)
+    tokenizer.train_from_iterator(
+        ["wake me at five am: time", "Input: x\nOutput: time: five am"], trainer
+    )
     tokenizer.decoder = decoders.ByteLevel()
     if begin:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<b> $A", special_tokens=[("<b>", 0)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<b> $A", special_tokens=[("<b>", 0)]
+        )
     names = {"bos_token": "<b>", "eos_token": "<e>", "pad_token": "<p>", "padding_side": side}
     result = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     result.add_special_tokens({"additional_special_tokens": special[3:]})
@@ -349,7 +396,9 @@ def test_a_prompt_is_followed_by_the_target_and_the_end_token(data, begin, chat,
 @pytest.mark.parametrize("chat", [True, False])
 def test_overlong_prompts_are_cut_and_said_to_be(data, chat):
     tokenizer, examples = decoder_tokenizer(True, chat), load(data, "massive", "en")
-    (whole, _), (prompt, _) = (af.encode_prompts(tokenizer, examples, 2048, training) for training in (True, False))
+    (whole, _), (prompt, _) = (
+        af.encode_prompts(tokenizer, examples, 2048, training) for training in (True, False)
+    )
     size, total = len(prompt["input_ids"]), len(whole["input_ids"])
     for length in (size - 2, size, size + 3, total - 1, total, total + 1):
         feature = af.encode_prompts(tokenizer, examples, length, True)[0]
@@ -372,4 +421,6 @@ def test_rows_of_tasks_that_generate():
         row = af.TASKS[name]
         assert row.new_tokens > 0 and row.labels == 0 and row.max_length == row.test_length == 2048
         assert not set(row.sources) & set(row.targets)
-    assert all(row.new_tokens == 0 and list(row.sources) == ["en"] for row in af.TASKS.values() if row.labels)
+    assert all(
+        row.new_tokens == 0 and list(row.sources) == ["en"] for row in af.TASKS.values() if row.labels
+    )

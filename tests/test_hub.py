@@ -28,7 +28,13 @@ import alignfreeze
 MODEL, COMMIT = "FacebookAI/xlm-roberta-base", "c0ffee" + 34 * "0"
 CLASSIFY = [name for name, task in alignfreeze.TASKS.items() if not task.new_tokens]
 AGAIN = ("udpos", "xquad")  # that are run a second time, without the server
-WORDS = {"en": "en", "de": "qaa", "fr": "qab", "es": "qaa", "ru": "qaa"}  # language on the server: of the toy world
+WORDS = {
+    "en": "en",
+    "de": "qaa",
+    "fr": "qab",
+    "es": "qaa",
+    "ru": "qaa",
+}  # language on the server: of the toy world
 
 # ---------------------------------------------------------------------------- what the server has
 
@@ -50,7 +56,12 @@ DATA_SETS = {  # id: (the configuration of a language, its splits, its columns i
     "rajpurkar/squad": ("plain_text", "train validation", XQUAD | {"title": TEXT}),
     "google/xquad": ("xquad.{2}", "validation", XQUAD),
 }  # fmt: skip
-RENAMED = {"translation": "text", "ner_tags": "tags", "label": "gold_label", "answers": "answer"}  # in Spanish
+RENAMED = {
+    "translation": "text",
+    "ner_tags": "tags",
+    "label": "gold_label",
+    "answers": "answer",
+}  # in Spanish
 
 
 def lines(world: Path, name: str, language: str, split: str) -> list[dict]:
@@ -60,7 +71,9 @@ def lines(world: Path, name: str, language: str, split: str) -> list[dict]:
         return [{"translation": dict(zip(("en", language), line.split("\t")))} for line in text]
     task = "xquad" if "squad" in name else name.split("/")[1]
     part = "train" if split == "train" and language == "en" else "test"
-    text = (world / "data" / task / WORDS[language] / f"{part}.jsonl").read_text("utf-8").splitlines()[:200]
+    text = (
+        (world / "data" / task / WORDS[language] / f"{part}.jsonl").read_text("utf-8").splitlines()[:200]
+    )
     rows = [json.loads(line) for line in text]
     more = {"wikiann": lambda row: {"langs": [language] * len(row["tokens"]), "spans": []},
             "squad": lambda row: {"title": "Toys"}}.get(name.split("/")[1], lambda row: {})  # fmt: skip
@@ -71,23 +84,36 @@ def write_data_set(world: Path, folder: Path, name: str) -> None:
     """A repository: a parquet file for each configuration and split, and the card that lists them."""
     configuration, splits, columns = DATA_SETS[name]
     card: dict[str, list] = {"dataset_info": [], "configs": []}
-    languages = ["en"] if name == "rajpurkar/squad" else [code for code in WORDS if "opus" not in name or code != "en"]
+    languages = (
+        ["en"]
+        if name == "rajpurkar/squad"
+        else [code for code in WORDS if "opus" not in name or code != "en"]
+    )
     for language in languages:
         pair = sorted(("en", language))
         config, names = configuration.format(*pair, language), RENAMED if language == "es" else {}
-        types = columns | ({"translation": {"dtype": {"translation": {"languages": pair}}}} if "opus" in name else {})
+        types = columns | (
+            {"translation": {"dtype": {"translation": {"languages": pair}}}} if "opus" in name else {}
+        )
         features = [{"name": names.get(column, column), **kind} for column, kind in types.items()]
         sizes, files = [], []
         for split in splits.split():
-            rows = [{names.get(k, k): v for k, v in row.items()} for row in lines(world, name, language, split)]
+            rows = [
+                {names.get(k, k): v for k, v in row.items()}
+                for row in lines(world, name, language, split)
+            ]
             path = folder / config / f"{split}-00000-of-00001.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            datasets.Dataset.from_list(rows, datasets.Features._from_yaml_list(features)).to_parquet(path)
+            datasets.Dataset.from_list(rows, datasets.Features._from_yaml_list(features)).to_parquet(
+                path
+            )
             sizes.append({"name": split, "num_bytes": path.stat().st_size, "num_examples": len(rows)})
             files.append({"split": split, "path": f"{config}/{split}-*"})
         card["dataset_info"].append({"config_name": config, "features": features, "splits": sizes})
         card["configs"].append({"config_name": config, "data_files": files})
-    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n# A data set\n", "utf-8")  # JSON is YAML too
+    (folder / "README.md").write_text(
+        f"---\n{json.dumps(card)}\n---\n# A data set\n", "utf-8"
+    )  # JSON is YAML too
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +140,9 @@ def folder(world, tmp_path_factory) -> Path:
 # ------------------------------------------------------------------------------------- the server
 
 RUSSIAN = re.compile(r"[/.-]ru[/._-]")
-ADDRESS = re.compile(r"/(api/)?(datasets/|models/)?([\w.-]+/[\w.-]+?)(?:/(resolve|tree|revision)/(\w+)/?(.*))?")
+ADDRESS = re.compile(
+    r"/(api/)?(datasets/|models/)?([\w.-]+/[\w.-]+?)(?:/(resolve|tree|revision)/(\w+)/?(.*))?"
+)
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -129,14 +157,20 @@ class Answer(http.server.BaseHTTPRequestHandler):
             return self.answer(200)
         if path.startswith("/files/"):
             return self.file(self.server.folder / path.removeprefix("/files/"))
-        if re.match(r"(/api/models)?/xlm-roberta-base\b", path):  # the id of old leads to the one of today
+        if re.match(
+            r"(/api/models)?/xlm-roberta-base\b", path
+        ):  # the id of old leads to the one of today
             return self.answer(307, Location=self.path.replace("xlm-roberta-base", MODEL, 1))
         api, kind, name, verb, _, inner = ADDRESS.fullmatch(path).groups(default="")
         top = self.server.folder / (kind or "models") / name
         if not top.is_dir():
-            self.answer(401, b'{"error": "Invalid username or password."}')  # so as not to tell what is private
+            self.answer(
+                401, b'{"error": "Invalid username or password."}'
+            )  # so as not to tell what is private
         elif verb == "tree" and (top / inner).is_dir():
-            found = sorted((top / inner).rglob("*") if "recursive=true" in query else (top / inner).iterdir())
+            found = sorted(
+                (top / inner).rglob("*") if "recursive=true" in query else (top / inner).iterdir()
+            )
             kinds = {True: "directory", False: "file"}
             self.json([{"type": kinds[p.is_dir()], "path": str(p.relative_to(top)), "size": p.stat().st_size,
                         "oid": COMMIT} for p in found])  # fmt: skip
@@ -150,7 +184,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def file(self, path: Path, large: tuple[str, ...] = ()):
         if not path.is_file():
-            return self.answer(404, b"Entry not found", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            return self.answer(
+                404, b"Entry not found", **{"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+            )
         content = path.read_bytes()
         etag = hashlib.sha256(content).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
@@ -213,14 +249,23 @@ def run(web, caches: Path, runs: dict[str, list], *hasty: str, **more: str) -> d
     """One process does all runs, {name: more flags}, and writes their records to `caches / name`."""
     host = f"http://127.0.0.1:{web.server_port}"
     environment = {"HF_ENDPOINT": host, "HF_HOME": f"{caches}/hub", "XDG_CACHE_HOME": f"{caches}/plain"}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
+    environment |= {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    }
     environment |= {"no_proxy": "*", "NO_PROXY": "*"} | more
     argvs = [[*FLAGS.split(), *flags, "--out", str(caches / name)] for name, flags in runs.items()]
     command = [sys.executable, "-c", DRIVER, str(SCRIPT.parent), host, json.dumps(argvs), *hasty]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     outs, errs = (re.split(r"<(\d+)>", text) for text in (done.stdout, done.stderr))
-    return {name: Result(int(code), out, err) for name, code, out, err in zip(runs, outs[1::2], outs[::2], errs[::2])}
+    return {
+        name: Result(int(code), out, err)
+        for name, code, out, err in zip(runs, outs[1::2], outs[::2], errs[::2])
+    }
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +277,13 @@ def whole_runs(folder, tmp_path_factory) -> tuple[dict, dict, list, Path]:
     records = {task: only_record(caches / task) for task in runs if first[task].code == 0}
     web.shutdown()
     web.server_close()
-    return first, records, run(web, caches, {k: runs[k] for k in AGAIN}, HF_HUB_OFFLINE="1"), web.asked, caches
+    return (
+        first,
+        records,
+        run(web, caches, {k: runs[k] for k in AGAIN}, HF_HUB_OFFLINE="1"),
+        web.asked,
+        caches,
+    )
 
 
 @pytest.mark.parametrize("task", CLASSIFY)
@@ -246,8 +297,14 @@ def test_a_whole_run_takes_model_and_data_from_the_hub(whole_runs, task):
 def test_parallel_text_is_read_as_a_stream(whole_runs):
     """In ranges of bytes, of the training files alone, once for all tasks; none is stored as a file of the hub."""
     *_, asked, caches = whole_runs
-    spans = [(path.split("opus-100/")[1], span) for _, path, span in asked if re.search("^/files.*opus-100", path)]
-    assert {path for path, _ in spans} == {f"{pair}/train-00000-of-00001.parquet" for pair in ("de-en", "en-fr")}
+    spans = [
+        (path.split("opus-100/")[1], span)
+        for _, path, span in asked
+        if re.search("^/files.*opus-100", path)
+    ]
+    assert {path for path, _ in spans} == {
+        f"{pair}/train-00000-of-00001.parquet" for pair in ("de-en", "en-fr")
+    }
     assert all(span for _, span in spans) and len(spans) == len(set(spans))
     assert not list(caches.glob("hub/**/*opus*/**/*.parquet"))
 
@@ -259,7 +316,11 @@ def test_a_second_run_needs_no_network(whole_runs, task):
     assert but_seconds(only_record(caches / task)) == but_seconds(records[task])
 
 
-ROWS = {"wikiann": "unimelb-nlp/wikiann {}", "xnli": "facebook/xnli {}", "xquad": "google/xquad xquad.{}"}
+ROWS = {
+    "wikiann": "unimelb-nlp/wikiann {}",
+    "xnli": "facebook/xnli {}",
+    "xquad": "google/xquad xquad.{}",
+}
 FAULTS = {  # run: (more flags, what the line names)
     **{f"{task}, test in {code}": (["--task", task, "--languages", code], [name.format(code)])
        for task, name in ROWS.items() for code in ("ar", "es", "ru")},
@@ -413,7 +474,9 @@ def test_generation_data_of_the_hub(monkeypatch, task, language, split):
         alignfreeze.TASKS[task].load(language, split, args)
 
 
-@pytest.mark.parametrize("task, language", [("xsid", "de"), ("massive", "gsw"), ("uner", "ja"), ("translation", "de")])
+@pytest.mark.parametrize(
+    "task, language", [("xsid", "de"), ("massive", "gsw"), ("uner", "ja"), ("translation", "de")]
+)
 def test_generation_data_that_no_hub_has(task, language):
     with pytest.raises(alignfreeze.UserError, match=language):
         alignfreeze.TASKS[task].load(language, "test", SimpleNamespace(task=task, data_dir=None))

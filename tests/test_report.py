@@ -28,9 +28,22 @@ def record(strategy="full", seed=31, scores=None, **fields) -> dict:
     """A record as alignfreeze.py writes it; config={...} adds to the flags."""
     alone = strategy == "baseline"
     config = {"strategy": strategy, "seed": seed, "method": "alignfreeze", "lr": 5e-5, "out": f"o{seed}"}
-    config |= {"realign_steps": None if alone else 300, "layer": None if alone else -2, "limit_test": None}
-    one = {"model": "e5-small", "task": "udpos", "strategy": strategy, "schedule": "none" if alone else "before"}
-    one |= {"aligner": "none" if alone else "dictionary", "seed": seed, "config": config | fields.pop("config", {})}
+    config |= {
+        "realign_steps": None if alone else 300,
+        "layer": None if alone else -2,
+        "limit_test": None,
+    }
+    one = {
+        "model": "e5-small",
+        "task": "udpos",
+        "strategy": strategy,
+        "schedule": "none" if alone else "before",
+    }
+    one |= {
+        "aligner": "none" if alone else "dictionary",
+        "seed": seed,
+        "config": config | fields.pop("config", {}),
+    }
     scores = scores or {"en": 0.9, "de": 0.8, "fr": 0.7}
     return one | {"scores": {lang: {"accuracy": value} for lang, value in scores.items()}} | fields
 
@@ -85,7 +98,9 @@ def scores() -> dict:
     """The paper's scores: {(model, task, metric, schedule, aligner, strategy): {seed: {language: points}}}."""
     found = defaultdict(lambda: defaultdict(dict))
     for line in csv.DictReader(PAPER.read_text("utf-8").splitlines()):
-        key = tuple(line[field] for field in ("model", "task", "metric", "schedule", "aligner", "strategy"))
+        key = tuple(
+            line[field] for field in ("model", "task", "metric", "schedule", "aligner", "strategy")
+        )
         found[key][int(line["seed"])][line["language"]] = 100 * float(line["value"])
     return found
 
@@ -121,7 +136,11 @@ def test_the_published_pos_averages_and_languages_up_and_down(published):
 
 
 def test_where_front_freezing_helps_fewer_languages_than_full_realignment(published):
-    fewer = {(row["model"], row["runs"]) for row in published["udpos: accuracy"] if row["up, front - full"][0] == "-"}
+    fewer = {
+        (row["model"], row["runs"])
+        for row in published["udpos: accuracy"]
+        if row["up, front - full"][0] == "-"
+    }
     assert ("bert-base-multilingual-cased", "before, awesome") in fewer
     assert ("distilbert-base-multilingual-cased", "during, dictionary") in fewer
     assert ("xlm-roberta-base", "before, dictionary") not in fewer
@@ -134,16 +153,24 @@ def test_every_cell_of_the_paper_recomputed(published, scores):
             continue
         base = scores[model, task, metric, "none", "none", "baseline"]
         row = f"{schedule}, {aligner}"
-        cells = {line["language"]: line[strategy] for line in published[f"{task} {metric}, {model}, {row}"]}
+        cells = {
+            line["language"]: line[strategy] for line in published[f"{task} {metric}, {model}, {row}"]
+        }
         marks = ""
         for language in runs[31]:
-            cell = expected([run[language] for run in runs.values()], [run[language] for run in base.values()])
+            cell = expected(
+                [run[language] for run in runs.values()], [run[language] for run in base.values()]
+            )
             assert cells[language] == cell
             marks += cell[-1] if language != "en" else ""
             checked += 1
         cell = expected([average(run) for run in runs.values()], [average(run) for run in base.values()])
         cell += f" {marks.count('▲')}/{marks.count('▼')}"
-        lines = [line for line in published[f"{task}: {metric}"] if (line["model"], line["runs"]) == (model, row)]
+        lines = [
+            line
+            for line in published[f"{task}: {metric}"]
+            if (line["model"], line["runs"]) == (model, row)
+        ]
         assert [line[strategy] for line in lines] == [cell] and cells["average"] == cell
     assert checked > 2000
 
@@ -174,7 +201,9 @@ def test_the_tail_of_students_t_is_the_tabulated_one():
     special = pytest.importorskip("scipy.stats")
     t = np.array([0.1, 1, 3, 10, 100, 1000])
     for freedom in (1, 2, 4, 9, 30):
-        assert report.t_tail(t, freedom) == pytest.approx(2 * special.t.sf(t, freedom), rel=1e-4, abs=1e-14)
+        assert report.t_tail(t, freedom) == pytest.approx(
+            2 * special.t.sf(t, freedom), rel=1e-4, abs=1e-14
+        )
 
 
 def up_down_after_holm(pairs: dict[str, list[float]]) -> str:
@@ -216,7 +245,10 @@ def test_paired_differences_and_holm_recomputed(published, scores, model, one, o
     for _ in range(2000):
         drawn = rng.choices(seeds, k=len(here))
         draws.append(
-            mean(mean(pairs[language][i] for i in drawn) for language in rng.choices(languages, k=len(languages)))
+            mean(
+                mean(pairs[language][i] for i in drawn)
+                for language in rng.choices(languages, k=len(languages))
+            )
         )
     draws.sort()
     low, high = map(float, interval.split(", "))
@@ -236,7 +268,9 @@ def test_pairing_takes_the_seed_out(tmp_path, capsys):
     runs = []
     for seed, shift in enumerate((0.0, 0.1, 0.2)):
         for strategy, gain in (("baseline", 0), ("full", 0.01 + seed / 1e4)):
-            runs.append(record(strategy, seed, {"en": 0.5, "de": 0.4 + shift + gain, "fr": 0.3 + shift + gain}))
+            runs.append(
+                record(strategy, seed, {"en": 0.5, "de": 0.4 + shift + gain, "fr": 0.3 + shift + gain})
+            )
     _, out, _ = main(capsys, write(tmp_path, *runs))
     found = tables(out)
     assert found["udpos: accuracy"][0]["full"].endswith("· 0/0")
@@ -244,7 +278,9 @@ def test_pairing_takes_the_seed_out(tmp_path, capsys):
 
 
 def test_one_seed_gets_neither_deviation_nor_interval(tmp_path, capsys):
-    folder = write(tmp_path, record("baseline"), record("full", scores={"en": 0.9, "de": 0.9, "fr": 0.7}))
+    folder = write(
+        tmp_path, record("baseline"), record("full", scores={"en": 0.9, "de": 0.9, "fr": 0.7})
+    )
     _, out, _ = main(capsys, folder)
     body = out.split("## ", 1)[1]
     assert "80.0 +5.0" in body  # the average of 90 and 70, against 75
@@ -267,13 +303,22 @@ def test_random_records_recomputed(tmp_path, capsys):
         values = defaultdict(list)
         for (strategy, _), run in runs.items():
             values[strategy].append(100 * (average(run) if language == "average" else run[language]))
-        assert rows[language]["baseline"] == f"{mean(values['baseline']):.1f} ± {stdev(values['baseline']):.1f}"
+        assert (
+            rows[language]["baseline"]
+            == f"{mean(values['baseline']):.1f} ± {stdev(values['baseline']):.1f}"
+        )
         assert rows[language]["emb,0-2"].startswith(expected(values["emb,0-2"], values["baseline"]))
 
 
 def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, capsys):
-    folder = write(tmp_path, record("baseline"), record(), record(config={"realign_steps": 100}, scores={"de": 0.5}))
-    write(folder, record("front", config={"device": "cuda", "overwrite": True}), record("back", config={"lr": 1e-5}))
+    folder = write(
+        tmp_path, record("baseline"), record(), record(config={"realign_steps": 100}, scores={"de": 0.5})
+    )
+    write(
+        folder,
+        record("front", config={"device": "cuda", "overwrite": True}),
+        record("back", config={"lr": 1e-5}),
+    )
     _, out, err = main(capsys, folder)
     rows = {row["runs"]: row for row in tables(out)["udpos: accuracy"]}
     assert "All runs: layer -2, method alignfreeze." in out
@@ -292,7 +337,9 @@ def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsy
 
 
 def test_averages_use_only_languages_that_all_runs_have(tmp_path, capsys):
-    folder = write(tmp_path, *(record(strategy, seed) for strategy in ("baseline", "full") for seed in (1, 2)))
+    folder = write(
+        tmp_path, *(record(strategy, seed) for strategy in ("baseline", "full") for seed in (1, 2))
+    )
     write(folder, record("front", 1, scores={"en": 0.9, "de": 0.6}))
     _, out, _ = main(capsys, folder)
     (row,) = tables(out)["udpos: accuracy"]
@@ -326,7 +373,10 @@ def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
             write(tmp_path, record(strategy, seed, model=names[0], task=names[1]) | {"scores": own})
     _, out, err = main(capsys, tmp_path)
     mine, paper = tables(out)["xquad: f1_authors"]
-    assert not err and (mine["runs"], paper["runs"]) == ("before, dictionary", "before, dictionary, published")
+    assert not err and (mine["runs"], paper["runs"]) == (
+        "before, dictionary",
+        "before, dictionary, published",
+    )
     assert [mine[strategy] for strategy in STRATEGIES] == [paper[strategy] for strategy in STRATEGIES]
     assert len(tables(out)["xquad: f1"]) == 1  # the official measure has nothing published
 
@@ -345,7 +395,11 @@ def aligned(strategy, seed, scores, **fields) -> dict:
     }
     if strategy == "full":
         config |= {"unit": "sentence", "layer": 2, "realign_languages": ["tr"]}
-    fields |= {"schedule": "none" if strategy == "baseline" else "alternate", "aligner": "none", "config": config}
+    fields |= {
+        "schedule": "none" if strategy == "baseline" else "alternate",
+        "aligner": "none",
+        "config": config,
+    }
     return record(strategy, seed, scores, task="xsid", **fields)
 
 
@@ -353,7 +407,9 @@ def test_the_second_method_has_an_average_for_each_group_of_languages(tmp_path, 
     rng, runs = random.Random(3), {}
     for strategy in ("baseline", "full"):
         for seed in (1, 2):
-            runs[strategy, seed] = {language: rng.random() for language in ("en", "de", "tr", "it", "zh")}
+            runs[strategy, seed] = {
+                language: rng.random() for language in ("en", "de", "tr", "it", "zh")
+            }
     write(tmp_path, *(aligned(strategy, seed, scores) for (strategy, seed), scores in runs.items()))
     _, out, err = main(capsys, tmp_path)
     rows = {row["languages"]: row for row in tables(out)["xsid: accuracy"]}
@@ -373,7 +429,10 @@ def test_the_second_method_has_an_average_for_each_group_of_languages(tmp_path, 
 STAGES = ("before", "realigned", "finetuned")
 WORDS = {
     "retrieval": {stage: {"de": [0.1, 0.2, 0.5], "fr": [0.3, 0.4, 0.7]} for stage in STAGES},
-    "drift": {"realigned": {"emb": 0.001, "0": 0.0, "1": 0.02}, "finetuned": {"emb": 0.3, "0": 0.1, "1": 0.2}},
+    "drift": {
+        "realigned": {"emb": 0.001, "0": 0.0, "1": 0.02},
+        "finetuned": {"emb": 0.3, "0": 0.1, "1": 0.2},
+    },
 }
 SENTENCES = WORDS | {"margin": WORDS["retrieval"]}
 LOSSES = {"realign": [3.0, 2.5, 1.25], "finetune": [0.9, 0.4]}
@@ -381,12 +440,16 @@ LOSSES = {"realign": [3.0, 2.5, 1.25], "finetune": [0.9, 0.4]}
 
 def test_losses_and_layers_are_tables(tmp_path, capsys):
     front = [record("front", seed, probe=WORDS, losses=LOSSES) for seed in (1, 2)]
-    _, out, _ = main(capsys, write(tmp_path, record("baseline", losses={"finetune": [1.0, 0.5]}), *front))
+    _, out, _ = main(
+        capsys, write(tmp_path, record("baseline", losses={"finetune": [1.0, 0.5]}), *front)
+    )
     found = tables(out)
     losses = {row["step"]: row for row in found["loss of udpos, e5-small, before, dictionary"]}
     assert losses["realign 20"]["front"] == "3" and losses["realign 60"]["front"] == "1.25"
     assert losses["finetune 40"] == {"step": "finetune 40", "baseline": "0.5", "front": "0.4"}
-    layers = {row["layer"]: row["front"] for row in found["retrieval of udpos, e5-small, before, dictionary"]}
+    layers = {
+        row["layer"]: row["front"] for row in found["retrieval of udpos, e5-small, before, dictionary"]
+    }
     assert len(layers) == 9 and layers["before 0"] == "20" and layers["finetuned 2"] == "60"
     drift = {row["layer"]: row["front"] for row in found["drift of udpos, e5-small, before, dictionary"]}
     assert drift["realigned 0"] == "0.1" and drift["realigned 1"] == "0" and drift["finetuned 2"] == "20"
@@ -404,10 +467,15 @@ def test_figures_are_named_and_titled_by_what_they_show(tmp_path):
     runs = [record(s, n, probe=WORDS, losses=LOSSES) for s in STRATEGIES for n in (1, 2)]
     runs += [record(s, 1, config={"lr": 1 / 3}, aligner="a" * 50) for s in ("full", "front")]
     made = drawn(write(tmp_path / "runs", *runs))
-    assert {"runs-udpos-before-dictionary-accuracy.svg", "runs-udpos-before-dictionary-loss.svg"} <= made.keys()
+    assert {
+        "runs-udpos-before-dictionary-accuracy.svg",
+        "runs-udpos-before-dictionary-loss.svg",
+    } <= made.keys()
     assert max(map(len, made)) <= 60
     title = made["runs-udpos-before-dictionary-accuracy.svg"].get_suptitle()
-    assert title.startswith("udpos accuracy, e5-small, before, dictionary: full, front, back against the baseline")
+    assert title.startswith(
+        "udpos accuracy, e5-small, before, dictionary: full, front, back against the baseline"
+    )
     assert title.endswith("bars: the larger of the two standard deviations")
     layers = made["runs-udpos-before-dictionary-retrieval.svg"].axes
     assert len({axes.get_ylim() for axes in layers}) == len({axes.get_xlim() for axes in layers}) == 1
@@ -416,8 +484,12 @@ def test_figures_are_named_and_titled_by_what_they_show(tmp_path):
 
 def test_languages_stand_in_the_same_order_in_all_figures_of_a_folder(tmp_path):
     tasks = {"udpos": {"en": 0.9, "de": 0.4, "fr": 0.7}, "xnli": {"en": 0.9, "de": 0.8, "fr": 0.7}}
-    made = drawn(write(tmp_path, *(record(s, 1, v, task=t) for t, v in tasks.items() for s in STRATEGIES)))
-    orders = [[tick.get_text()[:2] for tick in figure.axes[0].get_xticklabels()] for figure in made.values()]
+    made = drawn(
+        write(tmp_path, *(record(s, 1, v, task=t) for t, v in tasks.items() for s in STRATEGIES))
+    )
+    orders = [
+        [tick.get_text()[:2] for tick in figure.axes[0].get_xticklabels()] for figure in made.values()
+    ]
     assert orders == [["de", "fr"], ["de", "fr"]]
 
 
@@ -497,12 +569,19 @@ def test_only_write_touches_the_disk_and_it_writes_the_same_bytes(tmp_path):
         if where == "a":
             silent = subprocess.run(command, cwd=here, capture_output=True, check=True)
             assert not list(here.iterdir())
-        done = subprocess.run([*command, "--write", "README.md"], cwd=here, capture_output=True, check=True)
-        assert re.sub(rb"!\[.*\n\n?", b"", done.stdout).strip() == silent.stdout.strip() and not done.stderr
+        done = subprocess.run(
+            [*command, "--write", "README.md"], cwd=here, capture_output=True, check=True
+        )
+        assert (
+            re.sub(rb"!\[.*\n\n?", b"", done.stdout).strip() == silent.stdout.strip() and not done.stderr
+        )
         text = (here / "README.md").read_text("utf-8")
         assert text.startswith("# Made by `python ") and "--write README.md" in text.splitlines()[0]
         links = re.findall(r"\]\(figures/([\w.-]+\.svg)\)", text)
-        assert sorted(links) == sorted(path.name for path in (here / "figures").iterdir()) and len(links) == 4
+        assert (
+            sorted(links) == sorted(path.name for path in (here / "figures").iterdir())
+            and len(links) == 4
+        )
         written.append([text, *((here / "figures" / link).read_bytes() for link in links)])
     assert written[0] == written[1]
 
@@ -518,7 +597,10 @@ def test_figures_of_earlier_reports_are_removed_and_nothing_else(tmp_path, capsy
     main(capsys, one, "--write", tmp_path / "a.md")
     assert len(list(figures.iterdir())) == 3  # b.md shows the other
     main(capsys, one, "--write", tmp_path / "b.md")
-    assert {path.name for path in figures.iterdir()} == {"mine.svg", "one-udpos-before-dictionary-accuracy.svg"}
+    assert {path.name for path in figures.iterdir()} == {
+        "mine.svg",
+        "one-udpos-before-dictionary-accuracy.svg",
+    }
 
 
 def test_without_matplotlib_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch):
@@ -527,9 +609,13 @@ def test_without_matplotlib_one_line_says_how_to_get_it(tmp_path, capsys, monkey
         capsys, write(tmp_path / "runs", record("baseline"), record()), "--write", tmp_path / "README.md"
     )
     assert (code, err) == (0, ADVICE)
-    assert "![" not in (tmp_path / "README.md").read_text("utf-8") and not (tmp_path / "figures").exists()
+    assert (
+        "![" not in (tmp_path / "README.md").read_text("utf-8") and not (tmp_path / "figures").exists()
+    )
 
 
 def test_a_report_that_cannot_be_written_is_one_error(tmp_path, capsys):
-    code, _, err = main(capsys, write(tmp_path / "runs", record()), "--write", tmp_path / "no" / "README.md")
+    code, _, err = main(
+        capsys, write(tmp_path / "runs", record()), "--write", tmp_path / "no" / "README.md"
+    )
     assert code == 2 and "cannot write" in err and "Traceback" not in err

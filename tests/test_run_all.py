@@ -90,7 +90,13 @@ def run_all(tmp_path):
 def copy(tmp_path) -> Path:
     """The script in a fresh folder, whose name has a space, with the files that it needs."""
     folder = tmp_path / "a copy"
-    for name in ("run_all.sh", "alignfreeze.py", "requirements.txt", "tests/toy_world.py", "results/report.py"):
+    for name in (
+        "run_all.sh",
+        "alignfreeze.py",
+        "requirements.txt",
+        "tests/toy_world.py",
+        "results/report.py",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -137,7 +143,9 @@ def test_a_dry_run_prints_everything_that_the_paper_ran(run_all, tmp_path):
     runs = grid(result.commands)
     assert result.code == 0 and len(set(runs)) == len(runs) == 465
     assert published() < set(map(as_recorded, runs))
-    more = itertools.product([MODELS[2]], ["udpos"], ["front", "back"], ["during"], alignfreeze.ALIGNERS, SEEDS)
+    more = itertools.product(
+        [MODELS[2]], ["udpos"], ["front", "back"], ["during"], alignfreeze.ALIGNERS, SEEDS
+    )
     assert set(map(as_recorded, runs)) - published() == set(more)
     assert {parsed(command).out for command in result.commands} == {tmp_path / "runs"}
     assert "465 runs" in result.err and result.log == []
@@ -145,7 +153,9 @@ def test_a_dry_run_prints_everything_that_the_paper_ran(run_all, tmp_path):
 
 def test_the_main_results_come_first(run_all):
     runs = grid(run_all("--dry-run").commands)
-    main = list(itertools.product(MODELS, alignfreeze.TASKS, STRATEGIES, ["before"], ["dictionary"], SEEDS))
+    main = list(
+        itertools.product(MODELS, alignfreeze.TASKS, STRATEGIES, ["before"], ["dictionary"], SEEDS)
+    )
     assert sorted(runs[: len(main)]) == sorted(main)
     assert sorted(runs[:60]) == sorted(run for run in main if run[1] == "udpos")
 
@@ -153,8 +163,12 @@ def test_the_main_results_come_first(run_all):
 def test_a_quick_look_is_four_runs_of_a_fifth_of_the_papers_steps(run_all):
     runs = [parsed(command) for command in run_all("quick", "--dry-run").commands]
     assert [run.strategy for run in runs] == list(STRATEGIES)
-    assert {(run.model, run.task, run.seed, run.aligner) for run in runs} == {(MODELS[0], "udpos", 31, "dictionary")}
-    assert all(alignfreeze.resolve(run) == {"languages": "ar de fi hi tr".split(), "epochs": 1} for run in runs)
+    assert {(run.model, run.task, run.seed, run.aligner) for run in runs} == {
+        (MODELS[0], "udpos", 31, "dictionary")
+    }
+    assert all(
+        alignfreeze.resolve(run) == {"languages": "ar de fi hi tr".split(), "epochs": 1} for run in runs
+    )
 
 
 def test_a_quick_look_ends_with_its_tables(run_all, tmp_path):
@@ -190,10 +204,16 @@ def test_runs_of_tasks_that_realign_alike_share_a_cache_the_shortest_first(run_a
     assert list(dict.fromkeys(run.task for run in shared)) == ["udpos", "wikiann", "xquad", "xnli"]
     assert {run.realign_cache for run in shared} == {Path("results/realign-cache")}
     for settings in ({"TASKS": "udpos"}, {"REALIGN_CACHE": "none"}, {"SCHEDULES": "during"}):
-        assert not any(parsed(command).realign_cache for command in run_all("--dry-run", **settings).commands)
-    elsewhere = run_all("--dry-run", TASKS="udpos xquad", STRATEGIES="full", ALIGNERS="awesome", REALIGN_CACHE="/there")
+        assert not any(
+            parsed(command).realign_cache for command in run_all("--dry-run", **settings).commands
+        )
+    elsewhere = run_all(
+        "--dry-run", TASKS="udpos xquad", STRATEGIES="full", ALIGNERS="awesome", REALIGN_CACHE="/there"
+    )
     assert {str(parsed(command).realign_cache) for command in elsewhere.commands} == {"/there", "None"}
-    assert all((parsed(c).schedule == "before") == bool(parsed(c).realign_cache) for c in elsewhere.commands)
+    assert all(
+        (parsed(c).schedule == "before") == bool(parsed(c).realign_cache) for c in elsewhere.commands
+    )
 
 
 def test_a_record_made_in_bf16_is_left_out_too(run_all, tmp_path):
@@ -237,7 +257,9 @@ def test_one_baseline_serves_every_aligner(run_all, aligners):
 
 def test_an_interpreter_of_ones_own_is_in_every_command(run_all):
     commands = run_all("--dry-run", PYTHON=sys.executable).commands
-    assert len(commands) == 465 and all(shlex.split(command)[0] == sys.executable for command in commands)
+    assert len(commands) == 465 and all(
+        shlex.split(command)[0] == sys.executable for command in commands
+    )
 
 
 def test_its_lines_are_commands_for_a_shell(run_all, tmp_path):
@@ -274,7 +296,9 @@ def test_runs_are_done_one_after_the_other(run_all):
     assert result.log == [line.replace(shlex.split(line)[0], "PYTHON", 1) for line in printed.commands]
 
 
-@pytest.mark.parametrize("code", [1, 2, 137, 139], ids=["crashed", "refused", "out of memory", "segmentation fault"])
+@pytest.mark.parametrize(
+    "code", [1, 2, 137, 139], ids=["crashed", "refused", "out of memory", "segmentation fault"]
+)
 def test_a_failed_run_is_reported_at_the_end_and_does_not_stop_the_others(run_all, code):
     few = {"TASKS": "xnli", "STRATEGIES": "full", "SEEDS": "31 42"}
     result = run_all(MODELS="good bad better", **few, RUN=f'[ "$3" != bad ] || exit {code}')
@@ -307,25 +331,40 @@ def test_a_real_run_goes_through_next_to_one_that_fails(run_all, world, tmp_path
     assert result.code == 1
     assert "1 of 2 runs failed" in result.err and f"--model {tmp_path}/nowhere" in result.err
     (record,) = (json.loads(path.read_text("utf-8")) for path in (tmp_path / "runs").glob("*.json"))
-    assert (record["model"], record["strategy"], set(record["scores"])) == ("bert", "front", {"en", "qaa"})
+    assert (record["model"], record["strategy"], set(record["scores"])) == (
+        "bert",
+        "front",
+        {"en", "qaa"},
+    )
 
 
 def test_two_shards_at_the_same_time_do_the_whole_grid(run_all, world, tmp_path):
     """As the README shows for a SLURM array: each takes every other line of one list."""
     flags = f"--data-dir {world}/data --realign-languages qaa --limit-train 40 --limit-test 5 --epochs 1 --device cpu"
-    few = {"MODELS": world / "models/bert", "TASKS": "udpos wikiann", "STRATEGIES": "full front", "SEEDS": "31"}
+    few = {
+        "MODELS": world / "models/bert",
+        "TASKS": "udpos wikiann",
+        "STRATEGIES": "full front",
+        "SEEDS": "31",
+    }
     more = {"SCHEDULES": "before", "ALIGNERS": "dictionary", "LANGUAGES": "qaa", "FLAGS": flags}
     cache = tmp_path / "states"
     listed = run_all("--dry-run", PYTHON=sys.executable, REALIGN_CACHE=cache, **few, **more).commands
     (tmp_path / "runs.txt").write_text("".join(f"{command}\n" for command in listed), "utf-8")
     shard = f'awk "NR % 2 == $SLURM_ARRAY_TASK_ID" {tmp_path}/runs.txt | xargs -I{{}} bash -c {{}}'
     environments = [os.environ | {"SLURM_ARRAY_TASK_ID": str(k), "HF_HUB_OFFLINE": "1"} for k in (0, 1)]
-    shards = [subprocess.Popen(["bash", "-c", shard], cwd=ROOT, env=environment) for environment in environments]
+    shards = [
+        subprocess.Popen(["bash", "-c", shard], cwd=ROOT, env=environment)
+        for environment in environments
+    ]
     assert [process.wait(timeout=300) for process in shards] == [0, 0]
     records = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "runs").glob("*.json")]
     assert sorted((r["task"], r["strategy"]) for r in records) == sorted(itertools.product(*map(str.split, (
         few["TASKS"], few["STRATEGIES"]))))  # fmt: skip
-    assert [r["steps"].get("realign_reused") for r in records if r["task"] == "wikiann"] == [2, 2]  # after udpos
+    assert [r["steps"].get("realign_reused") for r in records if r["task"] == "wikiann"] == [
+        2,
+        2,
+    ]  # after udpos
     assert len(list(cache.iterdir())) == 2
 
 
@@ -343,7 +382,9 @@ def test_without_the_packages_it_says_so_and_makes_a_venv_once(run_all, copy):
     assert kinds == [("PYTHON", "-m venv"), (venv, "-m pip"), (venv, "alignfreeze.py")]
     assert "requirements.txt" in result.log[1]
     again = run_all(**settings)
-    assert [line.split()[:2] for line in again.log] == [[venv, "alignfreeze.py"]] and ".venv" not in again.err
+    assert [line.split()[:2] for line in again.log] == [
+        [venv, "alignfreeze.py"]
+    ] and ".venv" not in again.err
 
 
 def test_with_the_packages_it_makes_no_venv(run_all, copy):
@@ -364,8 +405,12 @@ def test_an_interrupted_installation_is_taken_up_again(run_all, copy, accident):
 
 
 def test_a_dry_run_prints_nothing_but_commands_even_when_it_installs(run_all, copy):
-    commands = run_all("--dry-run", HAS=0, PIP="echo Collecting torch", script=copy / "run_all.sh").commands
-    assert len(commands) == 465 and all(command.startswith(".venv/bin/python alignfreeze.py ") for command in commands)
+    commands = run_all(
+        "--dry-run", HAS=0, PIP="echo Collecting torch", script=copy / "run_all.sh"
+    ).commands
+    assert len(commands) == 465 and all(
+        command.startswith(".venv/bin/python alignfreeze.py ") for command in commands
+    )
 
 
 def test_an_interpreter_that_does_not_exist_is_named(run_all):
@@ -376,7 +421,11 @@ def test_an_interpreter_that_does_not_exist_is_named(run_all):
 
 def test_an_interpreter_that_is_too_old_is_refused(run_all):
     result = run_all("--dry-run", OLD=1)
-    assert (result.code, result.out) == (2, "") and len(result.err.splitlines()) == 1 and "3.10" in result.err
+    assert (
+        (result.code, result.out) == (2, "")
+        and len(result.err.splitlines()) == 1
+        and "3.10" in result.err
+    )
 
 
 # -------------------------------------------------------------------------------- the toy world, tests
@@ -387,17 +436,27 @@ def test_the_tests_run_with_the_same_interpreter(run_all):
 
 
 def test_the_toy_world_is_built_once_run_and_reported_without_a_network(run_all, copy):
-    settings = {"script": copy / "run_all.sh", "RUN": '[ "$HF_HUB_OFFLINE" = 1 ] || exit 1', "SEEDS": "42 66"}
+    settings = {
+        "script": copy / "run_all.sh",
+        "RUN": '[ "$HF_HUB_OFFLINE" = 1 ] || exit 1',
+        "SEEDS": "42 66",
+    }
     result = run_all("toy", **settings)
     assert result.code == 0
     build, *runs, report, lines = result.log
-    assert build.startswith("PYTHON tests/toy_world.py ") and report.startswith("PYTHON results/report.py ")
+    assert build.startswith("PYTHON tests/toy_world.py ") and report.startswith(
+        "PYTHON results/report.py "
+    )
     assert all(task in lines for task in ("wikiann", "xnli", "xquad"))
     runs = list(map(parsed, runs))
     others = [(task, "front") for task in ("wikiann", "xnli", "xquad")]
-    assert [(run.task, run.strategy) for run in runs] == [("udpos", strategy) for strategy in STRATEGIES] + others
+    assert [(run.task, run.strategy) for run in runs] == [
+        ("udpos", strategy) for strategy in STRATEGIES
+    ] + others
     assert len({run.seed for run in runs}) == 1
-    assert {run.data_dir for run in runs} == {Path("results/toy/world/data")} and (copy / "results/toy/world").is_dir()
+    assert {run.data_dir for run in runs} == {Path("results/toy/world/data")} and (
+        copy / "results/toy/world"
+    ).is_dir()
     again = run_all("toy", **settings)
     assert again.log == result.log[1:]  # the world stays
 

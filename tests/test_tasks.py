@@ -56,13 +56,22 @@ def repaired(tags: list[str]) -> list[str]:
 
 
 def test_the_repairs_of_predictions_by_hand():
-    assert repaired("I-PER I-LOC O B-ORG I-ORG B-PER".split()) == "B-LOC I-LOC O B-ORG I-ORG B-PER".split()
+    assert (
+        repaired("I-PER I-LOC O B-ORG I-ORG B-PER".split()) == "B-LOC I-LOC O B-ORG I-ORG B-PER".split()
+    )
     assert repaired("B-PER I-ORG I-LOC I-LOC".split()) == "B-LOC I-LOC I-LOC I-LOC".split()
     assert af.entities(np.array([2, 6, 0, 3, 4, 1]), True) == {(0, 1, 3), (3, 4, 2), (5, 5, 1)}
-    assert af.entities(np.array([2, 6, 0, 3, 4, 1]), False) == {(0, 0, 1), (1, 1, 3), (3, 4, 2), (5, 5, 1)}
+    assert af.entities(np.array([2, 6, 0, 3, 4, 1]), False) == {
+        (0, 0, 1),
+        (1, 1, 3),
+        (3, 4, 2),
+        (5, 5, 1),
+    }
 
 
-def in_windows(rng: random.Random, number: int, gold: list[int], predicted: list[int]) -> list[tuple[dict, np.ndarray]]:
+def in_windows(
+    rng: random.Random, number: int, gold: list[int], predicted: list[int]
+) -> list[tuple[dict, np.ndarray]]:
     """A sentence as features and logits, cut anywhere; subwords that carry no tag predict what they like."""
     parts, rows = [], []
     for gold_tag, tag in zip(gold, predicted):
@@ -88,7 +97,9 @@ def test_the_score_of_entities_is_that_of_seqeval_on_repaired_predictions():
             wrong = rng.choice((0, 0.2, 1))
             sentences.append((gold, [rng.choice(few) if rng.random() < wrong else tag for tag in gold]))
             if rng.random() < 0.1:
-                sentences[-1] = rng.choice([([0] * size, gold), (gold, [0] * size), ([0] * size, [0] * size)])
+                sentences[-1] = rng.choice(
+                    [([0] * size, gold), (gold, [0] * size), ([0] * size, [0] * size)]
+                )
         names = [[[NER_TAGS[tag] for tag in side] for side in sentence] for sentence in sentences]
         gold, predicted = [g for g, _ in names], [repaired(p) for _, p in names]
         expected = metrics.f1_score(gold, predicted, zero_division=0)
@@ -105,7 +116,16 @@ def test_the_score_of_entities_is_that_of_seqeval_on_repaired_predictions():
 # ---------------------------------------------------------------------------------------------------- scores of answers
 
 SOME = "a an The cat cats. the.cat ... — _ A1 an-the 'a' don't İ naïve 北京 。 кот Кот القط हिन्दी ไทย ¿que? a²"
-SOME = [*SOME.split(" "), "a\u0301", "\u00a0", "", "\t", "\u200d", "đã\u0300", unicodedata.normalize("NFD", "à Án thế")]
+SOME = [
+    *SOME.split(" "),
+    "a\u0301",
+    "\u00a0",
+    "",
+    "\t",
+    "\u200d",
+    "đã\u0300",
+    unicodedata.normalize("NFD", "à Án thế"),
+]
 
 
 def official_tokens(text: str) -> list[str]:
@@ -150,7 +170,8 @@ def random_answers(count: int):
     for _ in range(count):
         few = rng.sample(SOME, 5)
         texts = [
-            rng.choice(("", " ", " ")).join(rng.choices(few, k=rng.randint(0, 6))) for _ in range(rng.randint(2, 5))
+            rng.choice(("", " ", " ")).join(rng.choices(few, k=rng.randint(0, 6)))
+            for _ in range(rng.randint(2, 5))
         ]
         yield texts[0], texts[1:], rng.choice(("en", "de", "zh", "hi"))
 
@@ -160,7 +181,11 @@ def test_scores_of_answers_are_the_official_ones_and_those_of_the_authors():
     for prediction, references, language in random_answers(3000):
         found = af.compare_answers(prediction, references, language)
         expected = (*official(prediction, references), *authors(prediction, references[0], language))
-        assert list(found.values()) == pytest.approx(expected, abs=1e-12), (prediction, references, language)
+        assert list(found.values()) == pytest.approx(expected, abs=1e-12), (
+            prediction,
+            references,
+            language,
+        )
         assert list(found) == METRICS["xquad"]
         for metric, value in found.items():
             seen[metric].add(value)
@@ -179,8 +204,15 @@ def test_official_scores_are_those_of_torchmetrics():
 
 
 def test_scores_of_answers_by_hand():
-    assert af.compare_answers("the to be to be", ["To be, to be!"], "de")["f1_authors"] == 0.5  # P = R = 2 / 4
-    assert af.compare_answers("the", ["a", "b"], "en") == {"f1": 0, "em": 1, "f1_authors": 1, "em_authors": 1}
+    assert (
+        af.compare_answers("the to be to be", ["To be, to be!"], "de")["f1_authors"] == 0.5
+    )  # P = R = 2 / 4
+    assert af.compare_answers("the", ["a", "b"], "en") == {
+        "f1": 0,
+        "em": 1,
+        "f1_authors": 1,
+        "em_authors": 1,
+    }
 
 
 def softmax(row: list[float]) -> list[float]:
@@ -195,11 +227,16 @@ def test_the_answer_is_the_most_probable_span_of_all_windows():
         examples, features, logits = [], [], []
         for number in range(rng.randint(1, 3)):
             cuts = sorted({0, *rng.sample(range(1, 150), rng.randint(1, 99)), 150})
-            context, spans = "".join(map(chr, range(0x4E00, 0x4E00 + 150))), list(itertools.pairwise(cuts))
+            context, spans = (
+                "".join(map(chr, range(0x4E00, 0x4E00 + 150))),
+                list(itertools.pairwise(cuts)),
+            )
             best, size = (0, "", 0), rng.randint(5, 70)
             for window, begin in enumerate(range(0, len(spans), max(1, size - 4))):
                 offsets = [(-1, -1)] * rng.randint(1, 5) + spans[begin : begin + size] + [(-1, -1)]
-                row = noise.normal(size=(2, len(offsets) + rng.choice((0, 3))))  # longer: padding of the batch
+                row = noise.normal(
+                    size=(2, len(offsets) + rng.choice((0, 3)))
+                )  # longer: padding of the batch
                 row[:, 0] += rng.choice((0, 5))  # the first place: that the answer is not in this window
                 places = [0, *(k for k, (start, _) in enumerate(offsets) if start >= 0)]
                 starts, ends = (dict(zip(places, softmax(side[places].tolist()))) for side in row)
@@ -232,7 +269,11 @@ def check_windows(tokenizer, examples: list[dict], max_length: int) -> int:
         start = example["starts"][0]
         last = start + len(example["texts"][0]) - 1
         for window in windows:
-            ids, offsets, (first_label, last_label) = window["input_ids"], window["offsets"], window["labels"]
+            ids, offsets, (first_label, last_label) = (
+                window["input_ids"],
+                window["offsets"],
+                window["labels"],
+            )
             assert len(ids) == len(offsets) <= max_length
             inside = offsets[:, 0] >= 0
             assert [i for i in ids[~inside].tolist() if i not in ends] == question
@@ -281,7 +322,9 @@ def test_characters_of_many_subwords_do_not_crowd_the_context_out(tokenizer, wor
     for k in range(20):
         example["question"] = "a " * k + "ﷺ½" * 20
         features = af.encode_questions(tokenizer, [example], 24, True)
-        assert all(len(feature["input_ids"]) <= 24 and (feature["offsets"] >= 0).any() for feature in features)
+        assert all(
+            len(feature["input_ids"]) <= 24 and (feature["offsets"] >= 0).any() for feature in features
+        )
 
 
 DATA = os.environ.get("ALIGNFREEZE_DATA")
@@ -302,7 +345,10 @@ def test_windows_of_real_questions_hold_the_whole_context_and_the_answer(archite
 
 @pytest.mark.parametrize("max_length", [12, 96])
 def test_sentence_pairs_are_what_the_tokenizer_makes_of_each_pair(tokenizer, world, max_length):
-    examples, ends = load(world / "data", "xnli", "qab")[:100], {tokenizer.cls_token_id, tokenizer.sep_token_id}
+    examples, ends = (
+        load(world / "data", "xnli", "qab")[:100],
+        {tokenizer.cls_token_id, tokenizer.sep_token_id},
+    )
     features, cut = af.encode_sentences(tokenizer, examples, max_length, False), 0
     for number, (example, feature) in enumerate(zip(examples, features, strict=True)):
         pair = tokenizer(example["premise"], example["hypothesis"])
@@ -319,7 +365,9 @@ def test_sentence_pairs_are_what_the_tokenizer_makes_of_each_pair(tokenizer, wor
             splits = [(kept[:k], kept[k:]) for k in range(len(kept) + 1)]
             fits = [(p, h) for p, h in splits if p == sides[0][: len(p)] and h == sides[1][: len(h)]]
             sizes = [sorted((len(p), min(len(h), len(sides[1])))) for p, h in fits]
-            assert any(b - a <= 1 or a == min(map(len, sides)) for a, b in sizes)  # the longer one was cut
+            assert any(
+                b - a <= 1 or a == min(map(len, sides)) for a, b in sizes
+            )  # the longer one was cut
             cut += 1
     assert (cut > 10) == (max_length == 12)
 
@@ -349,7 +397,9 @@ def test_perfect_logits_are_scored_as_perfect(tokenizer, world, task, language):
 
 def start(world: Path, out: Path, architecture: str, task: str) -> int:
     argv = ["--model", world / "models" / architecture, "--data-dir", world / "data", "--task", task]
-    argv += "--languages qaa --realign-languages qaa qab --epochs 1 --realign-steps 2 --device cpu".split()
+    argv += (
+        "--languages qaa --realign-languages qaa qab --epochs 1 --realign-steps 2 --device cpu".split()
+    )
     return af.main([*map(str, argv), "--limit-train", "64", "--limit-test", "10", "--out", str(out)])
 
 
@@ -370,7 +420,9 @@ def test_every_architecture_runs_every_task(world, tmp_path, architecture, task)
 def test_the_loss_in_parts_is_that_of_the_whole_batch(tokenizer, world, task):
     row = af.TASKS[task]
     torch.manual_seed(0)
-    model = row.head.from_pretrained(world / "models" / tokenizer.architecture, num_labels=row.labels).eval()
+    model = row.head.from_pretrained(
+        world / "models" / tokenizer.architecture, num_labels=row.labels
+    ).eval()
     batch = row.encode(tokenizer, load(world / "data", task, "en")[:12], 48, True)[:16]
     gradients = []
     for parts in (1, 4):
@@ -378,7 +430,9 @@ def test_the_loss_in_parts_is_that_of_the_whole_batch(tokenizer, world, task):
         loss = af.task_loss(model, af.task_batch(batch, tokenizer.pad_token_id, parts))
         loss.backward()
         assert torch.isfinite(loss)
-        gradients.append([loss.detach(), *(p.grad.norm() for p in model.parameters() if p.grad is not None)])
+        gradients.append(
+            [loss.detach(), *(p.grad.norm() for p in model.parameters() if p.grad is not None)]
+        )
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-4)
 
 
@@ -389,7 +443,11 @@ def test_a_batch_without_any_label_has_loss_zero_and_others_the_mean(world):
     nothing = {"input_ids": ids, "labels": np.full(10, af.IGNORE)}
     something = {"input_ids": ids, "labels": np.where(ids % 2, af.IGNORE, 3)}
     assert af.task_loss(model, af.task_batch([nothing], 0)).item() == 0
-    alone, both = (af.task_loss(model, af.task_batch(batch, 0)) for batch in ([something], [nothing, something]))
+    alone, both = (
+        af.task_loss(model, af.task_batch(batch, 0)) for batch in ([something], [nothing, something])
+    )
     torch.testing.assert_close(alone, both)
     logits = model(torch.tensor(ids)[None]).logits[0]
-    torch.testing.assert_close(alone, torch.nn.functional.cross_entropy(logits[ids % 2 == 0], torch.full((5,), 3)))
+    torch.testing.assert_close(
+        alone, torch.nn.functional.cross_entropy(logits[ids % 2 == 0], torch.full((5,), 3))
+    )

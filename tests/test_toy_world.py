@@ -29,7 +29,11 @@ def rows(path: Path) -> list[dict]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_the_same_seed_gives_the_same_world_and_another_seed_another(data, tmp_path):
@@ -70,12 +74,16 @@ def test_the_dictionary_aligner_finds_gold_links(data, language):
 def test_treebanks_load_and_some_words_are_in_ranges(data, language):
     args = af.parse_args(["--data-dir", str(data)])
     sentences = af.load_udpos(language, "test", args)
-    standard = af.load_udpos(language, "test", af.parse_args(["--data-dir", str(data), "--syntactic-words"]))
+    standard = af.load_udpos(
+        language, "test", af.parse_args(["--data-dir", str(data), "--syntactic-words"])
+    )
     tags = {af.UPOS[tag] for sentence in sentences for tag in sentence["tags"]}
     assert len(sentences) == len(standard) == toy_world.SIZES["udpos"][1]
     assert {"NOUN", "VERB", "PROPN", "PUNCT"} <= tags
     if "_" in tags:
-        assert sum(map(len, (s["tags"] for s in sentences))) > sum(map(len, (s["tags"] for s in standard)))
+        assert sum(map(len, (s["tags"] for s in sentences))) > sum(
+            map(len, (s["tags"] for s in standard))
+        )
     assert language != "en" or "_" in tags
 
 
@@ -91,7 +99,9 @@ def test_entities_are_well_formed_and_labels_are_in_range(data, language):
     wikiann = rows(data / "wikiann" / language / "test.jsonl")
     tagged = [(row["tokens"], [toy_world.NER_TAGS[tag] for tag in row["ner_tags"]]) for row in wikiann]
     for split in ("train", "dev", "test"):
-        tagged += [(row["tokens"], row["tags"]) for row in rows(data / "uner" / language / f"{split}.jsonl")]
+        tagged += [
+            (row["tokens"], row["tags"]) for row in rows(data / "uner" / language / f"{split}.jsonl")
+        ]
     for tokens, tags in tagged:
         assert len(tokens) == len(tags)
         assert re.fullmatch(r"((O|B-(PER|ORG|LOC)( I-\3)*)( |$))*", " ".join(tags))
@@ -139,7 +149,9 @@ def test_slots_are_parallel_and_no_command_is_in_two_splits(data, task, language
 
 @pytest.mark.parametrize("language", TARGETS)
 def test_translations_go_both_ways_and_none_is_in_the_parallel_text(data, language):
-    parallel = {line.split("\t")[0] for code in TARGETS for line in lines(data / f"parallel/en-{code}.tsv")}
+    parallel = {
+        line.split("\t")[0] for code in TARGETS for line in lines(data / f"parallel/en-{code}.tsv")
+    }
     for split in SPLITS:
         there = [line.split("\t") for line in lines(data / f"translation/en-{language}/{split}.tsv")]
         back = [line.split("\t") for line in lines(data / f"translation/{language}-en/{split}.tsv")]
@@ -152,7 +164,9 @@ def test_translations_go_both_ways_and_none_is_in_the_parallel_text(data, langua
 
 
 def test_held_out_pairs_have_the_same_english_in_all_languages(data):
-    english = [[line.split("\t")[0] for line in lines(data / f"parallel/en-{code}.dev.tsv")] for code in TARGETS]
+    english = [
+        [line.split("\t")[0] for line in lines(data / f"parallel/en-{code}.dev.tsv")] for code in TARGETS
+    ]
     assert english[0] == english[1] == english[2]
 
 
@@ -167,5 +181,10 @@ def test_the_decoder_generates_and_its_tokenizer_is_that_of_a_llama(world, data)
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
         output = decoder.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert output.shape[1] > len(ids)
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    special = {
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    }
     assert len(special) == 4 and None not in special

@@ -49,7 +49,12 @@ def test_words_are_runs_of_word_characters_or_of_other_visible_characters(lang, 
     [
         # the longest word of the vocabulary from the left
         ("zh", "我喜欢北京大学", ["喜欢", "北京", "北京大学", "大学"], ["我", "喜欢", "北京大学"]),
-        ("zh", "北京大学生", ["北京", "北京大学", "大学生"], ["北京大学", "生"]),  # greedy: not 北京 + 大学生
+        (
+            "zh",
+            "北京大学生",
+            ["北京", "北京大学", "大学生"],
+            ["北京大学", "生"],
+        ),  # greedy: not 北京 + 大学生
         ("ja", "私は学生です", ["学生", "です"], ["私", "は", "学生", "です"]),
         ("ja", "コーヒーを飲む", ["コーヒー", "飲む"], ["コーヒー", "を", "飲む"]),
         ("th", "ฉันรักเธอ", ["ฉัน", "รัก", "เธอ"], ["ฉัน", "รัก", "เธอ"]),
@@ -127,7 +132,10 @@ def test_splitting_agrees_with_the_rule_read_aloud(lang):
     matched = 0
     for _ in range(400):
         text = "".join(rng.choices(CLUSTERS, k=rng.randint(0, 25)))
-        vocabulary = {"".join(rng.choices(UNSPACED, k=rng.randint(1, 4))) for _ in range(60)} | {"か", "ก"}
+        vocabulary = {"".join(rng.choices(UNSPACED, k=rng.randint(1, 4))) for _ in range(60)} | {
+            "か",
+            "ก",
+        }
         expected = slow_split(text, lang, vocabulary)
         assert af.split_words(text, lang, vocabulary) == expected, (text, vocabulary)
         matched += any(len(word) > 2 and word in vocabulary for word in expected)
@@ -170,7 +178,9 @@ def test_one_to_one_agrees_with_a_comparison_of_all_links():
     rng, kept = random.Random(0), 0
     for _ in range(500):
         source, target = (rng.choices("abcdef", k=rng.randint(1, 9)) for _ in range(2))
-        links = [(rng.randrange(len(source)), rng.randrange(len(target))) for _ in range(rng.randint(0, 7))]
+        links = [
+            (rng.randrange(len(source)), rng.randrange(len(target))) for _ in range(rng.randint(0, 7))
+        ]
         expected = [
             (i, j)
             for i in range(len(source))
@@ -184,8 +194,20 @@ def test_one_to_one_agrees_with_a_comparison_of_all_links():
     assert kept > 100
 
 
-FORWARD = {"the": {"der", "die"}, "cat": {"Katze", "Kater"}, "dog": {"Hund"}, "hound": {"Hund"}, "big": {"groß"}}
-BACKWARD = {"der": {"the"}, "die": {"the"}, "Katze": {"cat"}, "Kater": {"cat", "tomcat"}, "Hund": {"dog", "hound"}}
+FORWARD = {
+    "the": {"der", "die"},
+    "cat": {"Katze", "Kater"},
+    "dog": {"Hund"},
+    "hound": {"Hund"},
+    "big": {"groß"},
+}
+BACKWARD = {
+    "der": {"the"},
+    "die": {"the"},
+    "Katze": {"cat"},
+    "Kater": {"cat", "tomcat"},
+    "Hund": {"dog", "hound"},
+}
 BACKWARD |= {"groß": {"great"}}
 
 
@@ -203,7 +225,11 @@ BACKWARD |= {"groß": {"great"}}
         ("tomcat", "Kater", []),  # and forward must hold it
         ("dog", "Hund", [(0, 0)]),
         ("big", "groß", []),  # the way back does not hold `big`
-        ("great big", "groß", []),  # the only word that translates `groß` is `great`, which stands elsewhere
+        (
+            "great big",
+            "groß",
+            [],
+        ),  # the only word that translates `groß` is `great`, which stands elsewhere
         ("Cat", "Katze", []),  # case is not folded
         ("cat", "katze", []),
         ("the", "der die", []),
@@ -233,13 +259,22 @@ def test_dictionary_links_agree_with_the_three_conditions_read_aloud(turned_roun
     english, other = list("abcdefgh"), list("ABCDEFGH")
     for _ in range(3000):
         entries = [(rng.choice(english), rng.choice(other)) for _ in range(rng.randint(0, 12))]
-        back = entries if turned_round else [(rng.choice(english), rng.choice(other)) for _ in range(6)] + entries[:6]
+        back = (
+            entries
+            if turned_round
+            else [(rng.choice(english), rng.choice(other)) for _ in range(6)] + entries[:6]
+        )
         forward = {word: {b for a, b in entries if a == word} for word, _ in entries}
         backward = {word: {a for a, b in back if b == word} for _, word in back}
-        source, target = rng.choices(english, k=rng.randint(0, 8)), rng.choices(other, k=rng.randint(0, 8))
+        source, target = (
+            rng.choices(english, k=rng.randint(0, 8)),
+            rng.choices(other, k=rng.randint(0, 8)),
+        )
         expected = slow_dictionary_links(source, target, forward, backward)
         assert af.dictionary_links(source, target, forward, backward) == expected
-        assert af.one_to_one(expected, source, target) == expected  # nothing ambiguous: one-to-one already
+        assert (
+            af.one_to_one(expected, source, target) == expected
+        )  # nothing ambiguous: one-to-one already
         linked += len(expected)
     assert linked > 200
 
@@ -289,7 +324,9 @@ def test_pharaoh_links_are_read_one_sentence_pair_a_line(tmp_path):
 # ------------------------------------------------------------------------------------------------- shuffle, interleave
 
 
-@pytest.mark.parametrize("count, size", [(0, 5), (1, 5), (5, 5), (6, 5), (100, 1), (100, 7), (100, 99), (100, 1000)])
+@pytest.mark.parametrize(
+    "count, size", [(0, 5), (1, 5), (5, 5), (6, 5), (100, 1), (100, 7), (100, 99), (100, 1000)]
+)
 def test_shuffling_is_a_permutation_that_depends_on_the_seed_alone(count, size):
     first = list(af.shuffled(range(count), "31 de", size))
     assert sorted(first) == list(range(count))
@@ -310,7 +347,9 @@ def test_no_item_overtakes_more_items_than_the_buffer_holds(size):
 
 
 def test_the_first_items_out_may_be_any_of_the_buffer():
-    firsts = [list(itertools.islice(af.shuffled(itertools.count(), str(seed), 8), 2)) for seed in range(200)]
+    firsts = [
+        list(itertools.islice(af.shuffled(itertools.count(), str(seed), 8), 2)) for seed in range(200)
+    ]
     assert {first for first, _ in firsts} == set(range(8))
     assert {second for _, second in firsts} == set(range(9))
 
@@ -337,8 +376,14 @@ def data_dir(tmp_path) -> Path:
     """Two languages: 12 sentence pairs that the dictionary links, in a single place, and 5 that it does not."""
     for lang in ("de", "fi"):
         numbers = range(LINKED)
-        write(tmp_path / f"dictionary/en-{lang}.txt", *(f"word{k} {lang}{k}" for k in numbers), "same same")
-        lines = [f"say word{k} OK\tOK {lang}{k} !" for k in numbers] + ["same\tsame"] * 2 + ["none\tkeins"] * 3
+        write(
+            tmp_path / f"dictionary/en-{lang}.txt", *(f"word{k} {lang}{k}" for k in numbers), "same same"
+        )
+        lines = (
+            [f"say word{k} OK\tOK {lang}{k} !" for k in numbers]
+            + ["same\tsame"] * 2
+            + ["none\tkeins"] * 3
+        )
         random.Random(lang).shuffle(lines)
         write(tmp_path / f"parallel/en-{lang}.tsv", *lines)
     return tmp_path
@@ -371,7 +416,9 @@ def test_sentence_pairs_without_a_link_are_skipped_and_counted(data_dir):
     for readings in range(1, 5):
         pairs = take(readings * LINKED, "de", "dictionary", data_dir, 31)
         skipped = sum(pair.skipped for pair in pairs)
-        assert (readings - 1) * UNLINKED <= skipped <= readings * UNLINKED  # some may follow the last pair
+        assert (
+            (readings - 1) * UNLINKED <= skipped <= readings * UNLINKED
+        )  # some may follow the last pair
     write(data_dir / "parallel/en-de.tsv", "nothing\tnichts", "word1\tde1", "nothing\tnichts")
     pairs = take(200, "de", "dictionary", data_dir, 31)
     assert pairs[0].skipped in (0, 1, 2)
@@ -408,7 +455,9 @@ def test_pairs_are_aligned_only_when_they_are_needed(data_dir, monkeypatch):
 def test_a_stream_from_the_hub_is_read_no_further_than_the_buffer_and_what_is_used(monkeypatch):
     read = itertools.count()
     monkeypatch.setattr(af, "parallel_text", lambda *where: ((f"word {k}", "Wort") for k in read))
-    monkeypatch.setattr(af, "read_dictionary", lambda language, folder: ({"word": {"Wort"}}, {"Wort": {"word"}}))
+    monkeypatch.setattr(
+        af, "read_dictionary", lambda language, folder: ({"word": {"Wort"}}, {"Wort": {"word"}})
+    )
     assert len(take(100, "de", "dictionary", None, 31)) == 100
     assert next(read) <= 10_000 + 2 * 100
 
@@ -429,7 +478,10 @@ def test_links_of_pharaoh_files_are_held_to_the_same_rules(data_dir, tmp_path):
     write(data_dir / "parallel/en-de.tsv", *text)
     folder = write(tmp_path / "links/en-de.txt", "0-0 1-1", "0-0 1-1", "0-0 1-0", "").parent
     pairs = take(40, "de", str(folder), data_dir, 31)
-    assert {(pair.source[1], tuple(pair.links)) for pair in pairs} == {("cat", ((0, 0), (1, 1))), ("OK", ((0, 0),))}
+    assert {(pair.source[1], tuple(pair.links)) for pair in pairs} == {
+        ("cat", ((0, 0), (1, 1))),
+        ("OK", ((0, 0),)),
+    }
     assert 2 * 19 <= sum(pair.skipped for pair in pairs) <= 2 * 20
 
 
@@ -453,7 +505,8 @@ def test_a_text_without_any_link_is_an_error_not_an_endless_search(data_dir):
 
 DATA = os.environ.get("ALIGNFREEZE_DATA")
 real_data = pytest.mark.skipif(
-    not DATA, reason="ALIGNFREEZE_DATA names no folder with real dictionary/, parallel/ and goldalign/ to measure on"
+    not DATA,
+    reason="ALIGNFREEZE_DATA names no folder with real dictionary/, parallel/ and goldalign/ to measure on",
 )
 dictionary = functools.cache(lambda lang: af.read_dictionary(lang, Path(DATA)))
 FLOORS = {  # precision, recall of the dictionary aligner on gold word alignments, to two decimals
@@ -473,8 +526,12 @@ def test_dictionary_links_are_right_and_not_too_few_on_gold_alignments(lang):
         source, target = source.split(), target.split()
         sure = {tuple(map(int, link.split("-"))) for link in gold.split() if "-" in link}
         possible = {tuple(map(int, link.split("p"))) for link in gold.split() if "p" in link} | sure
-        links = set(af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target))
-        counts.update(links=len(links), right=len(links & possible), sure=len(sure), found=len(links & sure))
+        links = set(
+            af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target)
+        )
+        counts.update(
+            links=len(links), right=len(links & possible), sure=len(sure), found=len(links & sure)
+        )
     precision, recall = counts["right"] / counts["links"], counts["found"] / counts["sure"]
     assert round(precision, 2) >= FLOORS[lang][0]
     assert round(recall, 2) >= FLOORS[lang][1]
@@ -486,7 +543,9 @@ def link_rate(lang: str, splitter) -> float:
     linked = 0
     for english, other in itertools.islice(af.parallel_text(lang, Path(DATA)), 1000):
         source, target = af.split_words(english, "en"), splitter(other, backward)
-        linked += bool(af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target))
+        linked += bool(
+            af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target)
+        )
     return linked / 1000
 
 
@@ -498,7 +557,9 @@ RATES |= {"zh": 0.70, "ja": 0.80, "th": 0.85}
 @real_data
 @pytest.mark.parametrize("lang", RATES)
 def test_the_dictionary_links_most_sentence_pairs(lang):
-    assert link_rate(lang, lambda text, vocabulary: af.split_words(text, lang, vocabulary)) >= RATES[lang]
+    assert (
+        link_rate(lang, lambda text, vocabulary: af.split_words(text, lang, vocabulary)) >= RATES[lang]
+    )
 
 
 @real_data

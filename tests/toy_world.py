@@ -33,7 +33,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 LANGUAGES = ("en", "qaa", "qab", "qac")
-SIZES = {"udpos": (1500, 200), "wikiann": (1500, 200), "xnli": (3000, 200), "xquad": (1000, 150)}  # training, test
+SIZES = {
+    "udpos": (1500, 200),
+    "wikiann": (1500, 200),
+    "xnli": (3000, 200),
+    "xquad": (1000, 150),
+}  # training, test
 GENERATION_SIZES = {"train": 800, "valid": 100, "test": 200}
 PARALLEL_SIZE, DEV_SIZE, TEXT_SIZE = 2000, 100, 5000  # sentences per language
 NER_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
@@ -60,9 +65,7 @@ VERBS = {  # class of the object ("" for none): verbs
     "clause": "say/said think/thought know/knew",
 }
 ADJECTIVES = "big small old new red green good bad clean dirty strong weak happy sad dark bright"
-OPPOSITES = (
-    "big/small old/new good/bad clean/dirty strong/weak happy/sad dark/bright buy/sell find/lose love/hate open/close"
-)
+OPPOSITES = "big/small old/new good/bad clean/dirty strong/weak happy/sad dark/bright buy/sell find/lose love/hate open/close"
 FUNCTION_WORDS = {
     "DET": "the a this every some that these",
     "PRON": "he/him she/her they/them we/us who what",
@@ -74,7 +77,10 @@ FUNCTION_WORDS = {
     "NUM": "two three four five ten",
     "ADV": "slowly quickly gladly often alone carefully yesterday recently today now very where",
 }
-MANNER, TIME = "slowly quickly gladly often alone carefully", {"past": "yesterday recently", "present": "today now"}
+MANNER, TIME = (
+    "slowly quickly gladly often alone carefully",
+    {"past": "yesterday recently", "present": "today now"},
+)
 BE_DO = {  # (lemma, features): English form
     ("be", "past singular"): "was",
     ("be", "past plural"): "were",
@@ -84,7 +90,9 @@ BE_DO = {  # (lemma, features): English form
     ("do", "past plural"): "did",
     ("do", "present singular"): "does",
 }
-HYPERNYMS = {noun.partition("/")[0]: kind for kind, line in NOUNS.items() for noun in [kind, *line.split()]}
+HYPERNYMS = {
+    noun.partition("/")[0]: kind for kind, line in NOUNS.items() for noun in [kind, *line.split()]
+}
 
 # ------------------------------------------------------------------------------------------------------------ languages
 
@@ -107,14 +115,24 @@ DROPPED = {
 }  # lemmas that a language has no word for
 SUFFIXES = {  # feature or role: suffix, in the order in which they are added
     "qab": {"plural": "na", "past": "ro", "present": "s"},
-    "qac": {"past": "eb", "present": "o", "plural": "mi", "object": "ta", "in": "xi", "from": "dan", "with": "le"},
+    "qac": {
+        "past": "eb",
+        "present": "o",
+        "plural": "mi",
+        "object": "ta",
+        "in": "xi",
+        "from": "dan",
+        "with": "le",
+    },
 }
 SYLLABLES = {"qab": ("bdfgklmnprstvz", "aeiou"), "qac": ("bdgklmnpqrstxz", "aeiou")}
 SCRIPTS = {"qac": str.maketrans("abdegiklmnopqrstuxz", "აბდეგიკლმნოპქრსტუხზ")}
 LOANS = 0.3  # the share of nouns, verbs and adjectives that each language borrows from English
 
 
-@dataclass(eq=False, slots=True)  # compared by identity: a leaf is one word of one sentence, in whichever language
+@dataclass(
+    eq=False, slots=True
+)  # compared by identity: a leaf is one word of one sentence, in whichever language
 class Leaf:
     lemma: str  # the English lemma, a name, digits, or punctuation
     upos: str
@@ -144,7 +162,9 @@ class World:
     rng: random.Random
     irregular: dict[str, str] = field(default_factory=dict)  # English lemma -> its one irregular form
     cipher: dict[int, int] = field(default_factory=dict)  # of qaa, for str.translate
-    stems: dict[tuple[str, str, str], str] = field(default_factory=dict)  # (language, lemma, part of speech) -> stem
+    stems: dict[tuple[str, str, str], str] = field(
+        default_factory=dict
+    )  # (language, lemma, part of speech) -> stem
     names: dict[str, list[str]] = field(default_factory=dict)
     forms: dict[tuple, str] = field(default_factory=dict)  # what word_form has answered before
 
@@ -155,8 +175,14 @@ def make_world(seed: int) -> World:
     for letters in ("aeiou", "bcdfghjklmnpqrstvwxyz"):
         world.cipher |= str.maketrans(letters, "".join(rng.sample(letters, len(letters))))
     lines = [("NOUN", f"{hypernym} {line}") for hypernym, line in NOUNS.items()]
-    lines += [("VERB", line) for line in VERBS.values()] + [("ADJ", ADJECTIVES)] + list(FUNCTION_WORDS.items())
-    entries = {(*entry.partition("/")[::2], upos): None for upos, line in lines for entry in line.split()}
+    lines += (
+        [("VERB", line) for line in VERBS.values()]
+        + [("ADJ", ADJECTIVES)]
+        + list(FUNCTION_WORDS.items())
+    )
+    entries = {
+        (*entry.partition("/")[::2], upos): None for upos, line in lines for entry in line.split()
+    }
     world.irregular = {lemma + upos: form for lemma, form, upos in entries if form}
     for language in LANGUAGES[1:]:
         used: set[str] = set()
@@ -213,7 +239,9 @@ def word_form(world: World, language: str, leaf: Leaf, role: str) -> str:
             form = ""
         elif language in SUFFIXES:
             features = {*leaf.features.split(), role} if leaf.upos in ("NOUN", "PRON", "VERB") else set()
-            suffixes = "".join(suffix for feature, suffix in SUFFIXES[language].items() if feature in features)
+            suffixes = "".join(
+                suffix for feature, suffix in SUFFIXES[language].items() if feature in features
+            )
             form = (stem if stem == leaf.lemma else stem.translate(script)) + suffixes.translate(script)
         else:
             form = english_form(world, leaf, role)
@@ -260,7 +288,9 @@ def render(world: World, language: str, tree: Tree) -> list[Token]:
 
 
 def as_text(tokens: list[Token]) -> str:
-    return "".join(("" if token.words[0][1].upos == "PUNCT" else " ") + token.form for token in tokens).lstrip()
+    return "".join(
+        ("" if token.words[0][1].upos == "PUNCT" else " ") + token.form for token in tokens
+    ).lstrip()
 
 
 def gold_links(source: list[Token], target: list[Token]) -> list[tuple[int, int]]:
@@ -288,16 +318,23 @@ def named(world: World, kind: str) -> Tree:
         words = [world.rng.choice((city, last)), pick(world, "Bank Motors Group Museum")]
     else:
         words = ["Port", city] if world.rng.random() < 0.2 else [city]
-    leaves = [Leaf(word, "PROPN", "singular", prefix + kind) for word, prefix in zip(words, ("B-", "I-"), strict=False)]
+    leaves = [
+        Leaf(word, "PROPN", "singular", prefix + kind)
+        for word, prefix in zip(words, ("B-", "I-"), strict=False)
+    ]
     return Tree("phrase", dict(zip(("head", "tail"), leaves, strict=False)))
 
 
 def noun_phrase(world: World, kind: str, definite: bool = False) -> Tree:
     rng = world.rng
     plural = rng.random() < 0.3
-    parts = {"noun": Leaf(pick(world, f"{NOUNS[kind]} {kind}"), "NOUN", "plural" if plural else "singular")}
+    parts = {
+        "noun": Leaf(pick(world, f"{NOUNS[kind]} {kind}"), "NOUN", "plural" if plural else "singular")
+    }
     if plural and not definite and rng.random() < 0.4:
-        parts["number"] = Leaf(rng.choice((str(rng.randint(2, 99)), pick(world, FUNCTION_WORDS["NUM"]))), "NUM")
+        parts["number"] = Leaf(
+            rng.choice((str(rng.randint(2, 99)), pick(world, FUNCTION_WORDS["NUM"]))), "NUM"
+        )
     else:
         determiners = "the" if definite else "the some these" if plural else "the a this every that"
         parts["determiner"] = Leaf(pick(world, determiners), "DET")
@@ -337,15 +374,25 @@ def clause(world: World, plain: bool = False, inner: bool = False) -> Tree:
         subject = named(world, "PER" if plain else rng.choice(("PER", "ORG")))
     else:
         subject = pronoun(world)
-    agreement = subject if isinstance(subject, Leaf) else subject.parts.get("noun") or subject.parts["head"]
+    agreement = (
+        subject if isinstance(subject, Leaf) else subject.parts.get("noun") or subject.parts["head"]
+    )
     features, parts = f"{tense} {agreement.features}", {"subject": subject}
-    kind = rng.choice([kind for kind in (*VERBS, "be", "be") if kind != "clause" or not (plain or inner)])
+    kind = rng.choice(
+        [kind for kind in (*VERBS, "be", "be") if kind != "clause" or not (plain or inner)]
+    )
     if kind == "be":
         parts |= {"aux": Leaf("be", "AUX", features), "quality": Leaf(pick(world, ADJECTIVES), "ADJ")}
         parts |= {"degree": Leaf("very", "ADV")} if rng.random() < 0.4 else {}
     else:
         parts["verb"] = Leaf(pick(world, VERBS[kind]), "VERB", features)
-        for slot, chance in {"manner": 0.2, "time": 0.2, "place": 0.4, "tool": 0.1, "aux": 0 if plain else 0.2}.items():
+        for slot, chance in {
+            "manner": 0.2,
+            "time": 0.2,
+            "place": 0.4,
+            "tool": 0.1,
+            "aux": 0 if plain else 0.2,
+        }.items():
             if rng.random() < chance and kind != "clause":
                 parts[slot] = adjunct(world, slot, tense)
     if kind == "clause":
@@ -381,7 +428,11 @@ def hypotheses(world: World, premise: Tree, label: int) -> Iterator[Tree]:
     """What follows (0: less, or a hypernym), what may be (1: more), or what cannot be (2: a negation, an antonym)."""
     parts, be = premise.parts, "quality" in premise.parts
     head = "quality" if be else "verb"
-    nouns = [(slot, parts[slot]) for slot in ("subject", "object") if slot in parts and "noun" in parts[slot].parts]
+    nouns = [
+        (slot, parts[slot])
+        for slot in ("subject", "object")
+        if slot in parts and "noun" in parts[slot].parts
+    ]
     slots = ("degree",) if be else ("manner", "time", "tool", "place")
     if label == 0:
         yield from (premise.but(**{slot: None}) for slot in slots if slot in parts)
@@ -427,8 +478,14 @@ def qa_example(world: World) -> dict:
     human = "head" in answer.parts or HYPERNYMS[answer.parts["noun"].lemma] == "person"
     ask = Leaf("where", "ADV") if slot == "place" else Leaf("who" if human else "what", "PRON")
     do = None if slot == "subject" else Leaf("do", "AUX", asked.parts["verb"].features)
-    question = asked.but(time=None, manner=None, tool=None, ask=ask, do=do, stop=Leaf("?", "PUNCT"), **{slot: None})
-    return {"context": [sentence(world, tree) for tree in clauses.values()], "question": question, "answer": answer}
+    question = asked.but(
+        time=None, manner=None, tool=None, ask=ask, do=do, stop=Leaf("?", "PUNCT"), **{slot: None}
+    )
+    return {
+        "context": [sentence(world, tree) for tree in clauses.values()],
+        "question": question,
+        "answer": answer,
+    }
 
 
 ENTITY_SLOTS = {"PER": "person", "ORG": "company", "LOC": "place"}
@@ -486,13 +543,19 @@ def qa_line(world: World, language: str, example: dict) -> str:
     inside, context, answers = {leaf for leaf, _ in in_order("en", example["answer"])}, "", {}
     for tree in example["context"]:
         tokens = render(world, language, tree)
-        chosen = [i for i, (_, words) in enumerate(tokens) if words[0][1] in inside]  # neighbours in every language
+        chosen = [
+            i for i, (_, words) in enumerate(tokens) if words[0][1] in inside
+        ]  # neighbours in every language
         context += " " if context else ""
         if chosen:
             start = len(context) + len(as_text(tokens[: chosen[0]])) + (chosen[0] > 0)
             answers = {"text": [as_text(tokens[chosen[0] : chosen[-1] + 1])], "answer_start": [start]}
         context += as_text(tokens)
-    line = {"question": as_text(render(world, language, example["question"])), "context": context, "answers": answers}
+    line = {
+        "question": as_text(render(world, language, example["question"])),
+        "context": context,
+        "answers": answers,
+    }
     return json.dumps({"id": str(example["id"]), **line}, ensure_ascii=False)
 
 
@@ -511,7 +574,9 @@ def slot_line(world: World, language: str, example: dict) -> str:
     for slot, kind in example["types"].items():
         part = example["tree"].parts[slot]
         leaves = {part} if isinstance(part, Leaf) else {leaf for leaf, _ in in_order("en", part)}
-        chosen = [i for i, (_, words) in enumerate(tokens) if words[0][1] in leaves]  # neighbours in every language
+        chosen = [
+            i for i, (_, words) in enumerate(tokens) if words[0][1] in leaves
+        ]  # neighbours in every language
         found[chosen[0]] = {"type": kind, "value": as_text(tokens[chosen[0] : chosen[-1] + 1])}
     slots = [found[start] for start in sorted(found)]
     return json.dumps({"text": as_text(tokens), "slots": slots}, ensure_ascii=False)
@@ -533,10 +598,16 @@ def write_parallel(world: World, data: Path, language: str) -> None:
         source, target = render(world, "en", tree), render(world, language, tree)
         links = gold_links(source, target)
         text.append(f"{as_text(source)}\t{as_text(target)}")
-        columns = [token.form for token in source], [token.form for token in target], [f"{i}-{j}" for i, j in links]
+        columns = (
+            [token.form for token in source],
+            [token.form for token in target],
+            [f"{i}-{j}" for i, j in links],
+        )
         gold.append("\t".join(map(" ".join, columns)))
         pairs = [(source[i], target[j]) for i, j in links if source[i].form.isalpha()]
-        lexicon |= {(s.form.lower(), t.form.lower()): None for s, t in pairs if s.words[0][1].upos != "PROPN"}
+        lexicon |= {
+            (s.form.lower(), t.form.lower()): None for s, t in pairs if s.words[0][1].upos != "PROPN"
+        }
     write(data / f"parallel/en-{language}.tsv", text)
     write(data / f"goldalign/en-{language}.tsv", gold)
     entries = [" ".join(pair) for pair in lexicon if world.rng.random() < 0.9]
@@ -568,9 +639,18 @@ def build_data(folder: str | Path, seed: int = 0) -> list[str]:
             items = [item(world) for _ in range(size)]
             if task == "xquad":
                 items = [{"id": f"{split}-{number}", **example} for number, example in enumerate(items)]
-            for language in LANGUAGES if split == "test" else LANGUAGES[:1]:  # test sets are translations of each other
-                write(data / task / language / f"{split}.{extension}", [line(world, language, item) for item in items])
-    texts = [as_text(render(world, language, sentence(world))) for language in LANGUAGES for _ in range(TEXT_SIZE)]
+            for language in (
+                LANGUAGES if split == "test" else LANGUAGES[:1]
+            ):  # test sets are translations of each other
+                write(
+                    data / task / language / f"{split}.{extension}",
+                    [line(world, language, item) for item in items],
+                )
+    texts = [
+        as_text(render(world, language, sentence(world)))
+        for language in LANGUAGES
+        for _ in range(TEXT_SIZE)
+    ]
     write_generation_data(world, data, seed)
     return texts
 
@@ -583,9 +663,16 @@ def write_generation_data(world: World, data: Path, seed: int) -> None:
             items = fresh(world, item, line, size, used)
             name = "dev" if (task, split) == ("uner", "valid") else split
             for language in LANGUAGES:
-                write(data / task / language / f"{name}.jsonl", [line(world, language, item) for item in items])
+                write(
+                    data / task / language / f"{name}.jsonl",
+                    [line(world, language, item) for item in items],
+                )
     world.rng = random.Random(f"translation {seed}")
-    used = {line.split("\t")[0] for path in data.glob("parallel/*.tsv") for line in path.read_text("utf-8").split("\n")}
+    used = {
+        line.split("\t")[0]
+        for path in data.glob("parallel/*.tsv")
+        for line in path.read_text("utf-8").split("\n")
+    }
     for split, size in {**GENERATION_SIZES, "dev": DEV_SIZE}.items():
         trees = fresh(world, sentence, text_line, size, used)
         english = [text_line(world, "en", tree) for tree in trees]
@@ -615,7 +702,11 @@ def fresh(world: World, item: Callable, line: Callable, size: int, used: set[str
 ENCODERS = ("distilbert", "bert", "xlmr")
 ARCHITECTURES = (*ENCODERS, "llama")
 LAYERS, HIDDEN, HEADS, VOCABULARY, MAX_LENGTH = 4, 96, 4, 1100, 512
-STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 2000, 640, 1.5e-3  # small batches: here it is the number of steps that counts
+STEPS, TOKENS_PER_BATCH, LEARNING_RATE = (
+    2000,
+    640,
+    1.5e-3,
+)  # small batches: here it is the number of steps that counts
 DECODER_HIDDEN, DECODER_VOCABULARY = 128, 1500
 
 
@@ -628,11 +719,15 @@ def unigram(texts: list[str], special: list[str]):
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     options = {"special_tokens": special, "unk_token": "<unk>", "show_progress": False}
     tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=VOCABULARY, **options))
-    scores = {piece: round(score, 3) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]}
+    scores = {
+        piece: round(score, 3) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]
+    }
     floor = min(score for piece, score in scores.items() if len(piece) > 1)
     scores = {piece: max(score, floor) for piece, score in scores.items()}
     pieces = special + sorted(scores.keys() - {*special}, key=lambda piece: (-scores[piece], piece))
-    tokenizer.model = models.Unigram([(piece, scores[piece]) for piece in pieces], special.index("<unk>"))
+    tokenizer.model = models.Unigram(
+        [(piece, scores[piece]) for piece in pieces], special.index("<unk>")
+    )
     return tokenizer
 
 
@@ -649,7 +744,10 @@ def wordpiece(texts: list[str], special: list[str]):
     pieces |= {mark + letter for letter in {*"".join(words)} for mark in ("", "##")}
     vocabulary = {piece: index for index, piece in enumerate([*special, *sorted(pieces)])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.decoder = normalizers.BertNormalizer(lowercase=False), decoders.WordPiece()
+    tokenizer.normalizer, tokenizer.decoder = (
+        normalizers.BertNormalizer(lowercase=False),
+        decoders.WordPiece(),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
@@ -660,7 +758,11 @@ def byte_pairs(texts: list[str], special: list[str]):
 
     tokenizer, bytes_ = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
-    options = {"special_tokens": special, "initial_alphabet": sorted(bytes_.alphabet()), "show_progress": False}
+    options = {
+        "special_tokens": special,
+        "initial_alphabet": sorted(bytes_.alphabet()),
+        "show_progress": False,
+    }
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=DECODER_VOCABULARY, **options))
     return tokenizer
 
@@ -673,7 +775,9 @@ def build_decoder_tokenizer(texts: list[str]):
     begin, end, pad, unknown = special = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unk|>"]
     tokenizer = byte_pairs(texts, special)
     tokenizer.post_processor = TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin} $B:1", special_tokens=[(begin, special.index(begin))]
+        single=f"{begin} $A",
+        pair=f"{begin} $A {begin} $B:1",
+        special_tokens=[(begin, special.index(begin))],
     )
     names = {"bos_token": begin, "eos_token": end, "pad_token": pad, "unk_token": unknown}
     names |= {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": MAX_LENGTH}
@@ -692,8 +796,16 @@ def build_tokenizer(architecture: str, texts: list[str]):
         pad, unknown, begin, end, mask = special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         tokenizer, pair = wordpiece(texts, special), "[CLS] $A [SEP] $B:1 [SEP]:1"
     ends = [(token, special.index(token)) for token in (begin, end)]
-    tokenizer.post_processor = TemplateProcessing(single=f"{begin} $A {end}", pair=pair, special_tokens=ends)
-    names = {"bos_token": begin, "cls_token": begin, "eos_token": end, "sep_token": end, "unk_token": unknown}
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A {end}", pair=pair, special_tokens=ends
+    )
+    names = {
+        "bos_token": begin,
+        "cls_token": begin,
+        "eos_token": end,
+        "sep_token": end,
+        "unk_token": unknown,
+    }
     names |= {"pad_token": pad, "mask_token": mask, "model_max_length": MAX_LENGTH}
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (architecture == "bert")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
@@ -703,9 +815,17 @@ def build_encoder(architecture: str, tokenizer):
     """An encoder with random weights: larger than the usual 0.02, for it is narrow, and smaller where a layer adds."""
     from transformers import AutoModel, BertConfig, DistilBertConfig, XLMRobertaConfig
 
-    shared = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.065}
+    shared = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "initializer_range": 0.065,
+    }
     sizes = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    sizes |= {"intermediate_size": 2 * HIDDEN, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes |= {
+        "intermediate_size": 2 * HIDDEN,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
     if architecture == "distilbert":
         sizes = {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 2 * HIDDEN}
         config = DistilBertConfig(**shared, **sizes, dropout=0.0, attention_dropout=0.0)
@@ -713,7 +833,9 @@ def build_encoder(architecture: str, tokenizer):
         config = BertConfig(**shared, **sizes)
     else:  # XLM-R counts positions from pad_token_id + 1
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = XLMRobertaConfig(**shared, **sizes, **ends, max_position_embeddings=MAX_LENGTH + 2, type_vocab_size=1)
+        config = XLMRobertaConfig(
+            **shared, **sizes, **ends, max_position_embeddings=MAX_LENGTH + 2, type_vocab_size=1
+        )
     encoder = AutoModel.from_config(config)
     for name, weight in encoder.named_parameters():
         if name.endswith(("output.dense.weight", "out_lin.weight", "lin2.weight")):
@@ -725,12 +847,25 @@ def build_decoder(tokenizer):
     """A Llama with random weights, two query heads to a head of keys and values."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": DECODER_HIDDEN, "num_hidden_layers": LAYERS, "intermediate_size": 2 * DECODER_HIDDEN}
-    sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2, "max_position_embeddings": MAX_LENGTH}
+    sizes = {
+        "hidden_size": DECODER_HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "intermediate_size": 2 * DECODER_HIDDEN,
+    }
+    sizes |= {
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS // 2,
+        "max_position_embeddings": MAX_LENGTH,
+    }
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ends = {name: getattr(tokenizer, name) for name in names}
     config = LlamaConfig(
-        vocab_size=len(tokenizer), **sizes, **ends, initializer_range=0.05, rope_theta=1e4, tie_word_embeddings=True
+        vocab_size=len(tokenizer),
+        **sizes,
+        **ends,
+        initializer_range=0.05,
+        rope_theta=1e4,
+        tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config)
 
@@ -740,7 +875,9 @@ def batches(sequences: list[list[int]], pad: int, rng: random.Random) -> Iterato
     import torch
 
     while True:
-        pool = sorted(rng.sample(sequences, len(sequences)), key=len)  # a stable sort: equal lengths stay shuffled
+        pool = sorted(
+            rng.sample(sequences, len(sequences)), key=len
+        )  # a stable sort: equal lengths stay shuffled
         spans, end = [], 0
         while end < len(pool):
             spans.append((end, end := end + max(1, TOKENS_PER_BATCH // len(pool[end]))))
@@ -753,7 +890,9 @@ def pretrain(model, head, losses: Iterator, steps: int) -> float:
     """Minimise the losses, one a step. Returns the mean of the last 50."""
     import torch
 
-    optimizer = torch.optim.AdamW([*model.parameters(), *head.parameters()], lr=LEARNING_RATE, fused=True)
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *head.parameters()], lr=LEARNING_RATE, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
     )
@@ -806,7 +945,9 @@ def documents_of(texts: list[str], rng: random.Random) -> list[str]:
     return texts
 
 
-def build_model(folder: str | Path, architecture: str, texts: list[str], steps: int = STEPS, seed: int = 0) -> Path:
+def build_model(
+    folder: str | Path, architecture: str, texts: list[str], steps: int = STEPS, seed: int = 0
+) -> Path:
     """Write `folder/models/<architecture>`: a tokenizer and a pretrained model (0 steps: random weights)."""
     import torch
     import transformers
@@ -825,7 +966,10 @@ def build_model(folder: str | Path, architecture: str, texts: list[str], steps: 
     loss = f", loss {pretrain(model, head, losses, steps):.2f}" if steps else ""
     tokenizer.save_pretrained(path)
     model.save_pretrained(path)
-    print(f"{architecture}: {steps} steps of language modelling{loss}, {time.time() - start:.0f} s", flush=True)
+    print(
+        f"{architecture}: {steps} steps of language modelling{loss}, {time.time() - start:.0f} s",
+        flush=True,
+    )
     return path
 
 
@@ -837,7 +981,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world (default 0)")
     parser.add_argument("--only-data", action="store_true", help="no encoders")
     parser.add_argument(
-        "--pretrain-steps", type=int, default=STEPS, metavar="N", help=f"for each encoder (default {STEPS})"
+        "--pretrain-steps",
+        type=int,
+        default=STEPS,
+        metavar="N",
+        help=f"for each encoder (default {STEPS})",
     )
     parser.add_argument(
         "--models",
