@@ -355,8 +355,7 @@ def optimize(
     end here. UserError when a loss is not finite, or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError(f"{stage}: nothing trains; freeze fewer layers")
+    check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
     warmup = training.warmup * steps
     warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
@@ -365,18 +364,13 @@ def optimize(
     losses, start, step = defaultdict(list), time.time(), 0
     if processes()[0] > 0:  # processes differ in their dropout; their weights were drawn alike
         torch.manual_seed(training.seed + 1000 * processes()[0])
-    bar = progress(
-        in_chunks(ahead(itertools.islice(batches, steps * training.accumulate)), training.accumulate),
-        stage,
-        steps,
-    )
-    ended = False
-    for step, group in enumerate(itertools.islice(bar, steps), 1):
+    wanted = ahead(itertools.islice(batches, steps * training.accumulate))
+    bar, ended = progress(in_chunks(wanted, training.accumulate), stage, steps), False
+    for step, group in enumerate(bar, 1):
         for batch in group:
             with autocast:
                 name, value = loss(batch)
-            if not value.requires_grad:
-                raise UserError(f"{stage}: the {name} loss moves nothing; freeze fewer layers")
+            check(value.requires_grad, stage, f"the {name} loss moves nothing; freeze fewer layers")
             (value / len(group)).backward()
             losses[name].append(value.detach())
         average_gradients(parameters)
@@ -390,8 +384,9 @@ def optimize(
         ended = stop is not None and stop(step)
         if ended:
             break
-    if step < steps and not ended:
-        raise UserError(f"{stage}: the batches end after {step} of {steps} steps; give more pairs")
+    check(
+        ended or step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs"
+    )
     return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
 
 
@@ -1263,29 +1258,33 @@ def links_file(language: str, part: str = "train") -> str:
     return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
 
 
-def read_pharaoh(path: Path, pairs: Iterator[Words], whole_text: bool = True) -> list[Links]:
+def read_pharaoh(
+    path: Path, pairs: Iterator[Words] | None = None, whole_text: bool = True
+) -> list[Links]:
     """Links in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0, a line a sentence pair.
 
-    whole_text: all of the pairs must have a line. UserError if links are malformed or do not fit.
+    pairs: of which they must be. whole_text: all of these have a line. UserError if links do not fit.
     """
     links = []
     for number, line in read_lines(path):
-        if not PHARAOH.fullmatch(line.strip()):
-            raise UserError(f"{path}:{number}: expected links such as '0-0 1-2', found {line[:60]!r}")
-        source, target = next(pairs, (None, None))
-        if source is None:
-            problem = (
-                f"{number} lines of links for {number - 1} sentence pairs; are they of another text?"
-            )
-            raise UserError(f"{path}: {problem}")
+        where = f"{path}:{number}"
+        fine = PHARAOH.fullmatch(line.strip())
+        check(fine, where, f"expected links such as '0-0 1-2', found {line[:60]!r}")
         links.append([tuple(map(int, link.split("-"))) for link in line.split()])
-        if any(i >= len(source) or j >= len(target) for i, j in links[-1]):
-            raise UserError(
-                f"{path}:{number}: a link points outside {len(source)} and {len(target)} words"
+        if pairs is not None:
+            source, target = next(pairs, (None, None))
+            check(
+                source is not None,
+                where,
+                f"links for {number - 1} sentence pairs; are they of another text?",
             )
-    if whole_text and next(pairs, None):
-        raise UserError(
-            f"{path}: {number} lines of links, but the parallel text goes on; align all of it"
+            inside = all(i < len(source) and j < len(target) for i, j in links[-1])
+            check(inside, where, f"a link points outside {len(source)} and {len(target)} words")
+    if pairs is not None and whole_text:
+        check(
+            not next(pairs, None),
+            path,
+            f"{number} lines of links, but the text goes on; align all of it",
         )
     return links
 

@@ -54,7 +54,7 @@ def around_the_diagonal(i, m, n):
 
 
 def closed_z(i, m, n, tension):
-    """The sum of exp(tension * feature) over source positions, for target position i of m (Dyer et al., section 2.1)."""
+    """The sum of exp(tension * feature) over source positions, target position i of m (Dyer et al. 2013)."""
     ratio = math.exp(-tension / n)
     return sum(
         math.exp(tension * feature(i, j, m, n)) * (1 - ratio**terms) / (1 - ratio)
@@ -72,7 +72,7 @@ def closed_dlogz(i, m, n, tension):
 
 
 def slow_model(pairs):
-    """Links (pair number, source index, target index) of p(target | source), word by word as the program computes them."""
+    """Links (pair number, source index, target index) of p(target | source), word by word, as the program."""
     pairs = [(number, ["NULL", *s], t) for number, (s, t) in enumerate(pairs) if s and t]
     tension, t_table = 4.0, None
     shapes = Counter((len(target), len(source) - 1) for _, source, target in pairs)

@@ -663,7 +663,7 @@ BAD_FLAGS = bad_values() | WITHOUT_EFFECT | {
     "--device nonsense": "--device", "--device cuda:99": "--device", "--device meta": "meta",
     "--max-length 2": "--max-length", "--max-length 9999": "--max-length", "--task xquad --max-length 16": "40 to",
     "--realign-max-length 2": "--realign-max-length", "--realign-max-length 9999": "--realign-max-length",
-    "--aligner giza": "--aligner giza", "--aligner fastalign/": "another name",
+    "--aligner giza": "--aligner giza",
     "--write-links here --aligner .": "--write-links", "--languages ../udpos/qaa": "no language code",
     "--train-languages a/b": "no language code", "--realign-languages a/b": "no language code",
     "--schedule during --save-model here": "--save-model", "--adapter here": "--adapter", "--validate 5": "--validate",

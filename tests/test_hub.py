@@ -131,9 +131,8 @@ def folder(world, tmp_path_factory) -> Path:
             name = f"{language}_{treebank.split('-')[1].lower()}-ud-{path.name}"
             (folder / f"UD_{treebank}/r2.7").mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / f"UD_{treebank}/r2.7" / name)
-        for a, b in ((code, "en"), ("en", code)) if code != "en" else ():
-            names = {"en": "en", code: language}
-            shutil.copy(world / f"data/dictionary/{a}-{b}.txt", folder / f"{names[a]}-{names[b]}.txt")
+        if code != "en":
+            shutil.copy(world / f"data/dictionary/en-{code}.txt", folder / f"en-{language}.txt")
     return folder
 
 
@@ -403,11 +402,11 @@ def opus(cache, monkeypatch):
     return read, loads
 
 
-TEXT = [[f"the line {k}", f"die Zeile {k}"] for k in range(45)]
+TEXT = [(f"the line {k}", f"die Zeile {k}") for k in range(45)]
 
 
 def stream() -> itertools.chain:
-    return itertools.chain.from_iterable(alignfreeze.streamed_text("de", "train", block=10))
+    return alignfreeze.streamed_text("de", "train", block=10)
 
 
 def test_parallel_text_is_streamed_as_far_as_it_is_read_and_kept(opus):

@@ -234,7 +234,7 @@ def test_what_is_probed_comes_from_a_file_of_its_own(data, unit):
     _, probed = af.load_pairs(args, torch.device("cpu"))
     assert list(probed) == ["qaa", "qab"]
     for code, pairs in probed.items():
-        own = [(line.english, line.translation) for line in af.parallel_text(code, data, "dev")]
+        own = list(af.parallel_text(code, data, "dev"))
         if unit == "word":
             own = [
                 (af.split_words(english, "en"), af.split_words(other, code)) for english, other in own

@@ -81,7 +81,7 @@ def weights_and_seeds() -> tuple[float, int]:
 
 
 COMMANDS = {
-    "run": ("--strategy", "front", "--save-model", "MODEL"),
+    "run": ("--strategy", "front", "--realign-steps", "2", "--save-model", "MODEL"),
     "too many": ("--strategy", "baseline", "--batch-size", "1"),
     "odd": ("--unit", "sentence", "--realign-batch-size", "5"),
 }
@@ -91,7 +91,7 @@ def command(world: str, *more: str) -> list[str]:
     """The command line of a toy run of a second."""
     flags = f"--model {world}/models/bert --data-dir {world}/data --languages qaa --realign-languages qaa qab"
     flags += (
-        " --epochs 1 --realign-steps 2 --limit-train 40 --limit-test 10 --precision fp32 --device cpu"
+        " --epochs 1 --limit-train 40 --limit-test 10 --precision fp32 --device cpu"
     )
     return [*flags.split(), *more]
 

@@ -48,11 +48,22 @@ def test_the_published_pos_scores_are_those_of_the_file():
     scores = defaultdict(lambda: defaultdict(list))
     with open(ROOT / "results/paper.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["task"] == "udpos" and row["schedule"] in ("before", "none") and row["language"] != "en":
-                scores[row["model"], row["aligner"], row["strategy"]][row["language"]].append(float(row["value"]))
-    short = {"distilmBERT": "distilbert-base-multilingual-cased", "mBERT": "bert-base-multilingual-cased"}
+            if (
+                row["task"] == "udpos"
+                and row["schedule"] in ("before", "none")
+                and row["language"] != "en"
+            ):
+                scores[row["model"], row["aligner"], row["strategy"]][row["language"]].append(
+                    float(row["value"])
+                )
+    short = {
+        "distilmBERT": "distilbert-base-multilingual-cased",
+        "mBERT": "bert-base-multilingual-cased",
+    }
     short["XLM-R"] = "xlm-roberta-base"
-    rows = re.findall(r"^\| (distilmBERT|mBERT|XLM-R) \| (\w+) \| ([\d.]+) \| (.*) \| ([+-]\d+) \|$", README, re.M)
+    rows = re.findall(
+        r"^\| (distilmBERT|mBERT|XLM-R) \| (\w+) \| ([\d.]+) \| (.*) \| ([+-]\d+) \|$", README, re.M
+    )
     assert len(rows) == 9
     for model, aligner, baseline, others, more in rows:
         base = next(v for (m, _, s), v in scores.items() if m == short[model] and s == "baseline")

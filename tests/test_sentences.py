@@ -489,9 +489,9 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept_and_five_checks_with
         if stop(step):
             break
     assert step == 14 and best["losses"] == losses[:7]
-    found = af.load_best(model, best)
-    assert (found["loss"], found["step"]) == (2.0, 4) and "weights" not in found
-    assert json.dumps(found)  # it goes into the record
+    af.load_best(model, best)
+    assert (best["loss"], best["step"]) == (2.0, 4) and "weights" not in best
+    assert json.dumps(best)  # it goes into the record
     assert tiny.moved(kept, model) == set() and tiny.moved(base, model) == set(trained)
 
 

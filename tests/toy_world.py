@@ -65,7 +65,8 @@ VERBS = {  # class of the object ("" for none): verbs
     "clause": "say/said think/thought know/knew",
 }
 ADJECTIVES = "big small old new red green good bad clean dirty strong weak happy sad dark bright"
-OPPOSITES = "big/small old/new good/bad clean/dirty strong/weak happy/sad dark/bright buy/sell find/lose love/hate open/close"
+OPPOSITES = "big/small old/new good/bad clean/dirty strong/weak happy/sad dark/bright"
+OPPOSITES += " buy/sell find/lose love/hate open/close"
 FUNCTION_WORDS = {
     "DET": "the a this every some that these",
     "PRON": "he/him she/her they/them we/us who what",
