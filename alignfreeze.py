@@ -46,7 +46,7 @@ import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -2864,14 +2864,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def print_left(commands: Iterable[str]) -> None:
-    """`alignfreeze.py --left`: of commands of this script, one a line, those whose record is missing."""
+    """`alignfreeze.py --left`: print those of some commands of this script, one a line, that are not done.
+
+    Of commands with the same record the first one counts; one with an error is left, and tells when it runs.
+    """
+    listed, left = set(), 0
     for command in commands:
-        args = parse_args(shlex.split(command)[2:])  # behind `python alignfreeze.py`
-        if not args.write_links:
+        try:
+            args = parse_args(shlex.split(command)[2:])  # behind `python alignfreeze.py`
             settle(args)
-        done = args.write_links or args.out / f"{record_name(args)}.json"
-        if not done.exists():
-            print(command, end="")
+            place = args.write_links or args.out / f"{record_name(args)}.json"
+            with redirect_stdout(None):
+                done = not args.write_links and is_done(args, place)
+            if args.write_links:
+                done = all((place / links_file(code)).exists() for code in args.realign_languages)
+        except (UserError, ValueError):
+            place, done = command, False
+        if place not in listed and not done:
+            print(command.strip())
+            left += 1
+        listed.add(place)
+    print(f"{left} of {len(listed)} are left to do", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
