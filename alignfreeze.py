@@ -2314,20 +2314,15 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         tokenizer = AutoTokenizer.from_pretrained(
             name, **({} if generates else {"add_prefix_space": True})
         )
-    kinds = (
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        if generates
-        else modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
-    wanted = "decoder-only language model" if generates else "encoder of text such as xlm-roberta-base"
+    encoders = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    decoders = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - encoders
+    wanted = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
     if (
         config.is_encoder_decoder
-        or config.model_type not in kinds
+        or config.model_type not in (decoders if generates else encoders)
         or (not generates and getattr(config, "is_decoder", False))
     ):
-        raise UserError(
-            f"{flag} {name}: {config.model_type} is not what this task takes; give a {wanted}"
-        )
+        raise UserError(f"{flag} {name}: {config.model_type} is not what this task takes; give {wanted}")
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"{flag} {name}: has no fast tokenizer with words; are its files missing?")
     if tokenizer.pad_token_id is None and generates:
@@ -2391,12 +2386,26 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with explained(f"--model {args.model}: this architecture does not run here"), torch.no_grad():
-        ids = pad_inputs([np.array(tokenizer("a b")["input_ids"])], tokenizer.pad_token_id, device)
-        hidden_state(model.eval().base_model, embed(model, [ids])[0], -2)
+        try_out(args, model.eval(), tokenizer)
     say(
         f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}"
     )
     return model
+
+
+def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
+    """Pass the longest text that may come through the model, as training and tests will."""
+    task = TASKS[args.task]
+    longest = max(args.max_length, task.test_length, args.realign_max_length or 0)
+    ids = np.resize(tokenizer("a b")["input_ids"], min(longest, tokenizer.model_max_length))
+    inputs = pad_inputs([ids], tokenizer.pad_token_id, model.device)
+    kinds = tokenizer("a", "b").get("token_type_ids")
+    if kinds and task.head in (Sentences, Answers):
+        inputs["token_type_ids"] = torch.full_like(inputs["input_ids"], max(kinds))
+    inputs = embed(model, [inputs])[0]
+    hidden_state(model.base_model, inputs, -2)
+    if not task.new_tokens:
+        task_logits(model, inputs)
 
 
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
