@@ -2001,10 +2001,11 @@ def run(args: argparse.Namespace) -> Path:
     check_flags(args, config, tokenizer.model_max_length)
     with timed(seconds, "model"):
         model = build_model(args, tokenizer, device)
+        awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     with timed(seconds, "data"):
         features, validation, tests = load_data(args, tokenizer)
     with timed(seconds, "pairs"):
-        pairs, probe_pairs = load_pairs(args, device)
+        pairs, probe_pairs = load_pairs(args, awesome)
     results = train(args, model, tokenizer, features, validation, pairs, probe_pairs, seconds)
     with timed(seconds, "evaluate"):
         scores = evaluate_all(args, model, tokenizer, tests)
@@ -2528,11 +2529,10 @@ def encode(
 
 
 def load_pairs(
-    args: argparse.Namespace, device: torch.device
+    args: argparse.Namespace, awesome: Callable | None
 ) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
     """(endless sentence pairs, all languages in turn; {language: pairs for the probe}), all checked."""
     streams, probed = [], {}
-    awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     for code in args.realign_languages or []:
         if args.unit == "sentence":
             stream = sentence_pairs(code, args.data_dir, args.limit_links, args.seed)
