@@ -46,7 +46,7 @@ import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -2001,10 +2001,11 @@ def run(args: argparse.Namespace) -> Path:
     check_flags(args, config, tokenizer.model_max_length)
     with timed(seconds, "model"):
         model = build_model(args, tokenizer, device)
+        awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     with timed(seconds, "data"):
         features, validation, tests = load_data(args, tokenizer)
     with timed(seconds, "pairs"):
-        pairs, probe_pairs = load_pairs(args, device)
+        pairs, probe_pairs = load_pairs(args, awesome)
     results = train(args, model, tokenizer, features, validation, pairs, probe_pairs, seconds)
     with timed(seconds, "evaluate"):
         scores = evaluate_all(args, model, tokenizer, tests)
@@ -2314,20 +2315,15 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         tokenizer = AutoTokenizer.from_pretrained(
             name, **({} if generates else {"add_prefix_space": True})
         )
-    kinds = (
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        if generates
-        else modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    )
-    wanted = "decoder-only language model" if generates else "encoder of text such as xlm-roberta-base"
+    encoders = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    decoders = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - encoders
+    wanted = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
     if (
         config.is_encoder_decoder
-        or config.model_type not in kinds
+        or config.model_type not in (decoders if generates else encoders)
         or (not generates and getattr(config, "is_decoder", False))
     ):
-        raise UserError(
-            f"{flag} {name}: {config.model_type} is not what this task takes; give a {wanted}"
-        )
+        raise UserError(f"{flag} {name}: {config.model_type} is not what this task takes; give {wanted}")
     if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
         raise UserError(f"{flag} {name}: has no fast tokenizer with words; are its files missing?")
     if tokenizer.pad_token_id is None and generates:
@@ -2391,12 +2387,26 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     with explained(f"--model {args.model}: this architecture does not run here"), torch.no_grad():
-        ids = pad_inputs([np.array(tokenizer("a b")["input_ids"])], tokenizer.pad_token_id, device)
-        hidden_state(model.eval().base_model, embed(model, [ids])[0], -2)
+        try_out(args, model.eval(), tokenizer)
     say(
         f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}"
     )
     return model
+
+
+def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
+    """Pass the longest text that may come through the model, as training and tests will."""
+    task = TASKS[args.task]
+    longest = max(args.max_length, task.test_length, args.realign_max_length or 0)
+    ids = np.resize(tokenizer("a b")["input_ids"], min(longest, tokenizer.model_max_length))
+    inputs = pad_inputs([ids], tokenizer.pad_token_id, model.device)
+    kinds = tokenizer("a", "b").get("token_type_ids")
+    if kinds and task.head in (Sentences, Answers):
+        inputs["token_type_ids"] = torch.full_like(inputs["input_ids"], max(kinds))
+    inputs = embed(model, [inputs])[0]
+    hidden_state(model.base_model, inputs, -2)
+    if not task.new_tokens:
+        task_logits(model, inputs)
 
 
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
@@ -2519,11 +2529,10 @@ def encode(
 
 
 def load_pairs(
-    args: argparse.Namespace, device: torch.device
+    args: argparse.Namespace, awesome: Callable | None
 ) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
     """(endless sentence pairs, all languages in turn; {language: pairs for the probe}), all checked."""
     streams, probed = [], {}
-    awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     for code in args.realign_languages or []:
         if args.unit == "sentence":
             stream = sentence_pairs(code, args.data_dir, args.limit_links, args.seed)
@@ -2864,14 +2873,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def print_left(commands: Iterable[str]) -> None:
-    """`alignfreeze.py --left`: of commands of this script, one a line, those whose record is missing."""
+    """`alignfreeze.py --left`: print those of some commands of this script, one a line, that are not done.
+
+    Of commands with the same record the first one counts; one with an error is left, and tells when it runs.
+    """
+    listed, left = set(), 0
     for command in commands:
-        args = parse_args(shlex.split(command)[2:])  # behind `python alignfreeze.py`
-        if not args.write_links:
+        try:
+            args = parse_args(shlex.split(command)[2:])  # behind `python alignfreeze.py`
             settle(args)
-        done = args.write_links or args.out / f"{record_name(args)}.json"
-        if not done.exists():
-            print(command, end="")
+            place = args.write_links or args.out / f"{record_name(args)}.json"
+            with redirect_stdout(None):
+                done = not args.write_links and is_done(args, place)
+            if args.write_links:
+                done = all((place / links_file(code)).exists() for code in args.realign_languages)
+        except (UserError, ValueError):
+            place, done = command, False
+        if place not in listed and not done:
+            print(command.strip())
+            left += 1
+        listed.add(place)
+    print(f"{left} of {len(listed)} are left to do", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,148 +1,139 @@
 #!/usr/bin/env bash
-# Both papers' grids, the toy world, the tests. Needs bash and Python 3.10 or newer; what else is missing goes into .venv.
+# Both papers' grids, a toy world, the tests. Needs bash and Python 3.10 or newer; what else is missing goes into .venv.
 #
 #   ./run_all.sh             AlignFreeze: every model, task, strategy, schedule, aligner and seed of the paper, 465 runs, the
-#                            main results first; then middle-layer alignment. Finished runs are skipped.
-#   ./run_all.sh --dry-run   only print the commands that are left, one a line, for several at a time or several machines
+#                            main results first; then middle-layer alignment, 36 runs. What is done is not done again.
+#   ./run_all.sh --dry-run   only print the commands that are left, one a line, for several at a time or several machines;
+#                            those with --write-links are to end before the others begin
 #   ./run_all.sh quick       a first look with the hub and a GPU: distilmBERT, PoS, four strategies, a fifth of the steps
 #   ./run_all.sh toy         an invented world, both methods, from nothing to tables; no network, under 5 minutes
 #   ./run_all.sh test        the tests
 #
 # From the environment, lists separated by spaces, with the papers' values as defaults:
 #   METHODS (alignfreeze mid-align)   MODELS   TASKS   STRATEGIES   SCHEDULES   ALIGNERS   SEEDS
-#   FLAGS    more flags for alignfreeze.py, such as "--precision fp32" or "--data-dir DIR"
-#   OUT      folder for the records (results/runs)      LINKS    for the links of fastalign and awesome (results/links)
+#   FLAGS    more flags for every command, such as "--precision fp32" or "--data-dir DIR"
+#   OUT      folder for the records (results/runs)      LINKS   for the links of fastalign and awesome (results/links)
 #   PYTHON   the Python interpreter (python3)
 set -euof pipefail  # -f: the words of settings and commands are no file patterns
 cd "$(dirname "${BASH_SOURCE[0]}")"
-: "${PYTHON:=python3}" "${OUT:=results/runs}" "${LINKS:=results/links}" "${FLAGS:=}" "${METHODS:=alignfreeze mid-align}"
 
 die() { echo "run_all.sh: $1" >&2; exit 2; }
+
+# Run a command that ends when this script is ended.
+call() { "$@" </dev/null & child=$!; wait $child; }
+end() { kill $child 2>/dev/null && wait $child || :; exit $1; }
+child=; trap 'end 130' INT; trap 'end 143' TERM HUP
 
 # Set PYTHON to an interpreter that has the packages named; make .venv from requirements.txt if need be.
 has() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "${@:2}"; }
 set_up() {
+  : "${PYTHON:=python3}"
   command -v "$PYTHON" >/dev/null || die "no '$PYTHON'; install Python 3.10 or newer, or set PYTHON"
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "'$PYTHON' is older than Python 3.10; set PYTHON"
   if has "$PYTHON" "$@"; then return; fi
   if ! { [ -x .venv/bin/python ] && has .venv/bin/python "$@"; }; then
     echo "run_all.sh: '$PYTHON' lacks $*: installing requirements.txt into .venv (once; several minutes)" >&2
-    "$PYTHON" -m venv .venv && .venv/bin/python -m pip install --quiet --requirement requirements.txt >&2 ||
+    { call "$PYTHON" -m venv .venv && call .venv/bin/python -m pip install --quiet -r requirements.txt; } >&2 ||
       die "could not make .venv; see above, or set PYTHON to an interpreter with the packages"
   fi
   PYTHON=.venv/bin/python
 }
 
-# All commands of a method's grid, one a line. The settings of the second paper's tables come after the first paper's.
+# All commands of a paper, one a line. Links and baselines come again and again: --left knows those that are alike.
 alignfreeze() {
-  local run schedule aligner task model seed strategy
-  for schedule in ${SCHEDULES-before during}; do for aligner in ${ALIGNERS-dictionary fastalign awesome}; do
-    local links=$aligner
-    if [[ $aligner = fastalign || $aligner = awesome ]]; then  # aligned once, then read by every run
-      links=$LINKS/$aligner
-      echo "$PYTHON alignfreeze.py --aligner $aligner --write-links $links $FLAGS"
-    fi
-    for task in ${TASKS-udpos wikiann xquad xnli}; do
-      for model in ${MODELS-distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}; do
-        for seed in ${SEEDS-31 42 66 23 17}; do for strategy in ${STRATEGIES-baseline full front back}; do
-          run="$PYTHON alignfreeze.py --model $model --task $task --strategy $strategy --seed $seed --out $OUT"
-          if [ $strategy != baseline ]; then
-            # The paper has other schedules and aligners for PoS only.
-            if [ $task != udpos ] && [ "$schedule $aligner" != "before dictionary" ]; then continue; fi
-            run+=" --schedule $schedule --aligner $links"
-          fi
-          echo "$run $FLAGS"
+  for schedule in ${SCHEDULES:-before during}; do for aligner in ${ALIGNERS:-dictionary fastalign awesome}; do
+    for task in ${TASKS:-udpos wikiann xquad xnli}; do
+      # the paper has other schedules and aligners for PoS only
+      [[ $task = udpos || "$schedule $aligner" = "before dictionary" || ${SCHEDULES:-}${ALIGNERS:-} ]] || continue
+      links=$aligner
+      if [[ $aligner = fastalign || $aligner = awesome ]]; then  # the whole text is aligned once, and read by every run
+        links=$LINKS/$aligner
+        echo "$PYTHON alignfreeze.py --aligner $aligner --write-links $links $FLAGS"
+      fi
+      for model in ${MODELS:-distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}; do
+        for seed in ${SEEDS:-31 42 66 23 17}; do for strategy in ${STRATEGIES:-baseline full front back}; do
+          echo "$PYTHON alignfreeze.py --model $model --task $task --strategy $strategy --schedule $schedule" \
+            "--aligner $links --seed $seed --out $OUT $FLAGS"
         done; done
       done
     done
-  done; done | awk '!seen[$0]++'  # one baseline serves every schedule and aligner
+  done; done
 }
 mid-align() {
-  local task model seed strategy
-  for task in ${TASKS-massive uner translation}; do
-    for model in ${MODELS-meta-llama/Meta-Llama-3-8B-Instruct Qwen/Qwen2.5-7B-Instruct}; do
-      for seed in ${SEEDS-1 2 3}; do for strategy in ${STRATEGIES-baseline full}; do
+  for task in ${TASKS:-massive uner translation}; do
+    for model in ${MODELS:-meta-llama/Meta-Llama-3-8B-Instruct Qwen/Qwen2.5-7B-Instruct}; do
+      for seed in ${SEEDS:-1 2 3}; do for strategy in ${STRATEGIES:-baseline full}; do
         echo "$PYTHON alignfreeze.py --method mid-align --model $model --task $task --strategy $strategy --seed $seed" \
           "--validate 200 --checkpointing --out $OUT $FLAGS"
       done; done
     done
   done
 }
-left() { for method in $METHODS; do $method; done | "$PYTHON" alignfreeze.py --left; }
+toy() {
+  local run="$PYTHON alignfreeze.py --data-dir $WORLD/data --languages qaa qab qac --device cpu --precision fp32 --out $OUT"
+  local encoder="$run --model $WORLD/models/bert --realign-languages qaa qab qac --epochs 4 --lr 2e-4 --realign-lr 2e-4"
+  local generator="$run --method mid-align --model $WORLD/models/llama --train-languages en qaa --realign-languages qab qac"
+  generator+=" --task xsid --layer 2 --lora 0 --lr 1e-3 --epochs 3 --batch-size 16 --realign-batch-size 16 --accumulate 1"
+  for strategy in baseline full front back; do echo "$encoder --task udpos --strategy $strategy"; done
+  for task in wikiann xnli xquad; do echo "$encoder --task $task --strategy front"; done
+  for strategy in baseline full; do echo "$generator --strategy $strategy"; done
+}
 
-# Run commands, one a line, one after the other; a failed one is reported at the end and does not stop the others. When
-# this script is ended, so is the run under way.
-run_commands() {
-  local commands=() failed=() command count=0 code child=
-  trap '[ ! "$child" ] || kill $child 2>/dev/null; exit 130' INT
-  trap '[ ! "$child" ] || kill $child 2>/dev/null; exit 143' TERM HUP
-  mapfile -t commands <<<"$1"
-  [ "$1" ] || { echo "run_all.sh: nothing is left to do" >&2; return; }
-  for command in "${commands[@]}"; do
+# Run what is left of the commands of $METHODS, one after the other; failures are reported at the end.
+run_left() {
+  local commands=() failed=() command left code count=0
+  left=$(for method in $METHODS; do $method; done | "$PYTHON" alignfreeze.py --left) || exit 2
+  if [ $dry_run ]; then printf '%s' "${left:+$left$'\n'}"; exit; fi
+  if [ "$left" ]; then while read -r command; do commands+=("$command"); done <<<"$left"; fi
+  for command in ${commands[@]+"${commands[@]}"}; do  # (so written for the bash of macOS)
     echo "[$((++count)) of ${#commands[@]}, ${#failed[@]} failed] $command"
     code=0
-    $command </dev/null &
-    child=$!
-    wait $child || code=$?
-    [ $code -ne 130 ] || exit 130  # Ctrl-C
+    call $command || code=$?
+    [ $code -ne 130 ] || exit 130  # interrupted
     [ $code -eq 0 ] || failed+=("$command")
   done
-  [ ${#failed[@]} -eq 0 ] && return
-  printf 'run_all.sh: %d of %d runs failed:\n' ${#failed[@]} ${#commands[@]} >&2
+  [ ${#failed[@]} -gt 0 ] || return 0
+  printf 'run_all.sh: %d of %d commands failed:\n' ${#failed[@]} ${#commands[@]} >&2
   printf '  %s\n' "${failed[@]}" >&2
   return 1
 }
 
-toy() {
-  local world=results/toy/world failed=0 common runs
-  export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 OUT=results/toy/runs  # scores depend on the number of threads
-  if [ ! -d $world ]; then  # made under another name first, so that it is whole or absent
-    rm -rf $world.part
-    "$PYTHON" tests/toy_world.py $world.part --models bert llama
-    mv $world.part $world
-  fi
-  common="--data-dir $world/data --languages qaa qab qac --device cpu --precision fp32"
-  FLAGS="$common --realign-languages qaa qab qac --epochs 4 --lr 2e-4 --realign-lr 2e-4"
-  MODELS=$world/models/bert SEEDS=31 SCHEDULES=before ALIGNERS=dictionary
-  runs=$(
-    METHODS=alignfreeze TASKS=udpos left
-    METHODS=alignfreeze TASKS="wikiann xnli xquad" STRATEGIES=front left
-    METHODS=toy-mid-align MODELS=$world/models/llama FLAGS=$common left
-  )
-  run_commands "$runs" || failed=$?
-  "$PYTHON" results/report.py $OUT
-  echo "The toy world shows that the methods run, not that the papers are right: see the README."
-  return $failed
-}
-toy-mid-align() {
-  for strategy in baseline full; do
-    echo "$PYTHON alignfreeze.py --method mid-align --model $MODELS --task xsid --strategy $strategy --out $OUT $FLAGS" \
-      "--train-languages en qaa --realign-languages qab qac --layer 2 $TOY_MID_ALIGN"
-  done
-}
-TOY_MID_ALIGN="--lora 0 --lr 1e-3 --epochs 3 --batch-size 16 --realign-batch-size 16 --accumulate 1"
-
-command=grid
+count=0 dry_run= command=grid
 for argument; do
   case $argument in
-    --dry-run) command=dry-run ;;
+    --dry-run) dry_run=1 ;;
     -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' run_all.sh; exit ;;
     quick | toy | test) command=$argument ;;
     *) die "no command '$argument'; ./run_all.sh --help shows them" ;;
   esac
 done
-if [ $command = test ]; then
-  set_up torch transformers datasets pytest
-  exec "$PYTHON" -m pytest tests -p no:cacheprovider --durations 10
-fi
-set_up torch transformers datasets
+: "${LINKS:=results/links}" "${FLAGS:=}"
 case $command in
-  toy) toy ;;
-  dry-run) left ;;
-  grid) run_commands "$(left)" ;;
+  grid)
+    : "${METHODS:=alignfreeze mid-align}" "${OUT:=results/runs}"
+    set_up torch transformers datasets
+    run_left ;;
   quick)
-    export OUT=results/quick METHODS=alignfreeze MODELS=distilbert-base-multilingual-cased TASKS=udpos SEEDS=31 \
-      SCHEDULES=before ALIGNERS=dictionary FLAGS="--epochs 1 --languages ar de fi hi tr $FLAGS"
-    run_commands "$(left)"
-    "$PYTHON" results/report.py $OUT ;;
+    : "${MODELS:=distilbert-base-multilingual-cased}" "${TASKS:=udpos}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
+    : "${SEEDS:=31}" "${OUT:=results/quick}"
+    METHODS=alignfreeze FLAGS="--epochs 1 --languages ar de fi hi tr $FLAGS"
+    set_up torch transformers datasets
+    run_left
+    "$PYTHON" results/report.py "$OUT" ;;
+  toy)
+    METHODS=toy WORLD=results/toy/world OUT=results/toy/runs failed=0
+    export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2  # the scores depend on the number of threads
+    set_up torch transformers datasets
+    if [ ! -d $WORLD ]; then  # made under another name first, so that it is whole or absent
+      rm -rf $WORLD.part
+      call "$PYTHON" tests/toy_world.py $WORLD.part --models bert llama
+      mv $WORLD.part $WORLD
+    fi
+    run_left || failed=$?
+    "$PYTHON" results/report.py $OUT
+    echo "The toy world shows that the methods run, not that the papers are right: see the README."
+    exit $failed ;;
+  test)
+    set_up torch transformers datasets pytest
+    exec "$PYTHON" -m pytest tests -p no:cacheprovider --durations 10 ;;
 esac

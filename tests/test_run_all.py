@@ -1,5 +1,6 @@
 """The shell loop: it prints the paper's grid, leaves out what is done, survives failures, and finds its packages."""
 
+import io
 import json
 import os
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ SETTINGS = "METHODS MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS FLAGS OUT L
 
 # A Python interpreter that only writes down what it is asked to run. $HAS: does it have the packages (0 or 1)? Its
 # `-m venv` makes another one, which has them as soon as its `-m pip` has run; $PIP and $RUN are what these and the
-# runs do, $WORLD what building the toy world does. To it, nothing is done yet: `--left` prints all.
+# runs do, $WORLD what building the toy world does. To it, nothing is done yet: `--left` prints all, but for $LEFT.
 STAND_IN = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 case "$*" in
@@ -34,7 +36,7 @@ case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && sed -i '2iHAS=0' "$3/bin/python" ;;
   "-m pip "*) eval "${PIP:-}"; touch "$here/installed" ;;
   tests/toy_world.py*) mkdir -p "$2"; eval "${WORLD:-}" ;;
-  "alignfreeze.py --left") cat ;;
+  "alignfreeze.py --left") eval "${LEFT:-cat}" ;;
   alignfreeze.py*) eval "${RUN:-}" ;;
 esac
 """
@@ -95,6 +97,14 @@ def parsed(command: str):
     return alignfreeze.parse_args(shlex.split(argv))
 
 
+def left(commands: list[str]) -> list[str]:
+    """What `alignfreeze.py --left` prints of some commands."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        alignfreeze.print_left(f"{command}\n" for command in commands)
+    return printed.getvalue().splitlines()
+
+
 def runs_of(commands: list[str]) -> list[tuple]:
     runs = [parsed(command) for command in commands if "--write-links" not in command]
     return [
@@ -106,7 +116,7 @@ def runs_of(commands: list[str]) -> list[tuple]:
 def test_a_dry_run_prints_both_papers_grids(run_all):
     result = run_all("--dry-run")
     assert result.code == 0
-    runs = runs_of(result.commands)
+    runs = runs_of(left(result.commands))
     assert len(set(runs)) == len(runs) == 465 + 36
     first = [run for run in runs if run[0] == "alignfreeze"]
     assert runs[:465] == first and sum(run[2] == "udpos" for run in first) == 285
@@ -117,7 +127,7 @@ def test_a_dry_run_prints_both_papers_grids(run_all):
 
 
 def test_one_baseline_serves_every_schedule_and_aligner(run_all):
-    runs = runs_of(run_all("--dry-run", TASKS="udpos", METHODS="alignfreeze").commands)
+    runs = runs_of(left(run_all("--dry-run", TASKS="udpos", METHODS="alignfreeze").commands))
     assert sum(run[3] == "baseline" for run in runs) == len(MODELS) * len(SEEDS)
 
 
@@ -172,11 +182,34 @@ def test_the_script_itself_knows_what_is_done(run_all, tmp_path):
     assert len(before) == 2 and run_all("--dry-run", **settings).commands == before[1:]
 
 
+def test_what_is_broken_or_wrong_or_not_whole_is_left(run_all, tmp_path):
+    few = {"METHODS": "alignfreeze", "MODELS": "m", "TASKS": "udpos", "SEEDS": 31, "STRATEGIES": "full"}
+    few |= {"ALIGNERS": "fastalign", "SCHEDULES": "before", "LINKS": tmp_path / "links"}
+    links, run = run_all("--dry-run", FLAGS="--realign-languages de fr", **few).commands
+    args = parsed(run)
+    alignfreeze.settle(args)
+    (tmp_path / "links/fastalign").mkdir(parents=True)
+    (tmp_path / "links/fastalign/en-de.txt").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f"{alignfreeze.record_name(args)}.json").write_text("{", "utf-8")
+    wrong = f"{run.strip()} --bogus"
+    assert left([links, run, run, wrong]) == [links.strip(), run.strip(), wrong]
+    (tmp_path / "links/fastalign/en-fr.txt").touch()
+    assert left([links, run]) == [run.strip()]
+
+
+def test_when_the_list_cannot_be_made_nothing_is_taken_for_done(run_all):
+    for arguments in ([], ["--dry-run"], ["quick"]):
+        result = run_all(*arguments, LEFT="exit 1")
+        assert result.code == 2 and result.log == ["PYTHON alignfreeze.py --left"]
+    assert run_all(LEFT="cat >/dev/null").code == 0
+
+
 def test_a_quick_look_is_four_runs_of_a_fifth_of_the_papers_steps_and_their_tables(run_all):
     result = run_all("quick")
     runs = [line for line in result.log if "--strategy" in line]
     assert result.code == 0 and len(runs) == 4 and all("--epochs 1 " in run for run in runs)
-    assert "results/report.py results/quick" in result.log[-1]
+    assert "results/report.py" in result.log[-1]
 
 
 GRID = {"MODELS": "a b", "TASKS": "udpos", "STRATEGIES": "front", "SEEDS": 31, "METHODS": "alignfreeze"}
@@ -186,7 +219,7 @@ GRID |= {"SCHEDULES": "before", "ALIGNERS": "dictionary"}
 @pytest.mark.parametrize("code", [1, 2, 137, 139])
 def test_a_failed_run_is_reported_at_the_end_and_does_not_stop_the_others(run_all, code):
     result = run_all(RUN=f'case "$*" in *"--model a "*) exit {code} ;; esac', **GRID)
-    assert result.code == 1 and "1 of 2 runs failed" in result.err and "--model a " in result.err
+    assert result.code == 1 and "1 of 2 commands failed" in result.err and "--model a " in result.err
     assert sum("--model" in line for line in result.log) == 2
 
 
