@@ -615,7 +615,7 @@ def test_links_overwrite_links_and_nothing_else(world, cli, tmp_path):
     argv = flags(world, "bert", "--limit-links", 20, "--write-links", folder)
     assert cli(argv).code == 0 and cli(argv).code == 0
     (folder / "en-qab.txt").write_text("my notes\n", "utf-8")
-    assert_refused(cli(argv), f"{folder / 'en-qab.txt'}:1:")
+    assert_refused(cli(argv), f"{folder / 'en-qab.txt'}: is no file of links")
     assert (folder / "en-qab.txt").read_text("utf-8") == "my notes\n"
 
 

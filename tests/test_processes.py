@@ -90,9 +90,7 @@ COMMANDS = {
 def command(world: str, *more: str) -> list[str]:
     """The command line of a toy run of a second."""
     flags = f"--model {world}/models/bert --data-dir {world}/data --languages qaa --realign-languages qaa qab"
-    flags += (
-        " --epochs 1 --limit-train 40 --limit-test 10 --precision fp32 --device cpu"
-    )
+    flags += " --epochs 1 --limit-train 40 --limit-test 10 --precision fp32 --device cpu"
     return [*flags.split(), *more]
 
 
