@@ -2386,7 +2386,12 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
         say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
     if args.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    with explained(f"--model {args.model}: this architecture does not run here"), torch.no_grad():
+    autocast = torch.autocast(device.type, torch.bfloat16, args.precision == "bf16")
+    with (
+        explained(f"--model {args.model}: this architecture does not run here"),
+        torch.no_grad(),
+        autocast,
+    ):
         try_out(args, model.eval(), tokenizer)
     say(
         f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}"

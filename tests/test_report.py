@@ -231,7 +231,7 @@ def test_paired_differences_and_holm_recomputed(published, scores, model, one, o
     here = scores[model, "udpos", "accuracy", "before", "dictionary", one]
     there = scores[model, "udpos", "accuracy", *place.get(other, ("before", "dictionary")), other]
     pairs = {}
-    for language in here[31].keys() - {"en"}:
+    for language in sorted(here[31].keys() - {"en"}):  # in one order, or the draws below vary
         pairs[language] = [here[seed][language] - there[seed][language] for seed in here]
     rows = published["udpos: accuracy, paired"]
     row = next(row for row in rows if (row["model"], row["runs"]) == (model, "before, dictionary"))
@@ -252,7 +252,8 @@ def test_paired_differences_and_holm_recomputed(published, scores, model, one, o
         )
     draws.sort()
     low, high = map(float, interval.split(", "))
-    assert (low, high) == pytest.approx((draws[49], draws[1949]), abs=0.12)
+    # Half a tenth for rounding, and three standard errors (0.07 each) of the difference of two 2.5% quantiles.
+    assert (low, high) == pytest.approx((draws[49], draws[1949]), abs=0.26)
 
 
 def test_the_abstracts_seven_languages_do_not_survive_pairing(published):
