@@ -180,7 +180,7 @@ def test_a_run_prints_its_table_and_writes_its_record(world, cli, tmp_path, mode
     assert set(record["losses"]) == {"finetune"} | (set() if alone else {"realign"})
     stages = {"data", "model", "pairs", "finetune", "evaluate"} | (set() if alone else {"realign"})
     assert set(record["seconds"]) == stages
-    assert 0 < sum(record["seconds"].values()) < took + 0.1 * len(stages)
+    assert 0 <= sum(record["seconds"].values()) < took + 0.1 * len(stages)
     assert set(record["pairs"]) == (set() if alone else set(LANGUAGES))
     for counts in record["pairs"].values():
         assert counts["words"] > counts["sentences"] == STEPS * 16 / len(LANGUAGES)
