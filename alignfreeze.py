@@ -444,7 +444,10 @@ def generate(model: nn.Module, tokenizer: Any, prompts: list[np.ndarray], new_to
     model.generation_config.update(
         do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None
     )
-    ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
+    # the last position alone is a view with gaps: a frozen head would be copied for every prompt
+    whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+    with whole:
+        ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

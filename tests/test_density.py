@@ -2,7 +2,7 @@
 
 import density
 
-LINES = 2943
+LINES = 2946
 LONG_LINES = 0.06  # share over 100 characters
 NAMES = 4.1  # mean of a line of code
 LONGEST_FUNCTION = 45

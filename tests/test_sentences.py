@@ -571,3 +571,14 @@ def test_a_batch_of_examples_is_evaluated_in_their_order(tokenizer, monkeypatch)
     found = af.evaluate(model, tokenizer, task, features, rows, batch_size=3)
     assert found == {"f1": 0.5}
     assert scored[0] == [af.generate(model, tokenizer, [row["input_ids"]], 4)[0] for row in rows]
+
+
+def test_a_frozen_head_is_not_copied_for_every_prompt():
+    """A matrix product of a view with gaps would expand the head to (prompts, hidden, vocabulary)."""
+    tokenizer, model = tiny.make_tokenizer("<s> $A"), tiny.build("llama").eval().requires_grad_(False)
+    prompts = [row["input_ids"] for row in tiny.written(6)]
+    head = model.get_output_embeddings().weight
+    with torch.profiler.profile(record_shapes=True) as profile, torch.inference_mode():
+        af.generate(model, tokenizer, prompts, 3)
+    products = [event.input_shapes for event in profile.events() if event.name == "aten::bmm"]
+    assert not [shapes for shapes in products if len(head) in shapes[1]]
