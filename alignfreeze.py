@@ -2,10 +2,9 @@
 """Two methods that carry a task to other languages by aligning a model's hidden states, in one file.
 
 AlignFreeze (Bakos et al. 2025). A multilingual encoder is fine-tuned on English and tested in other
-languages. Before that it is *realigned*: words that translate each other, found in parallel text by
-a word aligner, are pulled together by a contrastive loss. That helps some languages and harms others;
-freezing half of the layers meanwhile (`requires_grad = False`) keeps most of the gain and avoids most
-of the harm. All layers train again in fine-tuning.
+languages. Before that it is *realigned*: words that translate each other, by a word aligner, are
+pulled together by a contrastive loss. That helps some languages and harms others; freezing half of
+the layers meanwhile (`requires_grad = False`) keeps most of the gain and avoids most of the harm.
 
 Middle-layer alignment (Liu and Niehues 2025). A decoder-only language model learns a task in a few
 languages, by low-rank adapters. Steps of the task alternate with steps of the same contrastive loss,
@@ -14,7 +13,6 @@ now on sentences: the mean hidden states of a sentence and of its translation, a
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --model ./encoder --data-dir ./data --strategy emb,0-2 --languages de
     python alignfreeze.py --method mid-align --task massive
-    torchrun --nproc_per_node 4 alignfreeze.py --model xlm-roberta-base --task xnli
 
 One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
 what frozen. Sections 1 and 2 are the methods; all that follows serves them: 3 text to batches,
@@ -65,9 +63,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers import AutoModelForCausalLM as Generator
-from transformers import AutoModelForQuestionAnswering as Answers
-from transformers import AutoModelForSequenceClassification as Sentences
-from transformers import AutoModelForTokenClassification as Tokens
 from transformers.models.auto import modeling_auto
 
 # ---- 1. The methods -----------------------------------------------------------------------------
@@ -93,40 +88,7 @@ SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overri
     "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
     "seed": (31, 1),
 }
-MODELS = {  # the papers' models, and what is tuned for one of them
-    "distilbert-base-multilingual-cased": {},
-    "bert-base-multilingual-cased": {},
-    "xlm-roberta-base": {"lr": 7.5e-6},
-    "Meta-Llama-3-8B-Instruct": {},
-    "Qwen2.5-7B-Instruct": {"temperature": 1.5},
-}
-REALIGNMENT_WEIGHT = 0.1  # of its loss beside the task's, schedule `during`
-IGNORE = -100  # the label of positions that have none
-
-
-class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen; the defaults are AlignFreeze's."""
-
-    frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
-    unit: str = "word"
-    layer: int = -2
-    temperature: float = 0.1
-    batch_size: int = 16
-    max_length: int = 96
-    pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # whether sentences of all processes are candidates (words always are)
-
-
-class Training(NamedTuple):
-    """How one stage is trained."""
-
-    lr: float = 2e-5
-    decay: str = "constant"
-    warmup: float = 0.1
-    accumulate: int = 1
-    clip: float = 0.0
-    precision: str = "fp32"
-    seed: int = 31
+TUNED = {"xlm-roberta-base": {"lr": 7.5e-6}, "Qwen2.5-7B-Instruct": {"temperature": 1.5}}
 
 
 def contrastive_loss(
@@ -166,8 +128,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
         parts.append(embeddings(model.base_model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for part in parts:
-        for parameter in part.parameters():
-            parameter.requires_grad = False
+        part.requires_grad_(False)
     return [name for name in trained if not model.get_parameter(name).requires_grad]
 
 
@@ -188,12 +149,9 @@ class LoraLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
         self.base_layer, self.scale, self.dropout = base_layer, alpha / rank, nn.Dropout(dropout)
-        self.lora_A = nn.Linear(
-            base_layer.in_features, rank, bias=False, device=base_layer.weight.device
-        )
-        self.lora_B = nn.Linear(
-            rank, base_layer.out_features, bias=False, device=base_layer.weight.device
-        )
+        with base_layer.weight.device:
+            self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False)
+            self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False)
         nn.init.zeros_(self.lora_B.weight)  # so that nothing changes at first
 
     def forward(self, x: Tensor) -> Tensor:
@@ -223,32 +181,54 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     No layer above is computed: `hidden_states[k]` is the input of layer k, where the pass ends.
     """
     layers = transformer_layers(encoder)
-    if not -len(layers) - 1 <= layer <= len(layers):
-        raise UserError(f"layer {layer}: there are hidden states {-len(layers) - 1} to {len(layers)}")
-    layer %= len(layers) + 1
-    if layer == len(layers):
+    depth = len(layers)
+    check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
+    if layer in (-1, depth):
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as found:
+    with pass_ends_at(layers[layer % (depth + 1)]) as found:
         encoder(**inputs)
     return found[0]
 
 
-def sentence_means(hidden: Tensor, mask: Tensor, pool_first: bool = True) -> Tensor:
-    """The mean of a sentence's hidden states, (B, T, hidden) -> (B, hidden); mask: (B, T), 1 inside."""
-    if not pool_first:
-        mask = mask * (mask.cumsum(1) > 1)
-    weights = (mask / mask.sum(1, keepdim=True).clamp(min=1))[:, :, None]
-    return (hidden.float() * weights).sum(1)
-
-
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
-    """The vectors of a batch's words or sentences, (N, hidden), from hidden states of its parts."""
-    if how.unit == "word":
-        rows = [part.flatten(0, 1) for part in hidden]
-    else:
-        masks = [part["attention_mask"] for part in batch.inputs]
-        rows = [sentence_means(part, mask, how.pool_first) for part, mask in zip(hidden, masks)]
+    """(N, hidden): words, each its first visible subword, or sentences, each the mean of its subwords.
+
+    hidden: hidden states of the batch's parts, (sentences, T, hidden) each.
+    """
+    rows = [part.flatten(0, 1) for part in hidden]
+    if how.unit == "sentence":
+        for k, part in enumerate(batch.inputs):
+            inside = part["attention_mask"]
+            if not how.pool_first:
+                inside = inside * (inside.cumsum(1) > 1)
+            weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
+            rows[k] = (hidden[k].float() * weights[:, :, None]).sum(1)
     return torch.cat(rows)[batch.rows]
+
+
+class Alignment(NamedTuple):
+    """What is one vector, at which layer, with what frozen; the defaults are AlignFreeze's."""
+
+    frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
+    unit: str = "word"
+    layer: int = -2
+    temperature: float = 0.1
+    batch_size: int = 16
+    max_length: int = 96
+    pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
+    gather: bool = False  # whether sentences of all processes are candidates (words always are)
+
+
+class Training(NamedTuple):
+    """How one stage is trained."""
+
+    lr: float = 2e-5
+    decay: str = "constant"
+    warmup: float = 0.1
+    accumulate: int = 1
+    clip: float = 0.0
+    precision: str = "fp32"
+    seed: int = 31
 
 
 def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
@@ -274,9 +254,8 @@ def realign(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Align a model in place: `steps` updates, with the layers of `how.frozen` frozen.
 
-    Only the encoder (`base_model`) changes. pairs: a list, gone through as often as needed, or a
-    stream. Returns the loss curve, and what was seen of each language. UserError when the stream ends
-    early or the loss is not finite.
+    Only the encoder (`base_model`) changes. pairs: a list, gone through again and again, or a stream;
+    UserError if it ends early. Returns the loss curve, and what was seen of each language.
     """
     torch.manual_seed(training.seed)
     encoder, seen = model.base_model.train(), {}
@@ -307,7 +286,7 @@ def finetune(
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
     torch.manual_seed(training.seed)  # after the projection: so earlier records can be repeated
     model.train()
-    seen, weight = {}, REALIGNMENT_WEIGHT if schedule == "during" else 1.0
+    seen, weight = {}, 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
         examples, sentences = batch
@@ -319,26 +298,16 @@ def finetune(
         name = "finetune" if schedule != "alternate" else "task" if examples else "align"
         return name, total
 
-    task = task_batches(
-        features, tokenizer.pad_token_id, epochs, batch_size, training.seed, model.device
-    )
-    count = epochs * math.ceil(len(features) / batch_size)
-    if schedule == "before":
-        batches, modules = zip(task, itertools.repeat(None)), [model]
-    else:
-        aligned = alignment_batches(tokenizer, pairs, how, model.device)
-        batches, modules = zip(task, aligned), [model, projection]
+    pad_id, device = tokenizer.pad_token_id, model.device
+    task = task_batches(features, pad_id, epochs, batch_size, training.seed, device)
+    aligned = itertools.repeat(None)
+    if schedule != "before":
+        aligned = alignment_batches(tokenizer, pairs, how, device)
+    batches, count = zip(task, aligned), epochs * math.ceil(len(features) / batch_size)
     if schedule == "alternate":
         batches, count = in_turn(batches), 2 * count
     steps = math.ceil(count / training.accumulate)
-    return optimize("fine-tune", modules, batches, loss, steps, training, stop), seen
-
-
-def in_turn(batches: Iterable[tuple]) -> Iterator[tuple]:
-    """Of every (batch of the task, batch of pairs), first the one alone, then the other."""
-    for examples, sentences in batches:
-        yield examples, None
-        yield None, sentences
+    return optimize("fine-tune", [model, projection], batches, loss, steps, training, stop), seen
 
 
 # ---- 2. Training and testing --------------------------------------------------------------------
@@ -350,9 +319,9 @@ def optimize(
 ) -> dict[str, list[float]]:  # fmt: skip
     """The training loop: `steps` updates of Adam; {name of a loss: its mean over every 20 batches}.
 
-    loss: of a batch, (name, scalar). With several processes, each has its share of every batch, and the
-    mean of their losses and gradients is that of the batch. stop: asked after every update whether to
-    end here. UserError when a loss is not finite, or the batches end early.
+    loss: of a batch, (name, scalar). Of several processes each has its share of every batch, and the mean
+    of their losses and gradients is the batch's. stop: asked after every update whether to end here.
+    UserError when a loss is not finite, or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
@@ -360,15 +329,14 @@ def optimize(
     warmup = training.warmup * steps
     warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
     schedule = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
-    autocast = torch.autocast(parameters[0].device.type, torch.bfloat16, training.precision == "bf16")
-    losses, start, step = defaultdict(list), time.time(), 0
     if processes()[0] > 0:  # processes differ in their dropout; their weights were drawn alike
         torch.manual_seed(training.seed + 1000 * processes()[0])
     wanted = ahead(itertools.islice(batches, steps * training.accumulate))
-    bar, ended = progress(in_chunks(wanted, training.accumulate), stage, steps), False
+    bar = progress(in_chunks(wanted, training.accumulate), stage, steps)
+    losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(bar, 1):
         for batch in group:
-            with autocast:
+            with autocast(parameters[0].device, training.precision):
                 name, value = loss(batch)
             check(value.requires_grad, stage, f"the {name} loss moves nothing; freeze fewer layers")
             (value / len(group)).backward()
@@ -381,12 +349,10 @@ def optimize(
         optimizer.zero_grad()
         if step % 20 == 0:  # only now are losses waited for
             bar.set_postfix(loss=f"{mean_loss(stage, losses[name][-20:]):.3f}")
-        ended = stop is not None and stop(step)
-        if ended:
+        if stop and stop(step):
             break
-    check(
-        ended or step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs"
-    )
+    else:
+        check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
     return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
 
 
@@ -398,13 +364,12 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
             logits.append(task_logits(model, inputs).flatten(0, -2))
             labels.append(wanted.flatten())
         else:
-            labels.append(wanted[wanted != IGNORE])
             logits.append(token_logits(model, inputs, wanted != IGNORE))
+            labels.append(wanted[wanted != IGNORE])
     width = max(part.shape[-1] for part in logits)  # differs where the labels are places in the text
     logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
-    total = F.cross_entropy(
-        torch.cat(logits).float(), torch.cat(labels), ignore_index=IGNORE, reduction="sum"
-    )
+    logits, labels = torch.cat(logits).float(), torch.cat(labels)
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total * processes()[1] / batch.count
 
 
@@ -415,44 +380,27 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
     model.eval()
-    outputs: list = [None] * len(
-        features
-    )  # (T, labels), (labels,) or (2, T) each, or the generated text
+    outputs: dict[int, Any] = {}  # of each feature (T, labels), (labels,), (2, T), or generated text
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
     for chunk in in_chunks(iter(order), batch_size):
         part = [features[k] for k in chunk]
-        with torch.autocast(model.device.type, torch.bfloat16, precision == "bf16"):
+        with autocast(model.device, precision):
             if task.new_tokens:
                 rows = generate(model, tokenizer, [row["input_ids"] for row in part], task.new_tokens)
             else:
                 inputs, _ = collate(part, tokenizer.pad_token_id, model.device)
                 rows = task_logits(model, inputs).float().cpu().numpy()
-        if not task.new_tokens and np.isnan(rows).any():
-            raise UserError("evaluate: the model predicts no numbers; try a lower learning rate")
+                check(not np.isnan(rows).any(), "evaluate", "the model predicts no numbers")
         for k, row in zip(chunk, rows):
             outputs[k] = row[: len(features[k]["labels"])] if np.ndim(row) == 2 else row
-    scores = (
-        task.score(examples, outputs) if task.new_tokens else task.score(examples, features, outputs)
-    )
+    outputs = [outputs[k] for k in range(len(features))]
+    scores = task.score(examples, *([] if task.new_tokens else [features]), outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}
-
-
-def generate(model: nn.Module, tokenizer: Any, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
-    """What the model writes behind each prompt: the likeliest token, again and again, until it ends."""
-    inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
-    inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
-    model.generation_config.update(
-        do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None
-    )
-    # the last position alone is a view with gaps: a frozen head would be copied for every prompt
-    whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
-    with whole:
-        ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 # ---- 3. What the methods lean on: layers, processes, batches -------------------------------------
 
+IGNORE = -100  # the label of positions that have none
 Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
 PARTS = {"cpu": 8}  # parts of similar length of a batch; on a GPU padding costs less than launches
 
@@ -533,6 +481,24 @@ def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) ->
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
+def generate(model: nn.Module, tokenizer: Any, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
+    """What the model writes behind each prompt: the likeliest token, again and again, until it ends."""
+    inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
+    inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    model.generation_config.update(**greedy)
+    # the last position alone is a view with gaps: a frozen head would be copied for every prompt
+    whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+    with whole:
+        ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """In here matrix products are in bfloat16, if that is the precision."""
+    return torch.autocast(device.type, torch.bfloat16, precision == "bf16")
+
+
 def processes() -> tuple[int, int]:
     """(Number of this process, how many train one model together): torchrun's, else 0 of 1."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -609,6 +575,13 @@ def loss_curves(done: str, losses: dict[str, list[Tensor]], seconds: float) -> d
         told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(values) > 1 else ""))
     say(f"{done}, {', '.join(told)}, {seconds:.1f} s")
     return curves
+
+
+def in_turn(batches: Iterable[tuple]) -> Iterator[tuple]:
+    """Of every (batch of the task, batch of pairs), first the one alone, then the other."""
+    for examples, sentences in batches:
+        yield examples, None
+        yield None, sentences
 
 
 class Pair(NamedTuple):
@@ -1321,6 +1294,9 @@ TREEBANKS = {  # language: UD treebank; English to train on, the other 34 to tes
     "uk": "Ukrainian-IU", "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
 }  # fmt: skip
 SOURCE, *TARGETS = TREEBANKS
+Tokens = transformers.AutoModelForTokenClassification
+Sentences = transformers.AutoModelForSequenceClassification
+Answers = transformers.AutoModelForQuestionAnswering
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
 TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range `3-4`, or an empty node `8.1`
 UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
@@ -2856,7 +2832,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     known = first.parse_known_args(argv)[0]
     task = TASKS[known.task]
-    defaults |= MODELS.get(Path(known.model).name, {})
+    defaults |= TUNED.get(Path(known.model).name, {})
     defaults |= {"realign_lr": defaults["lr"], "epochs": task.epochs, "max_length": task.max_length}
     defaults |= {"train_languages": [*task.sources], "languages": [*task.targets]}
     parser = Parser(description=__doc__, formatter_class=Help, parents=[first], allow_abbrev=False)

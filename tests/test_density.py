@@ -2,12 +2,12 @@
 
 import density
 
-LINES = 2946
+LINES = 2922
 LONG_LINES = 0.06  # share over 100 characters
 NAMES = 4.1  # mean of a line of code
 LONGEST_FUNCTION = 45
-LOSS_BEGINS = 132
-HEART_ENDS = 450
+LOSS_BEGINS = 120
+HEART_ENDS = 400
 
 
 def test_the_script_is_no_denser_than_it_was():

@@ -101,7 +101,7 @@ def test_hidden_states_are_those_of_the_whole_model_and_no_layer_above_is_comput
         assert torch.equal(af.hidden_state(encoder, inputs, layer), expected[layer])
         assert computed == list(range(layer % len(expected)))
     for layer in (-len(expected) - 1, len(expected)):
-        with pytest.raises(af.UserError, match=f"layer {layer}: there are hidden states -5 to 4"):
+        with pytest.raises(af.UserError, match=f"layer {layer}: hidden states are -5 to 4"):
             af.hidden_state(encoder, inputs, layer)
 
 
