@@ -71,7 +71,7 @@ METHODS = ("alignfreeze", "mid-align")
 SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overrides it
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # what is frozen in alignment; `baseline`: no alignment
+    "strategy": ("front", "full"),  # layers frozen in alignment; `full`: none; `baseline`: no alignment
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states; both as the authors' code has it
@@ -84,7 +84,7 @@ SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overri
     "lr": (2e-5, 5e-4),
     "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
     "realign_decay": ("constant", "inverse_sqrt"),  # and in alignment before it
-    "warmup": (0.1, 0.03),  # share of the updates in which the learning rate rises
+    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises, unless it is constant
     "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
     "seed": (31, 1),
 }
@@ -109,18 +109,18 @@ def contrastive_loss(
     similarity = vectors[queries] @ vectors.T / temperature  # (Q, N)
     similarity = similarity.scatter(1, queries[:, None], -math.inf)
     if candidates is not None:
-        others = torch.ones(len(vectors), dtype=torch.bool, device=vectors.device)
-        others[candidates] = False
-        similarity = similarity.masked_fill(others, -math.inf)
+        allowed = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+        allowed[candidates] = True
+        similarity = similarity.masked_fill(~allowed, -math.inf)
     return F.cross_entropy(similarity, targets, reduction="sum") / max(len(queries), 1)
 
 
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the upper half, `none` and
-    `full` (realignment) are no layer; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in the
-    authors' code, the embeddings keep training unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none`, also called
+    `full` (realignment of all layers), freezes nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`.
+    As the authors' code, the embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -149,7 +149,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
         self.base_layer, self.scale, self.dropout = base_layer, alpha / rank, nn.Dropout(dropout)
-        with base_layer.weight.device:
+        with base_layer.weight.device:  # on the GPU, say, if W is there
             self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False)
             self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False)
         nn.init.zeros_(self.lora_B.weight)  # so that nothing changes at first
@@ -165,9 +165,8 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
     That is the adapters, and a classifier if the model has one; embeddings, norms and the head of a
     language model are frozen.
     """
-    encoder = model.base_model
-    generates = model.get_output_embeddings() is not None
-    (model if generates else encoder).requires_grad_(False)
+    encoder, generates = model.base_model, model.get_output_embeddings() is not None
+    (model if generates else encoder).requires_grad_(False)  # a classifier goes on training
     for layer in transformer_layers(encoder):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
@@ -185,25 +184,9 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
     if layer in (-1, depth):
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer % (depth + 1)]) as found:
+    with pass_ends_at(layers[layer % (depth + 1)]) as reached:  # depth + 1 states: -2 is depth - 1
         encoder(**inputs)
-    return found[0]
-
-
-def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
-    """(N, hidden): words, each its first visible subword, or sentences, each the mean of its subwords.
-
-    hidden: hidden states of the batch's parts, (sentences, T, hidden) each.
-    """
-    rows = [part.flatten(0, 1) for part in hidden]
-    if how.unit == "sentence":
-        for k, part in enumerate(batch.inputs):
-            inside = part["attention_mask"]
-            if not how.pool_first:
-                inside = inside * (inside.cumsum(1) > 1)
-            weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
-            rows[k] = (hidden[k].float() * weights[:, :, None]).sum(1)
-    return torch.cat(rows)[batch.rows]
+    return reached[0]
 
 
 class Alignment(NamedTuple):
@@ -231,6 +214,22 @@ class Training(NamedTuple):
     seed: int = 31
 
 
+def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
+    """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords.
+
+    hidden: (sentences, T, hidden) of each part of the batch. `batch.rows`: their places in all parts.
+    """
+    rows = [part.flatten(0, 1) for part in hidden]
+    if how.unit == "sentence":
+        for k, part in enumerate(batch.inputs):
+            inside = part["attention_mask"]
+            if not how.pool_first:
+                inside = inside * (inside.cumsum(1) > 1)
+            weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
+            rows[k] = (hidden[k].float() * weights[:, :, None]).sum(1)
+    return torch.cat(rows)[batch.rows]
+
+
 def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
     """Maps words to where they are compared, and is thrown away afterwards; sentences stay as they are."""
     if unit == "sentence":
@@ -242,9 +241,10 @@ def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Modu
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    hidden = [hidden_state(encoder, part, how.layer) for part in embed(encoder, batch.inputs)]
+    parts = embed(encoder, batch.inputs)  # word embeddings, looked up for all parts at once
+    hidden = [hidden_state(encoder, part, how.layer) for part in parts]
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = gather(vectors, batch.counts)
+    vectors = gather(vectors, batch.counts)  # with those of other processes, if they are candidates
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -284,19 +284,19 @@ def finetune(
     gradient of the pairs' loss does not reach the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
-    torch.manual_seed(training.seed)  # after the projection: so earlier records can be repeated
+    torch.manual_seed(training.seed)  # random numbers are now those of the task alone
     model.train()
     seen, weight = {}, 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        examples, sentences = batch
+        examples, linked = batch  # one of them is None if they alternate
         total = task_loss(model, examples) if examples else 0.0
-        if sentences:
-            tally(seen, sentences)
-            with frozen(model, how.frozen):
-                total = total + weight * alignment_loss(model.base_model, projection, sentences, how)
-        name = "finetune" if schedule != "alternate" else "task" if examples else "align"
-        return name, total
+        if linked:
+            tally(seen, linked)
+            with frozen(model, how.frozen):  # so that no gradient is kept for these layers
+                total = total + weight * alignment_loss(model.base_model, projection, linked, how)
+        objective = "task" if examples else "align"
+        return objective if schedule == "alternate" else "finetune", total
 
     pad_id, device = tokenizer.pad_token_id, model.device
     task = task_batches(features, pad_id, epochs, batch_size, training.seed, device)
@@ -326,9 +326,9 @@ def optimize(
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
-    warmup = training.warmup * steps
-    warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
-    schedule = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
+    rising = training.warmup * steps  # updates; rounded as by the authors of either method
+    rising = math.ceil(rising) if training.decay == "inverse_sqrt" else int(rising + 1e-9)
+    rate = transformers.get_scheduler(training.decay, optimizer, rising, steps)
     if processes()[0] > 0:  # processes differ in their dropout; their weights were drawn alike
         torch.manual_seed(training.seed + 1000 * processes()[0])
     wanted = ahead(itertools.islice(batches, steps * training.accumulate))
@@ -345,10 +345,10 @@ def optimize(
         if training.clip:
             nn.utils.clip_grad_norm_(parameters, training.clip)
         optimizer.step()
-        schedule.step()
+        rate.step()
         optimizer.zero_grad()
         if step % 20 == 0:  # only now are losses waited for
-            bar.set_postfix(loss=f"{mean_loss(stage, losses[name][-20:]):.3f}")
+            bar.set_postfix({key: mean_loss(stage, values[-20:]) for key, values in losses.items()})
         if stop and stop(step):
             break
     else:
@@ -357,7 +357,7 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """The mean cross-entropy over all labels of a batch; of several processes, the mean is that."""
+    """The mean cross-entropy over all labels of a batch; of several processes, their mean is that."""
     logits, labels = [], []
     for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
         if model.get_output_embeddings() is None:
@@ -390,9 +390,9 @@ def evaluate(
             else:
                 inputs, _ = collate(part, tokenizer.pad_token_id, model.device)
                 rows = task_logits(model, inputs).float().cpu().numpy()
-                check(not np.isnan(rows).any(), "evaluate", "the model predicts no numbers")
+                check(not np.isnan(rows).any(), "evaluate", "the model's outputs are no numbers")
         for k, row in zip(chunk, rows):
-            outputs[k] = row[: len(features[k]["labels"])] if np.ndim(row) == 2 else row
+            outputs[k] = row[: len(features[k]["labels"])] if np.ndim(row) == 2 else row  # no padding
     outputs = [outputs[k] for k in range(len(features))]
     scores = task.score(examples, *([] if task.new_tokens else [features]), outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}
@@ -591,9 +591,7 @@ class Pair(NamedTuple):
     source: list[str] | str
     target: list[str] | str
     links: Links = ()  # (index in source, index in target)
-    skipped: int = (
-        0  # sentence pairs of this language passed over since the last one, for want of a link
-    )
+    skipped: int = 0  # pairs of this language that had no link, passed over since the last one
     reading: int = 1  # 2 when this language's text is being read for the second time, and so on
 
 
@@ -604,9 +602,7 @@ class Batch(NamedTuple):
     where a sentence is, for a loss of another kind.
     """
 
-    inputs: list[
-        dict[str, Tensor]
-    ]  # of each part, input_ids and attention_mask, (its sentences, longest T)
+    inputs: list[dict[str, Tensor]]  # of each part ids and mask, (its sentences, longest T)
     sentences: list[int]  # of each row of all parts, which it is: English sentence k of pair k, or B + k
     rows: Tensor  # (N,) where its vectors are: subwords of the parts flattened, or rows of the parts
     counts: list[int]  # N in each process
@@ -724,9 +720,8 @@ def encode_words(
     """
     start, end, blank = special_tokens(tokenizer)
     edges, room = (len(start), len(end)), max_length - len(start) - len(end)
-    encoded = tokenizer(
-        sentences, is_split_into_words=True, add_special_tokens=False, return_attention_mask=False
-    )
+    options = {"add_special_tokens": False, "return_attention_mask": False}
+    encoded = tokenizer(sentences, is_split_into_words=True, **options)
     result = []
     for k, ids in enumerate(encoded["input_ids"]):
         ids, words = np.array(ids, dtype=np.int64), np.array(encoded.word_ids(k), dtype=np.int64)
@@ -868,10 +863,7 @@ def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> It
                     found, skipped = True, 0
                 else:
                     skipped += 1
-        if not found:
-            raise UserError(
-                f"{SOURCE}-{language}: no sentence pair of the whole text gets a link from the aligner"
-            )
+        check(found, f"{SOURCE}-{language}", "no sentence pair of the whole text gets a link")
 
 
 def sentence_pairs(
@@ -941,10 +933,8 @@ def parallel_text(
     path = data_dir / "parallel" / Path(links_file(language, part)).with_suffix(".tsv")
     for number, line in read_lines(path):
         sides = tuple(line.split("\t"))
-        if len(sides) != 2:
-            raise UserError(
-                f"{path}:{number}: expected 'English TAB translation', found {len(sides) - 1} tabs"
-            )
+        found = f"found {len(sides) - 1} tabs"
+        check(len(sides) == 2, f"{path}:{number}", f"expected 'English TAB translation', {found}")
         yield sides
 
 
@@ -957,16 +947,14 @@ def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[tu
         if path.exists():
             stream = None  # it is not at the next block
         else:
-            with explained(
-                f"cannot read {where}; check the language and the network, or use --data-dir"
-            ):
+            with explained(f"cannot read {where}; {NO_NETWORK}"):
                 if stream is None:
                     rows = datasets.load_dataset(OPUS, config, split=split, streaming=True)
                     stream = iter(rows.skip(start))
-                rows = [
-                    columns(where, row, translation=dict)[0] for row in itertools.islice(stream, block)
-                ]
-                text = [columns(where, row, **{SOURCE: str, language: str}) for row in rows]
+                text = []
+                for row in itertools.islice(stream, block):
+                    (sides,) = columns(where, row, translation=dict)
+                    text.append(columns(where, sides, **{SOURCE: str, language: str}))
             write_whole(path, json.dumps(text, ensure_ascii=False).encode())
         text = json.loads(path.read_bytes())
         yield from map(tuple, text)
@@ -1132,9 +1120,8 @@ def distance(shape: tuple[int, int], first: int = 1) -> np.ndarray:
 def alignment_prior(shape: tuple[int, int], tension: float) -> np.ndarray:
     """Probability that each target word comes from NULL or a source position, (n + 1, m)."""
     near = np.exp(-tension * distance(shape))
-    return np.vstack(
-        [np.full(shape[1], NULL_PROBABILITY), near * ((1 - NULL_PROBABILITY) / near.sum(0))]
-    )
+    null = np.full(shape[1], NULL_PROBABILITY)
+    return np.vstack([null, near * ((1 - NULL_PROBABILITY) / near.sum(0))])
 
 
 def fit_tension(shapes: Counter, observed: float, tension: float) -> float:
@@ -1145,10 +1132,8 @@ def fit_tension(shapes: Counter, observed: float, tension: float) -> float:
         for shape, count in shapes.items():
             far = distance(shape)
             near = np.exp(-tension * far)
-            expected += (
-                count
-                * ((near * far).sum(0) / exchanged_normaliser(shape[0] - 1, shape[1], tension)).sum()
-            )
+            normaliser = exchanged_normaliser(shape[0] - 1, shape[1], tension)
+            expected += count * ((near * far).sum(0) / normaliser).sum()
         tension = min(max(tension + 20 * (expected - observed) / max(words, 1), 0.1), 14.0)
     return tension
 
@@ -1249,19 +1234,13 @@ def read_pharaoh(
         links.append([tuple(map(int, link.split("-"))) for link in line.split()])
         if pairs is not None:
             source, target = next(pairs, (None, None))
-            check(
-                source is not None,
-                where,
-                f"links for {number - 1} sentence pairs; are they of another text?",
-            )
+            there = source is not None
+            check(there, where, f"the text has {number - 1} sentence pairs; are the links of another?")
             inside = all(i < len(source) and j < len(target) for i, j in links[-1])
             check(inside, where, f"a link points outside {len(source)} and {len(target)} words")
     if pairs is not None and whole_text:
-        check(
-            not next(pairs, None),
-            path,
-            f"{number} lines of links, but the text goes on; align all of it",
-        )
+        ended = next(pairs, None) is None
+        check(ended, path, f"{number} lines of links, but the text goes on; align all of it")
     return links
 
 
@@ -1673,20 +1652,18 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
     """
     end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
     check(end is not None, "--model", "its tokenizer has no end-of-text token")
+    options = {"tokenize": False, "add_generation_prompt": True}
     for example in examples:
         prompt = f"{example['system']}\n\nInput: {example['user']}\nOutput:"
         if chat:
             messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
             with explained("--model: its chat template takes no system message with a user's"):
-                prompt = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
+                prompt = tokenizer.apply_chat_template(messages, **options)
         prompts.append(prompt)
     targets = [example["target"] if chat else " " + example["target"] for example in examples]
     encoded = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, targets)]
-    begin = (
-        [] if chat else [i for i in tokenizer("a")["input_ids"][:1] if i in tokenizer.all_special_ids]
-    )
+    first = tokenizer("a")["input_ids"][:1]  # perhaps a begin-of-text token, as templates have it
+    begin = [] if chat or first[0] not in tokenizer.all_special_ids else first
     features = []
     for k, (prompt, target) in enumerate(zip(*encoded)):
         ids, labels = begin + prompt, []
@@ -1728,21 +1705,26 @@ def parse_slots(output: str) -> list[list[str]]:
     return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
 
 
-def parse_json(output: str) -> list[tuple[str, str]]:
+def parse_json(output: str) -> list[tuple[str, ...]]:
     """(type, value) of what has the form of `ASK_NAMES`; first all LOC, then PER, then ORG."""
     pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
     found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
+    if not found and not re.search(r'"Results"\s*:\s*\[\s*\]', output):
+        return [(output,)]  # fits no format
     return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
 
 
-def score_commands(examples: list[dict], outputs: list[str]) -> dict[str, float]:
-    """`score_slots`, and how many outputs fit no format."""
-    return score_slots(examples, outputs) | {"malformed": malformed(outputs)}
+def score_commands(
+    examples: list, outputs: list[str], parse: Callable = parse_slots
+) -> dict[str, float]:
+    """`score_slots`, and how many outputs are not (type, value) in all parts."""
+    malformed = sum(any(len(part) != 2 for part in parse(output)) for output in outputs)
+    return score_slots(examples, outputs, parse) | {"malformed": malformed}
 
 
-def malformed(outputs: list[str]) -> int:
-    """How many outputs are neither `None` nor `type: value` in all parts."""
-    return sum(any(len(part) != 2 for part in parse_slots(output)) for output in outputs)
+def score_names(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+    """As `score_commands`, of outputs in JSON."""
+    return score_commands(examples, outputs, parse_json)
 
 
 def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slots) -> dict[str, float]:
@@ -1771,11 +1753,6 @@ def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slot
             same = (gold & predicted).total()
             totals[name].update(same=same, gold=gold.total(), predicted=predicted.total())
     return {name: f1(**counts) for name, counts in totals.items()}
-
-
-def score_names(examples: list[dict], outputs: list[str]) -> dict[str, float]:
-    """As `score_slots`, of outputs in JSON."""
-    return score_slots(examples, outputs, parse_json)
 
 
 def score_translation(examples: list[dict], outputs: list[str]) -> dict[str, float]:
@@ -1842,6 +1819,7 @@ TASKS = {
 
 # ---- 7. Files: --data-dir, the hub, downloads ------------------------------------------------------------------------
 
+NO_NETWORK = "check the language and the network, or use --data-dir"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
 
 
@@ -1880,13 +1858,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 line = line.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: a byte order mark
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}:{number}: not UTF-8 ({error.reason}); convert the file to UTF-8"
-        ) from None
+        raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; the README says which files --data-dir must hold"
-        ) from None
+        needed = "the README says which files --data-dir must hold"
+        raise UserError(f"{path}: {error.strerror}; {needed}") from None
     check(number, path, "the file is empty")
 
 
@@ -1899,9 +1874,7 @@ def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: 
         rows = json_lines(args.data_dir / folder / language / f"{split}.jsonl")
     else:
         name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
-        with explained(
-            f"cannot load {name} from the hub; check language and network, or use --data-dir"
-        ):
+        with explained(f"cannot load {name} from the hub; {NO_NETWORK}"):
             table = datasets.load_dataset(**hub)
         rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
     for where, row in rows:
@@ -1923,18 +1896,16 @@ def columns(where: str, row: Any, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type."""
     for name, kind in kinds.items():
         value = row.get(name) if type(row) is dict else None
-        check(
-            type(value) is kind, where, f"no column '{name}' of type {kind.__name__}"
-        )  # True is no int
+        fine = type(value) is kind  # True is no int
+        check(fine, where, f"no column '{name}' of type {kind.__name__}")
     return [row[name] for name in kinds]
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name[:40]}.", delete=False
-    ) as file:
+    where = {"dir": path.parent, "prefix": f".{path.name[:40]}."}
+    with tempfile.NamedTemporaryFile(**where, delete=False) as file:
         try:
             file.write(content)
             file.flush()
@@ -1949,10 +1920,8 @@ def fetch(url: str) -> Path:
     """Download a plain file once; later runs read it from the cache. UserError if that fails."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
-        with explained(f"cannot download {url}; check the language and the network, or use --data-dir"):
-            write_whole(
-                path, urllib.request.urlopen(url, timeout=60).read()
-            )  # fails if the connection breaks
+        with explained(f"cannot download {url}; {NO_NETWORK}"):
+            write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # all of it, or an error
     return path
 
 
@@ -1982,23 +1951,22 @@ def run(args: argparse.Namespace) -> Path:
         model = build_model(args, tokenizer, device)
         awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     with timed(seconds, "data"):
-        features, validation, tests = load_data(args, tokenizer)
+        training, validation, tests = load_data(args, tokenizer)
     with timed(seconds, "pairs"):
-        pairs, probe_pairs = load_pairs(args, awesome)
-    results = train(args, model, tokenizer, features, validation, pairs, probe_pairs, seconds)
+        pairs, probed = load_pairs(args, awesome)
+    results = train(args, model, tokenizer, training, validation, pairs, probed, seconds)
     with timed(seconds, "evaluate"):
         scores = evaluate_all(args, model, tokenizer, tests)
-    malformed = {
-        code: values.pop("malformed") for code, values in scores.items() if "malformed" in values
-    }
-    results |= {"malformed": malformed} if malformed else {}
+    malformed = {code: values.pop("malformed", None) for code, values in scores.items()}
+    if any(count is not None for count in malformed.values()):
+        results["malformed"] = malformed
     write_record(path, {"scores": scores, "config": shown(args), "seconds": seconds} | results, device)
     return path
 
 
 def train(
     args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list, validation: list,
-    pairs: Iterator[Pair], probe_pairs: dict[str, list[Pair]], seconds: dict[str, float],
+    pairs: Iterator[Pair], probed: dict[str, list[Pair]], seconds: dict[str, float],
 ) -> dict:  # fmt: skip
     """Align and fine-tune a model in the order of --schedule; what the record says of it."""
     how = Alignment(
@@ -2011,16 +1979,18 @@ def train(
     batches = args.epochs * math.ceil(len(features) / args.batch_size)
     batches *= 2 if args.schedule == "alternate" else 1
     steps = {"finetune": math.ceil(batches / args.accumulate)}
+    enough = (args.validate or 0) <= steps["finetune"]
+    check(enough, "--validate", f"fine-tuning has {steps['finetune']} updates; check more often")
     losses, seen, best = {}, {}, {}
-    probe = Probe(model, tokenizer, probe_pairs, how, seconds)
+    probe = Probe(model, tokenizer, probed, how, seconds)
+    if args.schedule == "during":
+        steps["realign"] = steps["finetune"]
     if args.schedule == "before":
         steps["realign"] = args.realign_steps or steps["finetune"]
         alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
         with timed(seconds, "realign"):
             losses, seen = realign(model, tokenizer, pairs, steps["realign"], how, alone)
         probe.measure("realigned")
-    elif args.schedule == "during":
-        steps["realign"] = steps["finetune"]
     generates = TASKS[args.task].new_tokens > 0
     if args.save_model and not generates:
         save_model(args, model, tokenizer)
@@ -2041,9 +2011,7 @@ def train(
     return {key: value for key, value in results.items() if value or key in ("losses", "pairs")}
 
 
-def evaluate_all(
-    args: argparse.Namespace, model: nn.Module, tokenizer: Any, tests: dict
-) -> dict[str, dict]:
+def evaluate_all(args: argparse.Namespace, model: nn.Module, tokenizer: Any, tests: dict) -> dict:
     """{language: its scores}. With several processes, each takes some of the languages."""
     task, own = TASKS[args.task], {}
     k, n = processes()
@@ -2060,11 +2028,9 @@ def keep_best(
 
     Every --validate updates it is asked; `best` then holds the lowest loss so far, and its weights.
     """
-    batches = []
-    for chunk in in_chunks(
-        iter(sorted(features, key=lambda row: len(row["input_ids"]))), args.batch_size
-    ):
-        batches.append(task_batch(chunk, tokenizer.pad_token_id, device=model.device))
+    features = sorted(features, key=lambda row: len(row["input_ids"]))
+    chunks = in_chunks(iter(features), args.batch_size)
+    batches = [task_batch(chunk, tokenizer.pad_token_id, device=model.device) for chunk in chunks]
     labels = sum(int(batch.count) for batch in batches)
     best |= {"loss": math.inf, "step": 0, "losses": []}
 
@@ -2072,10 +2038,7 @@ def keep_best(
         if step % args.validate:
             return False
         model.eval()
-        with (
-            torch.no_grad(),
-            torch.autocast(model.device.type, torch.bfloat16, args.precision == "bf16"),
-        ):
+        with torch.no_grad(), autocast(model.device, args.precision):
             total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
         model.train()
         loss = mean_loss("validation", [torch.tensor(total / labels / processes()[1])])
@@ -2090,14 +2053,10 @@ def keep_best(
 
 def load_best(model: nn.Module, best: dict) -> None:
     """Give the model back the weights of the best check; `best` then is what the record says of it."""
-    if best and not best["losses"]:
-        raise UserError("--validate: the training ended before the first check; check more often")
-    for name, weights in best.pop("weights", {}).items():
-        model.get_parameter(name).data.copy_(weights)
     if best:
-        say(
-            f"validation: lowest loss {best['loss']:.4f}, after {best['step']} updates, whose weights are kept"
-        )
+        for name, weights in best.pop("weights").items():
+            model.get_parameter(name).data.copy_(weights)
+        say(f"validation: loss {best['loss']:.4f} after {best['step']} updates, whose weights are kept")
 
 
 def set_up_device(name: str | None) -> torch.device:
@@ -2177,7 +2136,8 @@ def shown(args: argparse.Namespace) -> dict:
 
 def fingerprint(args: argparse.Namespace) -> str:
     """Eight digits of the names and sizes of local files that a run reads."""
-    folders = [Path(args.model), Path(args.aligner), *(folder for folder, _ in args.adapter)]
+    folders = [Path(name) for name in (args.model, args.aligner, args.aligner_model) if name]
+    folders += [folder for folder, _ in args.adapter]
     if args.data_dir:
         folders += [args.data_dir / name for name in ("parallel", "dictionary", args.task)]
     sizes = []
@@ -2212,10 +2172,9 @@ def is_done(args: argparse.Namespace, path: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         say(f"{path} is no whole record of a run: the run is done again")
         return False
-    if made_of != fingerprint(args):
-        raise UserError(f"{path} was made with other files of the same names; take another --out")
-    if args.save_model:
-        raise UserError(f"{path} exists: add --overwrite, without which nothing is trained or stored")
+    fine = made_of == fingerprint(args)
+    check(fine, path, "made with other files of the same names; take another --out")
+    check(not args.save_model, path, "exists; add --overwrite, or nothing is trained or stored")
     other = "" if revision == SCRIPT else "; ANOTHER REVISION of alignfreeze.py made it"
     say(f"{path} exists: nothing to do (--overwrite repeats the run){other}")
     return True
@@ -2270,13 +2229,13 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
 
 def check_languages(args: argparse.Namespace) -> None:
     """UserError for a code that is none, or that the hub's data do not have."""
-    for flag in ("languages", "train_languages", "realign_languages"):
-        name = f"--{flag.replace('_', '-')}"
-        for code in getattr(args, flag) or []:
-            if not regex.fullmatch(r"[\w-]+", code):
-                raise UserError(f"{name}: '{code}' is no language code")
-            if code not in TREEBANKS and not args.data_dir and (flag[0] == "r" or args.task == "udpos"):
-                raise UserError(f"{name}: no '{code}' on the hub; take some of {' '.join(TREEBANKS)}")
+    for name in ("languages", "train_languages", "realign_languages"):
+        flag = f"--{name.replace('_', '-')}"
+        for code in getattr(args, name) or []:
+            check(regex.fullmatch(r"[\w-]+", code), flag, f"'{code}' is no language code")
+            needs = name == "realign_languages" or args.task == "udpos"
+            there = args.data_dir or not needs or code in TREEBANKS
+            check(there, flag, f"no '{code}' on the hub; take some of {' '.join(TREEBANKS)}")
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -2288,33 +2247,29 @@ def check_folder(flag: str, folder: Path) -> None:
 
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
     """(tokenizer, config) of a model. UserError, before anything is computed, if it cannot be used."""
-    with explained(f"{flag} {name}: no hub id and no local directory that loads"):
+    flag = f"{flag} {name}"
+    with explained(f"{flag}: no hub id and no local directory that loads"):
         config = AutoConfig.from_pretrained(name)
         config = config if config.is_encoder_decoder else config.get_text_config()
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, **({} if generates else {"add_prefix_space": True})
-        )
-    encoders = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-    decoders = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - encoders
-    wanted = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
-    if (
-        config.is_encoder_decoder
-        or config.model_type not in (decoders if generates else encoders)
-        or (not generates and getattr(config, "is_decoder", False))
-    ):
-        raise UserError(f"{flag} {name}: {config.model_type} is not what this task takes; give {wanted}")
-    if not tokenizer.is_fast or len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(f"{flag} {name}: has no fast tokenizer with words; are its files missing?")
+        options = {} if generates else {"add_prefix_space": True}
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    kinds = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # encoders
+    wanted, fine = "an encoder such as xlm-roberta-base", not getattr(config, "is_decoder", False)
+    if generates:
+        kinds = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - kinds
+        wanted, fine = "a decoder-only language model", True
+    fine = fine and config.model_type in kinds and not config.is_encoder_decoder
+    check(fine, flag, f"{config.model_type} is not what this task takes; give {wanted}")
+    fine = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
+    check(fine, flag, "has no fast tokenizer with words; are its files missing?")
     if tokenizer.pad_token_id is None and generates:
         tokenizer.pad_token = tokenizer.eos_token
     whole = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes: knows every word
-    if tokenizer.pad_token_id is None or (tokenizer.unk_token_id is None and not whole):
-        raise UserError(f"{flag} {name}: its tokenizer has no token for padding or for unknown words")
+    fine = tokenizer.pad_token_id is not None and (whole or tokenizer.unk_token_id is not None)
+    check(fine, flag, "its tokenizer has no token for padding or for unknown words")
     highest = max(tokenizer.vocab_size - 1, tokenizer.pad_token_id, *tokenizer("a")["input_ids"])
-    if highest >= config.vocab_size:
-        raise UserError(
-            f"{flag} {name}: its tokenizer has ids to {highest}, the model {config.vocab_size}"
-        )
+    fine = highest < config.vocab_size
+    check(fine, flag, f"its tokenizer has ids to {highest}, the model {config.vocab_size}")
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
@@ -2323,27 +2278,21 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
 
 def load_model(name: str, head: type = AutoModel, flag: str = "--model", **options) -> nn.Module:
     """A pretrained model. UserError if weights are missing, unless of the task's head or a pooler."""
-    with explained(f"{flag} {name}: cannot load its weights"):
-        model, found = head.from_pretrained(
-            name,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **{"dtype": torch.float32} | options,
-        )
+    flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with explained(f"{flag}: cannot load its weights"):
+        model, found = head.from_pretrained(name, **options)
     prefix = "" if head in (AutoModel, Generator) else f"{model.base_model_prefix}."
     misfit = [key for key, *_ in found["mismatched_keys"]]
     lacking = [key for key in [*sorted(found["missing_keys"]), *misfit] if key.startswith(prefix)]
     lacking = [key for key in lacking if "pooler" not in key]
-    if lacking:
-        raise UserError(
-            f"{flag} {name}: its files lack {len(lacking)} tensors of the model, {lacking[0]} first"
-        )
+    first = f"{len(lacking)} tensors of the model, {lacking[0]} first" if lacking else ""
+    check(not lacking, flag, f"its files lack {first}")
     if misfit:
-        say(f"{flag} {name}: a classifier of another size is left out ({', '.join(misfit)})")
-    if surplus := [key for key in found["unexpected_keys"] if regex.search(r"layers?\.\d+\.", key)]:
-        say(
-            f"{flag} {name}: {len(surplus)} tensors of surplus layers are left out, {min(surplus)} first"
-        )
+        say(f"{flag}: a classifier of another size is left out ({', '.join(misfit)})")
+    surplus = [key for key in found["unexpected_keys"] if regex.search(r"layers?\.\d+\.", key)]
+    if surplus:
+        say(f"{flag}: {len(surplus)} tensors of surplus layers are left out, {min(surplus)} first")
     return model
 
 
@@ -2364,20 +2313,15 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
         count = sum(model.get_parameter(name).numel() for name in trained)
         say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
     if args.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    autocast = torch.autocast(device.type, torch.bfloat16, args.precision == "bf16")
-    with (
-        explained(f"--model {args.model}: this architecture does not run here"),
-        torch.no_grad(),
-        autocast,
-    ):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with explained(f"--model {args.model}: this architecture does not run here"):
         try_out(args, model.eval(), tokenizer)
-    say(
-        f"{args.model}: {model.num_parameters() / 1e6:.1f}M parameters on {device}; strategy {args.strategy}"
-    )
+    size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
+    say(f"{args.model}: {size}; strategy {args.strategy}")
     return model
 
 
+@torch.no_grad()
 def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
     """Pass the longest text that may come through the model, as training and tests will."""
     task = TASKS[args.task]
@@ -2387,44 +2331,42 @@ def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
     kinds = tokenizer("a", "b").get("token_type_ids")
     if kinds and task.head in (Sentences, Answers):
         inputs["token_type_ids"] = torch.full_like(inputs["input_ids"], max(kinds))
-    inputs = embed(model, [inputs])[0]
-    hidden_state(model.base_model, inputs, -2)
-    if not task.new_tokens:
-        task_logits(model, inputs)
+    with autocast(model.device, args.precision):
+        inputs = embed(model, [inputs])[0]
+        hidden_state(model.base_model, inputs, -2)
+        if not task.new_tokens:
+            task_logits(model, inputs)
 
 
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
     """Add `weight` x scale x B A of a folder in PEFT's format to the weights beside which they stand."""
-    with explained(f"--adapter {folder}: cannot be read"):
+    flag = f"--adapter {folder}"
+    with explained(f"{flag}: cannot be read"):
         config = json.loads((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
     odd = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
-    if config.get("peft_type") != "LORA" or odd:
-        raise UserError(
-            f"--adapter {folder}: not plain low-rank adapters ({config.get('peft_type')} {odd})"
-        )
+    plain = config.get("peft_type") == "LORA" and not odd
+    check(plain, flag, f"not plain low-rank adapters ({config.get('peft_type')} {odd})")
     scale = config["lora_alpha"] / config["r"]
     modules = dict(model.named_modules())
     for key in sorted(key for key in tensors if key.endswith(".lora_A.weight")):
         name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         product = tensors[key.replace("lora_A", "lora_B")].float() @ tensors[key].float()
-        if name not in modules or modules[name].weight.shape != product.shape:
-            raise UserError(f"--adapter {folder}: this model has no linear layer {name} of that size")
+        fits = name in modules and modules[name].weight.shape == product.shape
+        check(fits, flag, f"this model has no linear layer {name} of that size")
         base = modules[name].weight
         base.data = (base.float() + weight * scale * product.to(base.device)).to(base.dtype)
-    say(f"--adapter {folder}: merged with weight {weight:g}")
+    say(f"{flag}: merged with weight {weight:g}")
 
 
 def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
     """Write a folder, whole or absent: adapters in PEFT's format, or a model that --model takes."""
     if processes()[0] > 0:  # one of them writes
         return
-    with (
-        explained(f"--save-model {args.save_model}: cannot be written"),
-        tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch,
-    ):
+    trained = model if TASKS[args.task].new_tokens else model.base_model
+    problem = f"--save-model {args.save_model}: cannot be written"
+    with explained(problem), tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch:
         folder = Path(scratch) / "model"
-        trained = model if TASKS[args.task].new_tokens else model.base_model
         if args.lora:
             folder.mkdir()
             write_adapter(args, trained, folder)
@@ -2445,17 +2387,11 @@ def write_adapter(args: argparse.Namespace, model: nn.Module, folder: Path) -> N
                 weight = getattr(module, part).weight.detach()
                 tensors[f"base_model.model.{name}.{part}.weight"] = weight.cpu().contiguous()
     config = {
-        "peft_type": "LORA",
+        "peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
         "task_type": "CAUSAL_LM" if TASKS[args.task].new_tokens else "FEATURE_EXTRACTION",
-        "r": args.lora,
-        "lora_alpha": args.lora_alpha,
-    }
-    config |= {"lora_dropout": args.lora_dropout, "target_modules": sorted(targets), "bias": "none"}
-    config |= {
-        "base_model_name_or_path": shown(args)["model"],
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
+        "r": args.lora, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
+        "target_modules": sorted(targets), "base_model_name_or_path": shown(args)["model"],
+    }  # fmt: skip
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
 
@@ -2483,20 +2419,16 @@ def load_data(
         tests[code] = examples, encode(task, tokenizer, examples, length, False)
     gc.freeze()
     gc.enable()
-    say(
-        "test examples: " + ", ".join(f"{code} {len(examples)}" for code, (examples, _) in tests.items())
-    )
-    sets = {"training": training, "validation": validation} | {
-        code: rows for code, (_, rows) in tests.items()
-    }
+    counts = [f"{code} {len(examples)}" for code, (examples, _) in tests.items()]
+    say(f"test examples: {', '.join(counts)}")
+    sets = {"training": training, "validation": validation}
+    sets |= {code: rows for code, (_, rows) in tests.items()}
     for name, rows in sets.items():
-        learns = name in ("training", "validation")
-        scored = learns or not task.new_tokens
-        if rows and scored and not any((row["labels"] != IGNORE).any() for row in rows):
-            raise UserError(
-                f"{args.task}, {name}: nothing to {'learn' if learns else 'score'} in this data"
-            )
-        if cut := len({row["example"] for row in rows if row["cut"]}):
+        if rows and (name in ("training", "validation") or not task.new_tokens):
+            labelled = any((row["labels"] != IGNORE).any() for row in rows)
+            check(labelled, f"{args.task}, {name}", "nothing to learn or to score in this data")
+        cut = len({row["example"] for row in rows if row["cut"]})
+        if cut:
             say(f"{name}: {cut} examples are not seen whole (cut off, or without a subword)")
     return training, validation, tests
 
@@ -2561,10 +2493,8 @@ def store_links(args: argparse.Namespace) -> None:
     files = {links_file(code, part): (code, part) for code in args.realign_languages for part in parts}
     for name in files:
         if (path := args.write_links / name).exists():
-            lines = (line.strip() for _, line in read_lines(path))
-            check(
-                all(map(PHARAOH.fullmatch, lines)), path, "is no file of links, and is not overwritten"
-            )
+            fine = all(PHARAOH.fullmatch(line.strip()) for _, line in read_lines(path))
+            check(fine, path, "is no file of links, and is not overwritten")
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     for name, (code, part) in files.items():
         options = {"limit": args.limit_links, "part": part, "awesome": awesome}
@@ -2575,13 +2505,8 @@ class Probe:
     """What each layer knows and how far it moves, before and after each stage of training (--probe)."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, seconds: dict):
-        self.model, self.tokenizer, self.pairs, self.how, self.seconds = (
-            model,
-            tokenizer,
-            pairs,
-            how,
-            seconds,
-        )
+        self.model, self.tokenizer, self.how = model, tokenizer, how
+        self.pairs, self.seconds = pairs, seconds
         self.start = layer_weights(model) if pairs else {}
         self.found = defaultdict(lambda: defaultdict(dict))
         self.measure("before")
@@ -2628,10 +2553,8 @@ def retrieval(
     else:
         batch = encode_texts(tokenizer, pairs, how, parts, model.device)
         half = len(batch.queries)
-    if not half:
-        raise UserError(
-            f"--probe: no linked word of {pairs[0].language} within {how.max_length} subwords"
-        )
+    language = pairs[0].language
+    check(half, "--probe", f"no linked word of {language} within {how.max_length} subwords")
     model.eval()
     states = [model.base_model(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
     for layer in zip(*states):  # (sentences, T, hidden) of each part
@@ -2682,10 +2605,9 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
     if processes()[0] > 0:  # one of them writes
         return
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
-    record["versions"] = {
-        library.__name__: library.__version__ for library in (torch, transformers, datasets)
-    }
-    record["versions"] |= {"python": sys.version.split()[0], "alignfreeze.py": SCRIPT}
+    record["versions"] = {"python": sys.version.split()[0], "alignfreeze.py": SCRIPT}
+    for library in (torch, transformers, datasets):
+        record["versions"][library.__name__] = library.__version__
     record["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     record |= {"threads": torch.get_num_threads(), "processes": processes()[1]}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -2707,9 +2629,8 @@ def say_pairs(seen: dict[str, dict[str, int]]) -> None:
     total = sum((Counter(counts) for counts in seen.values()), Counter())
     say(f"aligned {total['sentences']} sentence pairs with {total['words']} word pairs")
     if total["words"]:
-        say(
-            f"passed over: {total['skipped']} sentence pairs without a link, {total['cut']} cut-off word pairs"
-        )
+        cut = f"{total['cut']} cut-off word pairs"
+        say(f"passed over: {total['skipped']} sentence pairs without a link, {cut}")
     for code, counts in seen.items():
         if counts["readings"] > 1:
             say(f"{SOURCE}-{code}: text shorter than the training, begun {counts['readings']} times")
@@ -2827,9 +2748,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     method = first.parse_known_args(argv)[0].method
     defaults = DEFAULTS | {name: values[METHODS.index(method)] for name, values in SETTINGS.items()}
     first.add_argument("--model", default=defaults["model"], help="hub id or folder")
-    first.add_argument(
-        "--task", default=defaults["task"], choices=TASKS, help="what is learned and tested"
-    )
+    first.add_argument("--task", default=defaults["task"], choices=TASKS, help="what is learned")
     known = first.parse_known_args(argv)[0]
     task = TASKS[known.task]
     defaults |= TUNED.get(Path(known.model).name, {})

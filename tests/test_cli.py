@@ -964,4 +964,4 @@ def test_validation_keeps_the_best_weights(slots, cli, tmp_path):
     assert found["loss"] == pytest.approx(min(found["losses"]), abs=1e-5)
     refused = cli([*slots, "--validate", 99])
     assert refused.code == 2
-    assert_one_line(refused.err, "--validate: the training ended before the first check")
+    assert_one_line(refused.err, "--validate: fine-tuning has 6 updates")

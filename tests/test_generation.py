@@ -218,7 +218,10 @@ def test_outputs_that_fit_no_format_are_counted():
         "none\nx",
         "a:b",
     ]
-    assert af.malformed(outputs) == 4
+    examples = [{"language": "en", "text": "five", "slots": []}] * len(outputs)
+    assert af.score_commands(examples, outputs)["malformed"] == 4
+    in_json = ['{"Results": []}', '{"TypeName": "PER", "Text": "Ann"}', "Ann", '{"TypeName": "X", "Text": "A"}']
+    assert af.score_names(examples[:4], in_json)["malformed"] == 2
 
 
 def test_names_in_json_are_read_by_their_pattern():
@@ -226,14 +229,14 @@ def test_names_in_json_are_read_by_their_pattern():
     slots = [{"type": kind, "value": value} for kind, value in slots]
     example = {"language": "en", "text": 'Ann "Bo" Lee of ACME in Rome', "slots": slots}
     results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
-    perfect = {"f1": 1, "f1_strict": 1}
+    perfect = {"f1": 1, "f1_strict": 1, "malformed": 0}
     assert af.score_names([example], [json.dumps({"Results": results})]) == perfect
     assert (
         af.score_names([example], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]])
         == perfect
     )
     assert af.score_names([example], [json.dumps({"Results": results[:1]})])["f1"] == 0.5
-    assert af.score_names([example], ["nothing"]) == {"f1": 0, "f1_strict": 0}
+    assert af.score_names([example], ["nothing"]) == {"f1": 0, "f1_strict": 0, "malformed": 1}
 
 
 # --------------------------------------------------------------------------------------------------------- loading

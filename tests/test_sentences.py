@@ -438,7 +438,7 @@ def test_checkpointing_computes_the_same_gradients(schedule, tokenizer):
     for checkpointing in (False, True):
         model = with_adapters("llama", torch.float64)
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         options = {"batch_size": 4, "schedule": schedule, "pairs": tiny.text_pairs(), "how": SENTENCES}
         with tiny.updates(model) as found:
             realign(model, tokenizer, tiny.text_pairs(), 1, SENTENCES, Training(lr=0.0))
