@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,12 @@ class Result(NamedTuple):
         return self.out.splitlines()
 
 
+def heed_signals() -> None:
+    """Signals that were ignored where the tests were started (`nohup`, `&`) could not be trapped."""
+    for name in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_DFL)
+
+
 @pytest.fixture
 def run_all(tmp_path):
     """Call run_all.sh with these settings in its environment; the interpreter is a stand-in unless PYTHON is given."""
@@ -68,6 +75,7 @@ def run_all(tmp_path):
         environment = clean | {key: str(value) for key, value in here.items()}
         command = ["bash", str(script), *arguments]
         pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+        pipes["preexec_fn"] = heed_signals
         done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, **pipes)
         asked = [line.replace(str(stand_in), "PYTHON") for line in log.read_text("utf-8").splitlines()]
         return Result(done.returncode, done.stdout, done.stderr, asked)
