@@ -24,6 +24,11 @@ real_data = pytest.mark.skipif(
 # (ja: on the gold sentences alone, for the sentences of en-ja.tsv are not split into words).
 CPP_ERROR_RATE = {"fr": 0.234, "es": 0.296, "ru": 0.322, "hu": 0.558}
 CPP_ERROR_RATE |= {"bg": 0.357, "it": 0.318, "sl": 0.396, "ja": 0.715}
+# Log-likelihood of the gold sentences alone in the last iteration, English to XX and XX to English, as the PyPI
+# package systran-align 3.5.0 prints it, which is built from the C++ source: generate_alignment_probabilities(...,
+# iterations=5, favor_diagonal=True, beam_threshold=-1000, optimize_tension=True, variational_bayes=True).
+CPP_LIKELIHOOD = {"ru": (-1992.34, -2410.18), "hu": (-3864.12, -4801.89), "bg": (-4757.64, -4519.39)}
+CPP_LIKELIHOOD |= {"es": (-5075.87, -4487.36), "it": (-5656.36, -4567.91), "sl": (-4247.57, -4526.08)}
 # With e5-small at layer 7, at most.
 AWESOME_ERROR_RATE = {"fr": 0.19, "es": 0.21, "ru": 0.26, "hu": 0.38, "ja": 0.75}
 
@@ -71,8 +76,11 @@ def closed_dlogz(i, m, n, tension):
     return total / closed_z(i, n, m, tension)
 
 
-def slow_model(pairs):
-    """Links (pair number, source index, target index) of p(target | source), word by word, as the program."""
+def slow_model(pairs, likelihoods=None):
+    """Links (pair number, source index, target index) of p(target | source), word by word, as the program.
+
+    likelihoods: a list, to which the text's log-likelihood is added that the links are read off with.
+    """
     pairs = [(number, ["NULL", *s], t) for number, (s, t) in enumerate(pairs) if s and t]
     tension, t_table = 4.0, None
     shapes = Counter((len(target), len(source) - 1) for _, source, target in pairs)
@@ -105,13 +113,16 @@ def slow_model(pairs):
         for word, row in counts.items():
             total = slow_digamma(sum(c + 0.01 for c in row.values()))
             t_table[word] = {f: math.exp(slow_digamma(c + 0.01) - total) for f, c in row.items()}
-    links = set()
+    links, likelihood = set(), 0.0
     for number, source, target in pairs:
         for j in range(1, len(target) + 1):
             joint = scores(source, target, j)
+            likelihood += math.log(sum(joint))
             best = max(range(len(joint)), key=lambda i: (joint[i], -i))
             if best:
                 links.add((number, best - 1, j - 1))
+    if likelihoods is not None:
+        likelihoods.append(likelihood)
     return links
 
 
@@ -137,9 +148,9 @@ def slow_grow_diag_final_and(forward, reverse):
     return links
 
 
-def slow_fast_align(pairs):
-    forward = slow_model(pairs)
-    reverse = {(number, i, j) for number, j, i in slow_model([(t, s) for s, t in pairs])}
+def slow_fast_align(pairs, likelihoods=None):
+    forward = slow_model(pairs, likelihoods)
+    reverse = {(number, i, j) for number, j, i in slow_model([(t, s) for s, t in pairs], likelihoods)}
     per_pair = [
         [{(i, j) for k, i, j in links if k == number} for links in (forward, reverse)]
         for number in range(len(pairs))
@@ -425,6 +436,18 @@ def test_alignment_error_rate_is_that_of_the_cpp_program(language):
         pairs += [(split_words(s.lower(), "en"), split_words(t.lower(), language)) for s, t in text]
     found = [set(links) for links in fast_align(pairs)[: len(gold)]]
     assert error_rate(found, gold) == pytest.approx(CPP_ERROR_RATE[language], abs=0.01)
+
+
+@real_data
+@pytest.mark.parametrize("language", CPP_LIKELIHOOD)
+def test_links_are_read_off_the_scores_of_the_cpp_program(language):
+    """The slow implementation has the program's log-likelihoods, to all digits, and the links are its links."""
+    _, pairs = read_gold(next(Path(DATA, "goldalign").glob(f"en-{language}.*.tsv")))
+    likelihoods = []
+    expected = slow_fast_align(pairs, likelihoods)
+    assert likelihoods == pytest.approx(CPP_LIKELIHOOD[language], abs=0.006)
+    found = fast_align(pairs)
+    assert sum(a != b for a, b in zip(found, expected)) <= 1  # two scores may be equal but for rounding
 
 
 @real_data
