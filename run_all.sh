@@ -73,7 +73,7 @@ toy() {
   local run="$PYTHON alignfreeze.py --data-dir $WORLD/data --languages qaa qab qac --device cpu --precision fp32 --out $OUT"
   local encoder="$run --model $WORLD/models/bert --realign-languages qaa qab qac --epochs 4 --lr 2e-4 --realign-lr 2e-4"
   local generator="$run --method mid-align --model $WORLD/models/llama --train-languages en qaa --realign-languages qab qac"
-  generator+=" --task xsid --layer 2 --lora 0 --lr 1e-3 --epochs 3 --batch-size 16 --realign-batch-size 16 --accumulate 1"
+  generator+=" --task xsid --layer 2 --lora 0 --lr 2e-3 --epochs 3 --batch-size 16 --realign-batch-size 16 --accumulate 1"
   for strategy in baseline full front back; do echo "$encoder --task udpos --strategy $strategy"; done
   for task in wikiann xnli xquad; do echo "$encoder --task $task --strategy front"; done
   for strategy in baseline full; do echo "$generator --strategy $strategy"; done

@@ -220,7 +220,12 @@ def test_outputs_that_fit_no_format_are_counted():
     ]
     examples = [{"language": "en", "text": "five", "slots": []}] * len(outputs)
     assert af.score_commands(examples, outputs)["malformed"] == 4
-    in_json = ['{"Results": []}', '{"TypeName": "PER", "Text": "Ann"}', "Ann", '{"TypeName": "X", "Text": "A"}']
+    in_json = [
+        '{"Results": []}',
+        '{"TypeName": "PER", "Text": "Ann"}',
+        "Ann",
+        '{"TypeName": "X", "Text": "A"}',
+    ]
     assert af.score_names(examples[:4], in_json)["malformed"] == 2
 
 

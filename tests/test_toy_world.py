@@ -127,9 +127,14 @@ def test_slots_are_words_of_their_text_in_order(data, task, language):
             assert phrase and place >= 0, example
             start = place + len(phrase)
     counts = Counter(len(example["slots"]) for example in examples)
-    assert counts[0] > 0.03 * len(examples) and len(counts) > 3
+    assert counts[0] > 0.03 * len(examples) and len(counts) > (3 if task == "massive" else 1)
     types = {slot["type"] for example in examples for slot in example["slots"]}
-    assert {"time", "food", "tool", "person", "place"} <= types
+    several = {"time", "food", "tool", "person", "place"}
+    assert (
+        types >= several
+        if task == "massive"
+        else types == {"meet", "help", "love", "hate", "teach", "judge"}
+    )
 
 
 @pytest.mark.parametrize("task", ["xsid", "massive"])

@@ -514,6 +514,25 @@ def slot_type(slot: str, part: Leaf | Tree) -> str:
     return HYPERNYMS[part.parts["noun"].lemma]
 
 
+def person_example(world: World) -> dict:
+    """A command or a statement, without a stop; its slot is a person, whose type is what is done to them.
+
+    A model has to understand the verb, which differs from language to language, and to copy the name, which does not.
+    """
+    tree = clause(world, inner=True)
+    if world.rng.random() < 0.9:  # else mostly a clause without a slot
+        verbs = VERBS["person"].replace("/", " ").split()
+        while "verb" not in tree.parts or tree.parts["verb"].lemma not in verbs:
+            tree = clause(world, inner=True)
+        tree = tree.but(object=Tree("phrase", {"head": named(world, "PER").parts["head"]}))
+    if "verb" in tree.parts and world.rng.random() < 0.6:
+        time = adjunct(world, "time", "present") if "time" in tree.parts else None
+        verb = Leaf(tree.parts["verb"].lemma, "VERB")
+        tree = tree.but(subject=None, aux=None, do=None, verb=verb, time=time)
+    name = isinstance(tree.parts.get("object"), Tree) and "head" in tree.parts["object"].parts
+    return {"tree": tree, "types": {"object": tree.parts["verb"].lemma} if name else {}}
+
+
 # ----------------------------------------------------------------------------------------------------------------- data
 
 
@@ -624,7 +643,7 @@ TASKS = {  # task: (file extension, an item of the grammar, the item in a file)
     "xquad": ("jsonl", qa_example, qa_line),
 }
 GENERATION_TASKS = {  # task: the same without the extension
-    "xsid": (slot_example, slot_line),
+    "xsid": (person_example, slot_line),
     "massive": (slot_example, slot_line),
     "uner": (sentence, uner_line),
 }
