@@ -38,9 +38,8 @@ def parse(record: dict) -> pd.DataFrame:
             case ["probe", kind, stage, language]:
                 values += [(kind, stage, language, layer, v) for layer, v in enumerate(found)]
     run = {field: record[field] for field in [*NAMES[:5], "seed"]}
-    return pd.DataFrame(values, columns=VALUE).assign(
-        settings=[frozenset(settings)] * len(values), **run
-    )
+    run["settings"] = [frozenset(settings)] * len(values)
+    return pd.DataFrame(values, columns=VALUE).assign(**run)
 
 
 def read_file(file: Path) -> pd.DataFrame:
@@ -88,8 +87,8 @@ def named(head: str, settings: frozenset) -> str:
 
 def labels(rows: pd.DataFrame) -> pd.Series:
     """Labels of rows of one schedule and aligner: these, and settings that differ."""
-    place = [*rows[ROW[:4]].iloc[0]]
-    different = [settings - shared(rows) for settings in rows.settings]
+    place, common = [*rows[ROW[:4]].iloc[0]], shared(rows)
+    different = [settings - common for settings in rows.settings]
     mixed = sorted({flag for settings in different for flag, _ in settings})
     if mixed:
         print(f"settings mixed: {', '.join(place + mixed)}", file=sys.stderr)
@@ -136,8 +135,7 @@ def load(files: list[pd.DataFrame], published: bool) -> pd.DataFrame:
     data = frame(pd.concat(files, ignore_index=True))
     if published:
         paper = frame(read(PAPER)[0]).merge(data[[*ROW[:4], "language"]].drop_duplicates())
-        variant = np.where(paper.task == "xquad", "_authors", "")  # their F1 and EM
-        paper["name"] += variant
+        paper["name"] += np.where(paper.task == "xquad", "_authors", "")  # their F1 and EM
         data = pd.concat([data, paper.assign(row=paper.row + ", published")], ignore_index=True)
     others = sorted({*data.strategy} - {*STRATEGIES})
     data["strategy"] = pd.Categorical(data.strategy, [*STRATEGIES, *others])

@@ -39,8 +39,10 @@ def summarise(part: pd.DataFrame) -> SimpleNamespace:
     order = part.assign(other=part.group != "source").sort_values(["other", "language"])
     points, groups = points[order.language.unique()], {}
     for average, some in order[order.other].groupby("group"):
-        groups[average] = [*points[some.language.unique()].dropna(axis=1)]
-        points[average] = points[groups[average]].mean(axis=1)
+        complete = points[some.language.unique()].dropna(axis=1)
+        if not complete.empty:
+            groups[average] = [*complete]
+            points[average] = complete.mean(axis=1)
     runs = points.groupby("strategy", observed=False)
     mean, sd = runs.mean(), runs.std()
     change = (mean - mean.loc["baseline"]).drop("baseline").reindex(mean.index)
@@ -95,8 +97,8 @@ def table(rows: pd.DataFrame) -> str:
 def curves(part: pd.DataFrame) -> pd.DataFrame:
     """The first and the last loss of each stage, or all its layers: strategy by strategy."""
     losses = {*part.kind} == {"loss"}
-    stages = pd.Categorical(part.name, part.name.unique())
-    lines = part.pivot_table("value", [stages, "x"], "strategy", observed=True)
+    part = part.assign(stage=pd.Categorical(part.name, part.name.unique()))  # in their order
+    lines = part.pivot_table("value", ["stage", "x"], "strategy", observed=True)
     lines = lines.groupby(level=0, observed=True).nth([0, -1]) if losses else 100 * lines
     text = lines.map("{:.3g}".format).replace("nan", "-")
     text.insert(0, "step" if losses else "layer", [f"{stage} {x}" for stage, x in lines.index])
@@ -119,7 +121,7 @@ def averages(summaries: dict[tuple[str, str], SimpleNamespace]) -> list[str]:
             rows.append(line | found.cells[average].to_dict() | {"up, front - full": lead})
             paired = {head: sure(found.points[languages], *pair) for head, pair in sides.items()}
             pairs.append(line | paired)
-    text = [table(pd.DataFrame(rows))]
+    text = [table(pd.DataFrame(rows))] if rows else []
     if any("[" in pair[head] for pair in pairs for head in sides):
         text += ["Paired by seed:", table(pd.DataFrame(pairs))]
     return text

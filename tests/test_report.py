@@ -462,6 +462,16 @@ def test_losses_and_layers_are_tables(tmp_path, capsys):
     assert drift["realigned 0"] == "0.1" and drift["realigned 1"] == "0" and drift["finetuned 2"] == "20"
 
 
+def test_records_of_few_values_make_tables_too(tmp_path, capsys):
+    runs = [record("front", scores={"en": 0.9}, losses={"finetune": [0.9, 0.4]})]
+    runs += [record("full", scores={"en": 0.9, "de": 0.5}), record("back", scores={"fr": 0.5})]
+    code, out, err = main(capsys, write(tmp_path / "none-in-common", *runs))
+    assert (code, err) == (0, "") and "udpos: accuracy" not in tables(out)
+    code, out, err = main(capsys, write(tmp_path / "source-only", runs[0]))
+    losses = tables(out)["loss of udpos, e5-small, before, dictionary"]
+    assert (code, err) == (0, "") and [row["front"] for row in losses] == ["0.9", "0.4"]
+
+
 def drawn(folder: Path) -> dict:
     """{file: figure} of a folder's report."""
     pytest.importorskip("matplotlib")
