@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
 np = pytest.importorskip("numpy")
 pytest.importorskip("pandas")
+import records  # noqa: E402
 import report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -323,7 +324,11 @@ def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, ca
     _, out, err = main(capsys, folder)
     rows = {row["runs"]: row for row in tables(out)["udpos: accuracy"]}
     assert "All runs: layer -2, method alignfreeze." in out
-    assert "Here: lr 1e-05 or 5e-05, realign_steps 100 or 300." in out
+    own = [
+        f"Here: lr {lr}, realign_steps {n}."
+        for lr, n in (("1e-05", 300), ("5e-05", 100), ("5e-05", 300))
+    ]
+    assert sorted(line for line in out.splitlines() if line.startswith("Here")) == own
     assert len(rows) == 3 and all(len(row) <= 40 for row in rows)
     assert err == "settings mixed: e5-small, udpos, before, dictionary, lr, realign_steps\n"
     cells = [tuple(row[strategy] for strategy in STRATEGIES) for row in rows.values()]
@@ -446,7 +451,8 @@ def test_losses_and_layers_are_tables(tmp_path, capsys):
     )
     found = tables(out)
     losses = {row["step"]: row for row in found["loss of udpos, e5-small, before, dictionary"]}
-    assert losses["realign 20"]["front"] == "3" and losses["realign 60"]["front"] == "1.25"
+    assert losses["realign 20"] == {"step": "realign 20", "baseline": "-", "front": "3"}
+    assert losses["realign 60"]["front"] == "1.25"
     assert losses["finetune 40"] == {"step": "finetune 40", "baseline": "0.5", "front": "0.4"}
     layers = {
         row["layer"]: row["front"] for row in found["retrieval of udpos, e5-small, before, dictionary"]
@@ -456,11 +462,23 @@ def test_losses_and_layers_are_tables(tmp_path, capsys):
     assert drift["realigned 0"] == "0.1" and drift["realigned 1"] == "0" and drift["finetuned 2"] == "20"
 
 
+def test_records_of_few_values_make_tables_too(tmp_path, capsys):
+    runs = [record("front", scores={"en": 0.9}, losses={"finetune": [0.9, 0.4]})]
+    runs += [record("full", scores={"en": 0.9, "de": 0.5}), record("back", scores={"fr": 0.5})]
+    code, out, err = main(capsys, write(tmp_path / "none-in-common", *runs))
+    assert (code, err) == (0, "") and "udpos: accuracy" not in tables(out)
+    code, out, err = main(capsys, write(tmp_path / "source-only", runs[0]))
+    losses = tables(out)["loss of udpos, e5-small, before, dictionary"]
+    assert (code, err) == (0, "") and [row["front"] for row in losses] == ["0.9", "0.4"]
+
+
 def drawn(folder: Path) -> dict:
     """{file: figure} of a folder's report."""
     pytest.importorskip("matplotlib")
-    made = {}
-    report.report(str(folder), report.frame(report.read(folder)), made)
+    import figures
+
+    made, data = {}, records.load(records.read(folder), published=True)
+    figures.draw(str(folder), data, report.summarise, made)
     return made
 
 
@@ -475,7 +493,7 @@ def test_figures_are_named_and_titled_by_what_they_show(tmp_path):
     assert max(map(len, made)) <= 60
     title = made["runs-udpos-before-dictionary-accuracy.svg"].get_suptitle()
     assert title.startswith(
-        "udpos accuracy, e5-small, before, dictionary: full, front, back against the baseline"
+        "udpos accuracy, e5-small, before, dictionary:\nfull, front, back against the baseline"
     )
     assert title.endswith("bars: the larger of the two standard deviations")
     layers = made["runs-udpos-before-dictionary-retrieval.svg"].axes
@@ -512,6 +530,24 @@ def test_sentences_have_a_line_for_each_language_a_bold_mean_and_the_aligned_lay
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["de", "fr", "mean"]
 
 
+def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_beside_the_tasks(tmp_path):
+    runs = [record("baseline", losses={"finetune": [1.0, 0.5]})]
+    runs += [record(s, losses=LOSSES) for s in ("full", "emb,0-2")]
+    figure = drawn(write(tmp_path / "word", *runs))["word-udpos-before-dictionary-loss.svg"]
+    colors = defaultdict(set)
+    for axes in figure.axes:
+        for line in axes.lines:
+            colors[line.get_label()].add(line.get_color())
+    assert len(colors) == 3 == len(set.union(*colors.values()))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["baseline", "full", "emb,0-2"]
+    runs = [aligned("baseline", 1, None, losses={"finetune": [1.0, 0.5]})]
+    runs += [aligned("full", 1, None, losses={"task": [1.1, 0.6], "align": [2.0, 0.1]})]
+    figure = drawn(write(tmp_path / "sentence", *runs))["sentence-xsid-alternate-loss.svg"]
+    lines = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes}
+    assert lines == {"task": ["baseline", "full"], "align": ["full"]}
+
+
 # --- bad input, and files
 
 
@@ -523,6 +559,7 @@ BAD = {
     "nan.json": json.dumps(record(scores={"de": float("nan")})),
     "text.json": json.dumps(record(scores={"de": "0.5"})),
     "true.json": json.dumps(record(scores={"de": True})),
+    "mixed.json": json.dumps(record(scores={"de": 0.5, "fr": True})),
     "seed.json": json.dumps(record() | {"seed": "31"}),
     "surrogate.json": json.dumps(record(model="\ud800")),
     "bar.json": json.dumps(record(scores={"d|e": 0.5})),

@@ -93,6 +93,7 @@ def copy(tmp_path) -> Path:
         "requirements.txt",
         "tests/toy_world.py",
         "results/report.py",
+        "results/records.py",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
