@@ -20,9 +20,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 die() { echo "run_all.sh: $1" >&2; exit 2; }
 
 # Run a command that ends when this script is ended.
-call() { "$@" </dev/null & child=$!; wait $child; }
-end() { kill $child 2>/dev/null && wait $child || :; exit $1; }
-child=; trap 'end 130' INT; trap 'end 143' TERM HUP
+call() { "$@" </dev/null & wait $!; }
+end() { kill ${!-} 2>/dev/null && wait $! || :; exit $1; }
+trap 'end 130' INT; trap 'end 143' TERM HUP
 
 # Set PYTHON to an interpreter that has the packages named; make .venv from requirements.txt if need be.
 has() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "${@:2}"; }
