@@ -489,6 +489,7 @@ def generate(model: nn.Module, tokenizer: Any, prompts: list[np.ndarray], new_to
     model.generation_config.update(**greedy)
     # the last position alone is a view with gaps: a frozen head would be copied for every prompt
     whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
+    new_tokens = min(new_tokens, max(1, tokenizer.model_max_length - inputs["input_ids"].shape[1]))
     with whole:
         ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -692,6 +693,7 @@ def encode_texts(
     own = pairs[k::n]
     texts = [pair.source for pair in own] + [pair.target for pair in own]
     encoded = tokenizer(texts, truncation=True, max_length=how.max_length)["input_ids"]
+    encoded = [ids or [tokenizer.pad_token_id] for ids in encoded]  # a text may have no subword
     groups = shared_out(list(range(len(texts))), parts, 1, lambda s: len(encoded[s]))[0]
     inputs = []
     for group in groups:
@@ -1009,7 +1011,7 @@ def linker(
         stored = fast_align(tuple([word.lower() for word in side] for side in pair) for pair in learnt)
     elif aligner not in ALIGNERS:
         path = Path(aligner) / links_file(language, part)
-        stored = read_pharaoh(path, map(words, lines(part)), whole_text=bool(data_dir))
+        stored = read_pharaoh(path, map(words, lines(part)), bool(data_dir), limit)
     elif data_dir:
         deque(lines(part), maxlen=0)
     return link, lambda: zip(stored, lines(part))
@@ -1220,14 +1222,14 @@ def links_file(language: str, part: str = "train") -> str:
 
 
 def read_pharaoh(
-    path: Path, pairs: Iterator[Words] | None = None, whole_text: bool = True
+    path: Path, pairs: Iterator[Words] | None = None, whole_text: bool = True, limit: int | None = None
 ) -> list[Links]:
     """Links in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0, a line a sentence pair.
 
     pairs: of which they must be. whole_text: all of these have a line. UserError if links do not fit.
     """
     links = []
-    for number, line in read_lines(path):
+    for number, line in itertools.islice(read_lines(path), limit):
         where = f"{path}:{number}"
         fine = PHARAOH.fullmatch(line.strip())
         check(fine, where, f"expected links such as '0-0 1-2', found {line[:60]!r}")
@@ -1584,8 +1586,8 @@ def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
     row = row if type(row) is dict else {}
     if "annot_utt" in row:  # MASSIVE's `wake me at [time : five am]`
         slot = r"\[([^][:]+) : ([^][]*)\]"
-        text = re.sub(slot, r"\2", row["annot_utt"])
-        pairs = re.findall(slot, row["annot_utt"])
+        (said,) = columns(where, row, annot_utt=str)
+        text, pairs = re.sub(slot, r"\2", said), re.findall(slot, said)
         found = [{"type": kind.strip(), "value": value.strip()} for kind, value in pairs]
     elif "tokens" in row and "slots" not in row:
         text, found = read_tags(where, row, "" if language in CHARACTERS else " ")
@@ -1602,7 +1604,8 @@ def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
 def read_tags(where: str, row: dict, space: str) -> tuple[str, list[dict]]:
     """Text and entities of words with `tags`, or with `ner_tags`, which are numbers, of the hub."""
     if "ner_tags" in row:
-        row["tags"] = [NER_TAGS[tag] for tag in row["ner_tags"]]
+        (tags,) = columns(where, row, ner_tags=list)
+        row["tags"] = [NER_TAGS[tag] if type(tag) is int and 0 <= tag < 7 else tag for tag in tags]
     tokens, tags = columns(where, row, tokens=list, tags=list)
     fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
     fine = fine and set(map(str, tags)) <= set(NER_TAGS)
@@ -1659,6 +1662,7 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
             messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
             with explained("--model: its chat template takes no system message with a user's"):
                 prompt = tokenizer.apply_chat_template(messages, **options)
+            check(prompt, "--model", "its chat template leaves nothing of a message")
         prompts.append(prompt)
     targets = [example["target"] if chat else " " + example["target"] for example in examples]
     encoded = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, targets)]
@@ -1905,7 +1909,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     where = {"dir": path.parent, "prefix": f".{path.name[:40]}."}
-    with tempfile.NamedTemporaryFile(**where, delete=False) as file:
+    with explained(f"cannot write {path}"), tempfile.NamedTemporaryFile(**where, delete=False) as file:
         try:
             file.write(content)
             file.flush()
@@ -1938,7 +1942,6 @@ def run(args: argparse.Namespace) -> Path:
     settle(args)
     path = args.out / f"{record_name(args)}.json"
     check(len(os.fsencode(path.name)) <= 240, path.name, "too long a name; rename the model's folder")
-    check(not path.is_dir(), path, "a folder where the record should go; move it")
     if is_done(args, path):
         return path
     seconds: dict[str, float] = {}
@@ -2129,7 +2132,7 @@ def shown(args: argparse.Namespace) -> dict:
     elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "defaults")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
     for key in ("model", "aligner", "aligner_model", "data_dir"):
-        values[key] = values[key] and Path(values[key]).absolute().name
+        values[key] = values[key] and Path(os.path.abspath(values[key])).name
     values["adapter"] = [f"{folder.absolute().name}={weight}" for folder, weight in args.adapter]
     return values | {"fingerprint": fingerprint(args)}
 
@@ -2143,6 +2146,7 @@ def fingerprint(args: argparse.Namespace) -> str:
     sizes = []
     for folder in folders:
         for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+            check(path.is_file() or path.is_dir() or not path.exists(), path, "is no regular file")
             if path.is_file():
                 sizes.append([str(path.relative_to(folder)), path.stat().st_size])
     text = json.dumps(sizes, ensure_ascii=True)
@@ -2163,13 +2167,14 @@ def record_name(args: argparse.Namespace) -> str:
 
 def is_done(args: argparse.Namespace, path: Path) -> bool:
     """Whether a run's record is there, whole and of the same data; says so. UserError if of other data."""
+    check(path.is_file() or not path.exists(), path, "a folder or no plain file; move it away")
     if args.overwrite or not everywhere(path.exists())[0]:
         return False
     try:
         record = json.loads(path.read_bytes())
         revision = record["versions"]["alignfreeze.py"]
         made_of = record["config"].get("fingerprint", fingerprint(args))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         say(f"{path} is no whole record of a run: the run is done again")
         return False
     fine = made_of == fingerprint(args)
@@ -2214,17 +2219,17 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
          "--epochs 0: say with --realign-steps for how long to align"),
         (args.save_model and args.schedule == "during" and not task.new_tokens,
          "--save-model: with --schedule during, no encoder is realigned before fine-tuning"),
-        (args.save_model and os.path.lexists(args.save_model),
-         f"--save-model {args.save_model}: exists already; name a new directory"),
     ]:  # fmt: skip
         if wrong:
             raise UserError(problem)
     if args.task == "translation":
-        require_sacrebleu(args.languages)
+        require_sacrebleu([*args.train_languages, *args.languages])
     check_languages(args)
     check_folder("--out", args.out)
     if args.save_model:
         check_folder("--save-model", args.save_model.parent)
+        fine = not os.path.lexists(args.save_model) and len(os.fsencode(args.save_model.name)) <= 240
+        check(fine, f"--save-model {args.save_model}", "exists, or too long; name a new directory")
 
 
 def check_languages(args: argparse.Namespace) -> None:
@@ -2253,6 +2258,7 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         config = config if config.is_encoder_decoder else config.get_text_config()
         options = {} if generates else {"add_prefix_space": True}
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer("a")  # fails if its settings are of odd types
     kinds = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # encoders
     wanted, fine = "an encoder such as xlm-roberta-base", not getattr(config, "is_decoder", False)
     if generates:
@@ -2272,7 +2278,9 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     check(fine, flag, f"its tokenizer has ids to {highest}, the model {config.vocab_size}")
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
+    fine = longest >= 8 and config.num_hidden_layers > 0
+    check(fine, flag, "has no layer, or reads fewer than 8 subwords; see its config and tokenizer files")
     return tokenizer, config
 
 
@@ -2333,9 +2341,10 @@ def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
         inputs["token_type_ids"] = torch.full_like(inputs["input_ids"], max(kinds))
     with autocast(model.device, args.precision):
         inputs = embed(model, [inputs])[0]
-        hidden_state(model.base_model, inputs, -2)
-        if not task.new_tokens:
-            task_logits(model, inputs)
+        for layer in (-2, -1):
+            finite = hidden_state(model.base_model, inputs, layer).isfinite().all()
+            check(finite, f"--model {args.model}", "its weights, or an --adapter's, give no numbers")
+        generate(model, tokenizer, [ids[:8]] * 2, 2) if task.new_tokens else task_logits(model, inputs)
 
 
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
@@ -2344,18 +2353,24 @@ def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
     with explained(f"{flag}: cannot be read"):
         config = json.loads((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
-    odd = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
-    plain = config.get("peft_type") == "LORA" and not odd
-    check(plain, flag, f"not plain low-rank adapters ({config.get('peft_type')} {odd})")
-    scale = config["lora_alpha"] / config["r"]
+        odd = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+        odd = [key for key in odd if config.get(key)]
+        plain = config.get("peft_type") == "LORA" and not odd
+        check(plain, flag, f"not plain low-rank adapters ({config.get('peft_type')} {odd})")
+        rank, scale = config["r"], config["lora_alpha"] / config["r"]
+    names = {key.rsplit(".lora_", 1)[0] for key in tensors}
+    paired = tensors.keys() == {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
+    check(names and paired, flag, "its tensors are not all pairs of lora_A.weight and lora_B.weight")
     modules = dict(model.named_modules())
-    for key in sorted(key for key in tensors if key.endswith(".lora_A.weight")):
-        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        product = tensors[key.replace("lora_A", "lora_B")].float() @ tensors[key].float()
-        fits = name in modules and modules[name].weight.shape == product.shape
-        check(fits, flag, f"this model has no linear layer {name} of that size")
-        base = modules[name].weight
-        base.data = (base.float() + weight * scale * product.to(base.device)).to(base.dtype)
+    for key in sorted(names):
+        low, high = (tensors[f"{key}.lora_{part}.weight"].float() for part in "AB")
+        name = key.removeprefix("base_model.model.")
+        layer = modules.get(name)
+        fits = isinstance(layer, nn.Linear) and low.shape == (rank, layer.in_features)
+        fits = fits and high.shape == (layer.out_features, rank)
+        check(fits, flag, f"this model has no linear layer {name} of that size and rank")
+        base = layer.weight
+        base.data = (base.float() + weight * scale * (high @ low).to(base.device)).to(base.dtype)
     say(f"{flag}: merged with weight {weight:g}")
 
 
@@ -2522,7 +2537,7 @@ class Probe:
             if stage != "before":
                 now = layer_weights(self.model)
                 for name, weights in self.start.items():
-                    change = (now[name] - weights).norm() / weights.norm()
+                    change = (now[name] - weights).norm() / weights.norm().clamp(min=1e-12)
                     self.found["drift"][stage][name] = round(change.item(), 6)
 
 
@@ -2672,7 +2687,7 @@ def adapter(text: str) -> tuple[Path, float]:
     """The type of --adapter: a folder, and `=WEIGHT` behind it if that is not 1."""
     folder, _, weight = text.rpartition("=")
     try:
-        return (Path(folder), float(weight)) if folder else (Path(text), 1.0)
+        return (Path(folder), number(float, -(2**31))(weight)) if folder else (Path(text), 1.0)
     except ValueError:
         return Path(text), 1.0
 
@@ -2706,14 +2721,14 @@ FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, b
     "training": [
         ("epochs", number(int, 0), "of the task"),
         ("batch-size", BATCH, "examples in a batch"),
-        ("accumulate", NATURAL, "batches that make one update"),
+        ("accumulate", BATCH, "batches that make one update"),
         ("lr", RATE, "highest learning rate of the task"),
         ("decay", DECAYS, "of that rate, after warm-up"),
         ("warmup", SHARE, "share of the updates in which it rises"),
         ("clip", number(float, 0), "largest norm of the gradient; 0: any"),
         ("max-length", NATURAL, "subwords of an example"),
         ("precision", ("fp32", "bf16"), "of matrix products (default: bf16 where it is fast)"),
-        ("lora", number(int, 0), "rank of low-rank adapters; 0: none, all weights train"),
+        ("lora", number(int, 0, 10_001), "rank of low-rank adapters; 0: none, all weights train"),
         ("lora-alpha", RATE, "their scale is alpha / rank"),
         ("lora-dropout", SHARE, "in front of them"),
         ("adapter", [adapter], "folders of adapters to merge into the model first; =WEIGHT behind one scales it"),
@@ -2781,16 +2796,20 @@ def print_left(commands: Iterable[str]) -> None:
     Of commands with the same record the first one counts; one with an error is left, and tells when it runs.
     """
     listed, left = set(), 0
+    with explained("--left: the commands are no text in UTF-8"):
+        commands = list(filter(str.strip, commands))
     for command in commands:
         try:
-            args = parse_args(shlex.split(command)[2:])  # behind `python alignfreeze.py`
-            settle(args)
-            place = args.write_links or args.out / f"{record_name(args)}.json"
-            with redirect_stdout(None):
+            _, script, *flags = shlex.split(command)  # `python alignfreeze.py ...`
+            check(script.endswith(".py"), command, "is no command of this script")
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                args = parse_args(flags)
+                settle(args)
+                place = args.write_links or args.out / f"{record_name(args)}.json"
                 done = not args.write_links and is_done(args, place)
             if args.write_links:
                 done = all((place / links_file(code)).exists() for code in args.realign_languages)
-        except (UserError, ValueError):
+        except (UserError, ValueError, OSError, SystemExit):  # SystemExit: --help
             place, done = command, False
         if place not in listed and not done:
             print(command.strip())

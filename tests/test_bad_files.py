@@ -113,6 +113,10 @@ def bad_lines() -> Iterator[tuple[str, str]]:
     for slots in ([3], ["time"], [{}], [{"type": "time"}], [{"type": 1, "value": "five"}], [{"type": "t", "value": ""}],
                   [{"type": "time", "value": "six"}], [ROWS["xsid"]["slots"][0]] * 2):  # fmt: skip
         yield "massive", json.dumps(changed("massive", slots=slots))
+    for kind in ("massive", "xsid"):
+        yield kind, json.dumps({"annot_utt": 3})  # the hub's column
+    for tags in ([99, 0], [-1, 0], [True, 0], [1.0, 0], [[1], 0], [1], [], None, 3, {}):
+        yield "uner", json.dumps({"tokens": ["Ann", "left"], "ner_tags": tags})
     yield "uner", json.dumps({"text": "Ann left", "entities": [{"type": "PER", "value": "Bo"}]})
     for line in ("1\tdog", WORD.replace("\t", " "), WORD + "\t_", WORD.replace("1", "one", 1), WORD.replace("Ann", ""),
                  WORD.replace("PROPN", "THING"), WORD.replace("PROPN", ""), "1.2.3" + WORD[1:]):  # fmt: skip

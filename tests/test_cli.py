@@ -476,6 +476,11 @@ def test_a_file_that_is_no_whole_record_is_said_and_the_run_done_again(world, cl
             and f"{path} is no whole record of a run: the run is done again" in result.out
         )
         assert but_seconds(only_record(tmp_path / "out")) == but_seconds(json.loads(whole))
+    path.write_bytes(b"[" * 100_000)  # deeper than can be read
+    assert cli(argv).code == 0
+    path.unlink()
+    os.mkfifo(path)  # and would be waited for
+    assert_refused(cli(argv), str(path), "no plain file")
     path.unlink()
     path.mkdir()
     assert_refused(cli(argv), str(path), "a folder")
@@ -505,6 +510,16 @@ def test_a_run_killed_while_it_writes_its_record_leaves_none(world, cli, tmp_pat
         patch.setattr(os, "replace", killed)
         cli(baseline(world))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_record_that_cannot_be_written_is_named_and_leaves_nothing(world, cli, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    result = cli(baseline(world))
+    assert result.code == 2 and not list((tmp_path / "out").iterdir())
+    assert_one_line(result.err, f"cannot write {tmp_path / 'out'}", "No space left")
 
 
 def test_an_interrupted_run_says_so_in_one_line(world, cli, tmp_path, monkeypatch):
@@ -576,7 +591,7 @@ def test_the_saved_encoder_is_the_realigned_one_and_loads_as_a_model(world, cli,
     assert {record["model"] for record in records(tmp_path / "out").values()} == {"bert", "encoder"}
 
 
-@pytest.mark.parametrize("place", ["here", "file/encoder"])
+@pytest.mark.parametrize("place", ["here", "file/encoder", "out", "s" * 300, "new/.."])
 def test_a_place_where_the_encoder_cannot_go_is_refused(world, cli, tmp_path, untouched, place):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "kept").touch()
@@ -608,6 +623,16 @@ def test_stored_links_give_the_same_pairs_again(world, cli, tmp_path, aligner):
     assert (again["aligner"], again["config"]["data_dir"]) == ("stored", "data")
     assert first["config"]["aligner_model"] == ("bert" if aligner == "awesome" else None)
     assert "somewhere" not in json.dumps([first, again])
+
+
+def test_links_of_the_whole_text_serve_a_part_of_it(world, cli, tmp_path):
+    links = tmp_path / "links"
+    argv = flags(world, "bert", "--languages", "qaa", "--realign-languages", "qaa")
+    assert cli([*argv, "--limit-links", 9999, "--write-links", links]).code == 0
+    assert cli([*argv, "--limit-links", 60, "--aligner", links]).code == 0
+    with (links / "en-qaa.txt").open("a") as file:
+        file.write("0-0\n")
+    assert_refused(cli([*argv, "--limit-links", 9999, "--aligner", links]), "are the links of another?")
 
 
 def test_links_overwrite_links_and_nothing_else(world, cli, tmp_path):
@@ -669,6 +694,8 @@ BAD_FLAGS = bad_values() | WITHOUT_EFFECT | {
     "--schedule during --save-model here": "--save-model", "--adapter here": "--adapter", "--validate 5": "--validate",
     "--epochs 0 --schedule during": "--epochs 0", "--checkpointing --schedule during": "--checkpointing",
     "--write-links here --strategy baseline": "--write-links", "--batch-size 99999": "--batch-size",
+    "--accumulate 10001": "--accumulate", "--lora 10001": "--lora", "--adapter here=nan": "--adapter",
+    "--adapter here=1e999": "--adapter",
 }  # fmt: skip
 
 
@@ -712,14 +739,20 @@ def test_a_loss_that_is_not_finite_ends_the_run(world, cli, tmp_path, schedule, 
     assert_one_line(result.err, stage, "the loss is nan")
 
 
-def test_weights_that_are_not_finite_are_no_result(world, cli, tmp_path):
+@pytest.mark.parametrize("kept", ["", "a b"])
+def test_weights_that_are_not_finite_are_no_result(world, cli, tmp_path, kept):
+    """Found before training where any text would meet them, else by the outputs."""
     folder = copy_model(world, tmp_path / "broken")
     tensors = load_file(folder / "model.safetensors")
-    tensors["embeddings.word_embeddings.weight"][:] = math.nan
+    words = "embeddings.word_embeddings.weight"
+    known = transformers.AutoTokenizer.from_pretrained(folder)(kept)["input_ids"] if kept else []
+    others = [row for row in range(len(tensors[words])) if row not in known]
+    tensors[words][others] = math.nan
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     argv = baseline(world, "--epochs", 0)
     argv[1] = str(folder)
-    assert_refused(cli(argv), "evaluate: the model predicts no numbers", folder=tmp_path / "out")
+    named = "evaluate: the model's outputs are no numbers" if kept else f"--model {folder}: its weights"
+    assert_refused(cli(argv), named, folder=tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------- models
@@ -792,10 +825,28 @@ def test_what_is_left_out_of_a_checkpoint_is_said(world, cli, tmp_path):
 
 
 @pytest.mark.parametrize("changes, named", [({"vocab_size": 50}, "its tokenizer has ids to"),
+                                            ({"num_hidden_layers": -1}, "has no layer"),
+                                            ({"max_position_embeddings": 7}, "fewer than 8 subwords"),
                                             ({"is_decoder": True}, "is not what this task takes")])  # fmt: skip
 def test_a_configuration_that_does_not_fit_is_refused(world, cli, tmp_path, untouched, changes, named):
     folder = configure(copy_model(world, tmp_path / "odd"), **changes)
     assert_refused(cli(with_model(world, folder)), f"--model {folder}", named, folder=tmp_path / "out")
+
+
+@pytest.mark.parametrize("longest", ["many", [512], -5, 7])
+def test_a_tokenizer_whose_length_is_none_is_refused(world, cli, tmp_path, untouched, longest):
+    folder = copy_model(world, tmp_path / "odd")
+    path = folder / "tokenizer_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text("utf-8")) | {"model_max_length": longest}), "utf-8"
+    )
+    assert_refused(cli(with_model(world, folder)), f"--model {folder}", folder=tmp_path / "out")
+
+
+def test_a_pipe_in_a_model_folder_is_not_waited_for(world, cli, tmp_path, untouched):
+    folder = copy_model(world, tmp_path / "odd", "config.json")
+    os.mkfifo(folder / "config.json")
+    assert_refused(cli(with_model(world, folder)), str(folder / "config.json"), folder=tmp_path / "out")
 
 
 @pytest.mark.parametrize("without", ["config.json", "tokenizer*", "model.safetensors", "*"])
@@ -954,6 +1005,23 @@ def test_a_language_model_is_scored_as_it_is_and_with_saved_adapters(slots, cli,
     merged = [record["config"]["adapter"] for record in records(tmp_path / "out").values()]
     assert sorted(merged) == [[], ["adapters=0.5"]]
     assert_refused(cli([*plain, "--adapter", tmp_path / "data"]), f"--adapter {tmp_path / 'data'}")
+
+
+def test_what_would_fail_when_text_is_generated_is_found_before_training(slots, llama, cli, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(llama, folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": -1.0}', "utf-8")
+    result = cli([*slots, "--model", folder])
+    assert_refused(result, f"--model {folder}", "does not run here", folder=tmp_path / "out")
+
+
+def test_what_sacrebleu_lacks_for_a_language_to_train_on_is_found_before(
+    slots, cli, tmp_path, monkeypatch
+):
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setitem(alignfreeze.BLEU_TOKENIZERS, "qaa", "no-such")
+    argv = [*slots, "--task", "translation", "--train-languages", "en-qaa", "--languages", "qaa-en"]
+    assert_refused(cli(argv), "en-qaa", "pip install", folder=tmp_path / "out")
 
 
 def test_validation_keeps_the_best_weights(slots, cli, tmp_path):

@@ -425,6 +425,9 @@ def test_a_chat_template_that_takes_no_system_message_is_a_users_error(data):
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(af.UserError, match="chat template"):
         af.encode_prompts(tokenizer, load(data, "massive", "en"), 64, True)
+    tokenizer.chat_template = "{# nothing #}"
+    with pytest.raises(af.UserError, match="chat template leaves nothing"):
+        af.encode_prompts(tokenizer, load(data, "massive", "en"), 64, True)
 
 
 def test_rows_of_tasks_that_generate():

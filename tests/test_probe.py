@@ -177,6 +177,15 @@ def test_drift_is_the_norm_of_the_change_relative_to_that_of_the_weights():
     assert list(seconds) == ["probe"]
 
 
+def test_drift_of_weights_that_are_all_zero_is_a_number():
+    model = tiny.build("bert")
+    for parameter in af.transformer_layers(model.base_model)[1].parameters():
+        parameter.data.zero_()
+    probe = af.Probe(model, tiny.make_tokenizer(), {"de": tiny.word_pairs()[:2]}, Alignment(), {})
+    probe.measure("same")
+    assert probe.found["drift"]["same"]["1"] == 0.0
+
+
 def test_adapters_that_train_are_drift_too():
     model, tokenizer = tiny.build("llama"), tiny.make_tokenizer()
     af.add_lora(model, 2, 4.0, 0.0)

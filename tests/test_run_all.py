@@ -205,6 +205,12 @@ def test_what_is_broken_or_wrong_or_not_whole_is_left(run_all, tmp_path):
     assert left([links, run, run, wrong]) == [links.strip(), run.strip(), wrong]
     (tmp_path / "links/fastalign/en-fr.txt").touch()
     assert left([links, run]) == [run.strip()]
+    helped, long = f"{run.strip()} --help", f"{run.strip()} --model {'m' * 300}"
+    assert left(["", "# a remark", helped, long, run]) == ["# a remark", helped, long, run.strip()]
+    path = tmp_path / "commands"
+    path.write_bytes(b"python alignfreeze.py --out caf\xe9\n")
+    with path.open(encoding="utf-8") as file, pytest.raises(alignfreeze.UserError, match="--left"):
+        alignfreeze.print_left(file)
 
 
 def test_when_the_list_cannot_be_made_nothing_is_taken_for_done(run_all):

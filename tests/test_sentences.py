@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertForTokenClassification
 
@@ -78,6 +79,15 @@ def test_a_sentence_of_nothing_but_its_first_position_is_no_division_by_zero(tok
     hidden = [af.hidden_state(model, part, 2) for part in batch.inputs]
     empty = af.vectors_of(hidden, batch, SENTENCES._replace(pool_first=False))[0]
     assert torch.equal(empty, torch.zeros(tiny.HIDDEN))
+
+
+def test_a_sentence_without_any_subword_is_a_lone_token_for_padding():
+    tokenizer = tiny.make_tokenizer("$A")
+    batch = af.encode_texts(
+        tokenizer, [af.Pair("de", "", "le chat"), af.Pair("de", "the", "")], SENTENCES
+    )
+    assert batch.inputs[0]["input_ids"][0].tolist() == [tokenizer.pad_token_id, tokenizer.pad_token_id]
+    assert batch.inputs[0]["attention_mask"].sum(1).tolist() == [1, 1, 1, 2]
 
 
 def test_sentence_alignment_changes_no_layer_above_and_nothing_frozen(tokenizer):
@@ -337,6 +347,37 @@ def test_adapters_of_another_kind_are_refused(change, message, tmp_path, tokeniz
         af.merge_adapter(tiny.build("llama"), folder, 1.0)
 
 
+@pytest.mark.parametrize("change", [{"r": 0}, {"r": "3"}, {"r": None}, {"lora_alpha": None}, {"r": 7}])
+def test_adapters_of_no_scale_or_another_rank_are_refused(change, tmp_path, tokenizer):
+    save(with_adapters("llama", torch.float32), tmp_path / "a", tokenizer)
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    with pytest.raises(af.UserError, match=r"--adapter .*(cannot be read|no linear layer)"):
+        af.merge_adapter(tiny.build("llama"), tmp_path / "a", 1.0)
+    path.write_text("[]", "utf-8")
+    with pytest.raises(af.UserError, match="cannot be read"):
+        af.merge_adapter(tiny.build("llama"), tmp_path / "a", 1.0)
+
+
+def test_tensors_that_are_no_pairs_beside_linear_layers_are_refused(tmp_path, tokenizer):
+    """A head, biases or embeddings that were saved with the adapters cannot be merged."""
+    save(with_adapters("llama", torch.float32), tmp_path / "a", tokenizer)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    good = load_file(path)
+    first, base = min(good), "base_model.model."
+    other = {
+        f"{base}lm_head.weight": torch.zeros(2, 2),
+        f"{base}model.norm.lora_A.weight": torch.zeros(2, 2),
+    }
+    block = {key.replace(".q_proj", ""): value for key, value in good.items()}
+    lone = {key: value for key, value in good.items() if key != first}
+    flat = good | {first: torch.zeros(3)}
+    for tensors in (*(good | {key: value} for key, value in other.items()), block, lone, flat, {}):
+        save_file(tensors, path)
+        with pytest.raises(af.UserError, match=r"--adapter .*(not all pairs|no linear layer)"):
+            af.merge_adapter(tiny.build("llama"), tmp_path / "a", 1.0)
+
+
 def test_adapters_of_another_model_are_refused(tmp_path, tokenizer):
     save(with_adapters("llama", torch.float32), tmp_path / "a", tokenizer)
     for other in (tiny.build("bert"), tiny.build("llama", intermediate_size=64)):
@@ -502,13 +543,6 @@ def test_a_validation_loss_that_is_not_finite_ends_the_training(tokenizer, monke
         stop(2)
 
 
-def test_a_training_too_short_for_a_check_is_a_users_error(tokenizer):
-    best = {}
-    af.keep_best(checks(), tiny.build("llama"), tokenizer, tiny.written(3), best)
-    with pytest.raises(af.UserError, match="before the first check"):
-        af.load_best(tiny.build("llama"), best)
-
-
 def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tokenizer):
     """At a rate that is far too high, training only makes it worse."""
     model, best = tiny.build("llama", spread=0.1), {}
@@ -561,6 +595,17 @@ def test_generation_ends_at_the_end_token():
         model.model.norm.weight.zero_()
     model.config.eos_token_id = model.generation_config.eos_token_id = 0  # the first of equal logits
     assert af.generate(model, tokenizer, [np.array([0, 5, 6]), np.array([0, 7])], 5) == ["", ""]
+
+
+def test_no_more_is_generated_than_the_model_reads():
+    """Where positions are learned, there are no more of them."""
+    tokenizer, model = tiny.make_tokenizer("<s> $A"), tiny.build("llama", spread=0.5).eval()
+    model.generation_config.eos_token_id = None
+    prompts, written = [np.array([0, 5, 6])], []
+    for longest in (3, 4, 5, 99):
+        tokenizer.model_max_length = longest
+        written.append(len(af.generate(model, tokenizer, prompts, 3)[0].split()))
+    assert written == [1, 1, 2, 3]
 
 
 def test_a_batch_of_examples_is_evaluated_in_their_order(tokenizer, monkeypatch):
