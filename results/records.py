@@ -22,7 +22,7 @@ ELSEWHERE = "seed languages data_dir probe realign_cache out device overwrite fi
 
 
 def parse(record: dict) -> pd.DataFrame:
-    """All that a record measured, a line each: the run, its `settings` {(flag, value)}, VALUE."""
+    """All that a record measured, a line each: the run, VALUE, its `settings` {(flag, value)}, its `known` flags."""
     settings, values = set(), []
     for key, found in pd.json_normalize(record, sep="\t").to_dict("records")[0].items():
         match key.split("\t"):
@@ -39,6 +39,7 @@ def parse(record: dict) -> pd.DataFrame:
                 values += [(kind, stage, language, layer, v) for layer, v in enumerate(found)]
     run = {field: record[field] for field in [*NAMES[:5], "seed"]}
     run["settings"] = [frozenset(settings)] * len(values)
+    run["known"] = [frozenset(record.get("config", ()))] * len(values)
     return pd.DataFrame(values, columns=VALUE).assign(**run)
 
 
@@ -47,6 +48,7 @@ def read_file(file: Path) -> pd.DataFrame:
     if file.suffix == ".csv":
         data = pd.read_csv(file, keep_default_na=False).rename(columns={"metric": "name"})
         data = data.assign(kind="score", x=0, settings=[frozenset()] * len(data))
+        data["known"] = data.settings
     else:
         data = parse(json.loads(file.read_text("utf-8")))
     highest = np.where(data.kind.isin(["loss", "drift"]), np.inf, 1)
@@ -109,6 +111,23 @@ def group(settings: frozenset, language: str) -> str:
     return "supervised" if trained else "aligned" if aligned else "other transfer"
 
 
+def comparable(data: pd.DataFrame) -> pd.DataFrame:
+    """The values without settings of one value whose flag some runs lack: earlier revisions had no other.
+
+    Only of the first method; all revisions that knew the second one have its flags.
+    """
+    first = [("method", "mid-align") not in settings for settings in data.settings]
+    if not any(first):
+        return data
+    known, values = data.known[first], {}
+    for flag, value in frozenset().union(*data.settings[first]):
+        values.setdefault(flag, []).append((flag, value))
+    lacking = frozenset().union(*known) - frozenset.intersection(*known)
+    unheard = {values[flag][0] for flag in lacking & values.keys() if len(values[flag]) == 1}
+    pairs = zip(first, data.settings)
+    return data.assign(settings=[own - unheard if old else own for old, own in pairs])
+
+
 def frame(data: pd.DataFrame) -> pd.DataFrame:
     """The values with the label of their `row` and the average (`group`) of their language.
 
@@ -132,7 +151,7 @@ def frame(data: pd.DataFrame) -> pd.DataFrame:
 
 def load(files: list[pd.DataFrame], published: bool) -> pd.DataFrame:
     """The values of a folder's files, and as more rows the published of the same languages."""
-    data = frame(pd.concat(files, ignore_index=True))
+    data = frame(comparable(pd.concat(files, ignore_index=True)))
     if published:
         paper = frame(read(PAPER)[0]).merge(data[[*ROW[:4], "language"]].drop_duplicates())
         paper["name"] += np.where(paper.task == "xquad", "_authors", "")  # their F1 and EM

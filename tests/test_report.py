@@ -342,6 +342,19 @@ def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsy
     assert "lr 5e-05, method alignfreeze, realign_steps 300." in out and not err
 
 
+def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path, capsys):
+    """Unless later runs differ in it."""
+    for seed, config in [(31, {}), (42, {"unit": "word"})]:
+        for strategy in ("baseline", "full"):
+            write(tmp_path, record(strategy, seed, config=config))
+    code, text, complaints = main(capsys, tmp_path)
+    assert (code, complaints) == (0, "")
+    (row,) = tables(text)["udpos: accuracy"]
+    assert row["seeds"] == "2"
+    write(tmp_path, record("full", 66, config={"unit": "sentence"}))
+    assert len(tables(main(capsys, tmp_path)[1])["udpos: accuracy"]) == 3
+
+
 def test_averages_use_only_languages_that_all_runs_have(tmp_path, capsys):
     folder = write(
         tmp_path, *(record(strategy, seed) for strategy in ("baseline", "full") for seed in (1, 2))
