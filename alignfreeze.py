@@ -2007,7 +2007,7 @@ def train(
             )  # fmt: skip
         losses, seen = losses | curves, seen | also
         load_best(model, best)
-    probe.measure("finetuned")
+        probe.measure("finetuned")
     if args.save_model and generates:
         save_model(args, model, tokenizer)
     results = {"steps": steps, "losses": losses, "pairs": seen, "validation": best, "probe": probe.found}
