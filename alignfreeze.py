@@ -15,8 +15,7 @@ now on sentences: the mean hidden states of a sentence and of its translation, a
     python alignfreeze.py --method mid-align --task massive
 
 One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
-what frozen. Sections 1 and 2 are the methods; all that follows serves them: 3 text to batches,
-4 text to linked words, 5 word aligners, 6 tasks, 7 files, 8 one run, 9 command line.
+what frozen. Sections 1 and 2 are the methods; sections 3 to 9, from batches to flags, serve them.
 
 Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers
 of Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
@@ -74,7 +73,7 @@ SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overri
     "strategy": ("front", "full"),  # layers frozen in alignment; `full`: none; `baseline`: no alignment
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
-    "layer": (-2, 16),  # index into hidden_states; both as the authors' code has it
+    "layer": (-2, 16),  # index into hidden_states, as the authors' code has it
     "temperature": (0.1, 0.1),
     "realign_batch_size": (16, 32),  # sentence pairs
     "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
@@ -83,12 +82,12 @@ SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overri
     "accumulate": (1, 4),  # batches that make one update
     "lr": (2e-5, 5e-4),
     "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
-    "realign_decay": ("constant", "inverse_sqrt"),  # and in alignment before it
+    "realign_decay": ("constant", "inverse_sqrt"),  # of the learning rate in alignment before it
     "warmup": (0.1, 0.03),  # share of the updates in which the rate rises, unless it is constant
     "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
     "seed": (31, 1),
 }
-TUNED = {"xlm-roberta-base": {"lr": 7.5e-6}, "Qwen2.5-7B-Instruct": {"temperature": 1.5}}
+MODEL_SETTINGS = {"xlm-roberta-base": {"lr": 7.5e-6}, "Qwen2.5-7B-Instruct": {"temperature": 1.5}}
 
 
 def contrastive_loss(
@@ -182,9 +181,10 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     layers = transformer_layers(encoder)
     depth = len(layers)
     check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
-    if layer in (-1, depth):
+    layer = layer if layer >= 0 else depth + 1 + layer
+    if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer % (depth + 1)]) as reached:  # depth + 1 states: -2 is depth - 1
+    with pass_ends_at(layers[layer]) as reached:
         encoder(**inputs)
     return reached[0]
 
@@ -199,7 +199,7 @@ class Alignment(NamedTuple):
     batch_size: int = 16
     max_length: int = 96
     pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # whether sentences of all processes are candidates (words always are)
+    gather: bool = False  # sentences: whether those of other processes are candidates; words: always
 
 
 class Training(NamedTuple):
@@ -217,7 +217,7 @@ class Training(NamedTuple):
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
     """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords.
 
-    hidden: (sentences, T, hidden) of each part of the batch. `batch.rows`: their places in all parts.
+    hidden: (sentences, T, hidden) of each part; `batch.rows` picks subwords or sentences of all parts.
     """
     rows = [part.flatten(0, 1) for part in hidden]
     if how.unit == "sentence":
@@ -244,7 +244,7 @@ def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how:
     parts = embed(encoder, batch.inputs)  # word embeddings, looked up for all parts at once
     hidden = [hidden_state(encoder, part, how.layer) for part in parts]
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = gather(vectors, batch.counts)  # with those of other processes, if they are candidates
+    vectors = gather(vectors, batch.counts)  # of how many processes, and how many each; mostly of one
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -267,8 +267,7 @@ def realign(
 
     batches = alignment_batches(tokenizer, pairs, how, model.device)
     with frozen(encoder, how.frozen) as names:
-        share = sum(encoder.get_parameter(name).numel() for name in names) / encoder.num_parameters()
-        stage = f"realign, {share:.0%} of the parameters frozen by --strategy"
+        stage = f"realign, {len(names)} of its tensors frozen"
         return optimize(stage, [encoder, projection], batches, loss, steps, training), seen
 
 
@@ -289,14 +288,15 @@ def finetune(
     seen, weight = {}, 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        examples, linked = batch  # one of them is None if they alternate
+        examples, linked = batch  # before: linked is None; alternate: one of the two is
         total = task_loss(model, examples) if examples else 0.0
         if linked:
             tally(seen, linked)
             with frozen(model, how.frozen):  # so that no gradient is kept for these layers
                 total = total + weight * alignment_loss(model.base_model, projection, linked, how)
-        objective = "task" if examples else "align"
-        return objective if schedule == "alternate" else "finetune", total
+        if schedule == "alternate":
+            return "task" if examples else "align", total
+        return "finetune", total
 
     pad_id, device = tokenizer.pad_token_id, model.device
     task = task_batches(features, pad_id, epochs, batch_size, training.seed, device)
@@ -357,14 +357,14 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """The mean cross-entropy over all labels of a batch; of several processes, their mean is that."""
+    """The mean cross-entropy over all labels of a batch, scaled so that processes' mean is that."""
     logits, labels = [], []
     for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
         if model.get_output_embeddings() is None:
             logits.append(task_logits(model, inputs).flatten(0, -2))
             labels.append(wanted.flatten())
         else:
-            logits.append(token_logits(model, inputs, wanted != IGNORE))
+            logits.append(token_logits(model, inputs, wanted != IGNORE))  # labels are the next tokens
             labels.append(wanted[wanted != IGNORE])
     width = max(part.shape[-1] for part in logits)  # differs where the labels are places in the text
     logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
@@ -2766,7 +2766,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     first.add_argument("--task", default=defaults["task"], choices=TASKS, help="what is learned")
     known = first.parse_known_args(argv)[0]
     task = TASKS[known.task]
-    defaults |= TUNED.get(Path(known.model).name, {})
+    defaults |= MODEL_SETTINGS.get(Path(known.model).name, {})
     defaults |= {"realign_lr": defaults["lr"], "epochs": task.epochs, "max_length": task.max_length}
     defaults |= {"train_languages": [*task.sources], "languages": [*task.targets]}
     parser = Parser(description=__doc__, formatter_class=Help, parents=[first], allow_abbrev=False)
