@@ -32,8 +32,8 @@ deviation: pairing removes what a seed does to both runs, but Holm asks more of 
 def summarise(part: pd.DataFrame) -> SimpleNamespace:
     """One metric of one row, in points of 100.
 
-    `points`: (strategy, seed) by languages and averages; `mean`, `change` against the baseline, `bar`
-    (the larger deviation) and `cells` (text): strategy by these; `groups`: {average: languages}.
+    `points`: (strategy, seed) by languages and averages; `mean`, `change` (of seeds that the baseline
+    has too), `bar` (the larger deviation) and `cells` (text): strategy by these; `groups`: {average: languages}.
     """
     points = 100 * part.pivot(index=["strategy", "seed"], columns="language", values="value")
     order = part.assign(other=part.group != "source").sort_values(["other", "language"])
@@ -45,7 +45,14 @@ def summarise(part: pd.DataFrame) -> SimpleNamespace:
             points[average] = complete.mean(axis=1)
     runs = points.groupby("strategy", observed=False)
     mean, sd = runs.mean(), runs.std()
-    change = (mean - mean.loc["baseline"]).drop("baseline").reindex(mean.index)
+    base = points[points.index.get_level_values("strategy") == "baseline"].droplevel("strategy")
+    same_seed = points - base.reindex(points.index.get_level_values("seed")).to_numpy()
+    change = (
+        same_seed.drop("baseline", errors="ignore")
+        .groupby("strategy", observed=False)
+        .mean()
+        .reindex(mean.index)
+    )
     bar = np.maximum(sd, sd.loc[["baseline"]].to_numpy())
     beyond = np.sign(change) * (change.abs() > bar)
     cells = mean.map("{:.1f}".format) + sd.map(" ± {:.1f}".format) + change.map(" {:+.1f}".format)

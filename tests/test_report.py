@@ -279,6 +279,14 @@ def test_pairing_takes_the_seed_out(tmp_path, capsys):
     assert found["udpos: accuracy, paired"][0]["full"] == "+1.0 [+1.0, +1.0] 2/0"
 
 
+def test_a_change_is_that_of_seeds_that_the_baseline_has_too(tmp_path, capsys):
+    for seed, score in ((31, 0.5), (42, 0.9)):
+        write(tmp_path, record("baseline", seed, {"de": score}))
+    write(tmp_path, record("front", 31, {"de": 0.6}))
+    (row,) = tables(main(capsys, tmp_path)[1])["udpos: accuracy"]
+    assert row["front"].startswith("60.0 +10.0")
+
+
 def test_one_seed_gets_neither_deviation_nor_interval(tmp_path, capsys):
     folder = write(
         tmp_path, record("baseline"), record("full", scores={"en": 0.9, "de": 0.9, "fr": 0.7})
