@@ -786,7 +786,7 @@ def collate(features: list[dict], pad_id: int, device: Any) -> tuple[dict[str, T
 def pad_inputs(ids: list[np.ndarray], pad_id: int, device: Any) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
     lengths = torch.tensor([len(row) for row in ids])
-    # The library looks into a mask, a wait on a GPU; not into a 4-D one, but that undoes sliding windows.
+    # The library looks into it, a wait on a GPU; not into a 4-D one, but that ends sliding windows.
     mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
     return {"input_ids": pad(ids, pad_id).to(device), "attention_mask": mask.to(device)}
 
