@@ -119,7 +119,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 
     This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none`, also called
     `full` (realignment of all layers), freezes nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`.
-    As the authors' code, the embeddings train unless `emb` is named. UserError if a spec does not fit.
+    As in the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -199,7 +199,7 @@ class Alignment(NamedTuple):
     batch_size: int = 16
     max_length: int = 96
     pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # sentences: whether those of other processes are candidates; words: always
+    gather: bool = False  # whether sentences of other processes are candidates (their words always are)
 
 
 class Training(NamedTuple):
@@ -217,7 +217,7 @@ class Training(NamedTuple):
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
     """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords.
 
-    hidden: (sentences, T, hidden) of each part; `batch.rows` picks subwords or sentences of all parts.
+    hidden: of each part (sentences of similar length) of the batch; `batch.rows`: indices into all parts.
     """
     rows = [part.flatten(0, 1) for part in hidden]
     if how.unit == "sentence":
@@ -244,7 +244,7 @@ def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how:
     parts = embed(encoder, batch.inputs)  # word embeddings, looked up for all parts at once
     hidden = [hidden_state(encoder, part, how.layer) for part in parts]
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = gather(vectors, batch.counts)  # of how many processes, and how many each; mostly of one
+    vectors = from_all_processes(vectors, batch.counts)  # counts: of each; one process: unchanged
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -288,7 +288,7 @@ def finetune(
     seen, weight = {}, 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        examples, linked = batch  # before: linked is None; alternate: one of the two is
+        examples, linked = batch  # before: (examples, None); alternate: that, then (None, linked)
         total = task_loss(model, examples) if examples else 0.0
         if linked:
             tally(seen, linked)
@@ -319,8 +319,8 @@ def optimize(
 ) -> dict[str, list[float]]:  # fmt: skip
     """The training loop: `steps` updates of Adam; {name of a loss: its mean over every 20 batches}.
 
-    loss: of a batch, (name, scalar). Of several processes each has its share of every batch, and the mean
-    of their losses and gradients is the batch's. stop: asked after every update whether to end here.
+    loss: of a batch, (name, scalar). Several processes share out every batch; the mean of their losses
+    and gradients is the whole batch's. stop: asked after every update whether to end here.
     UserError when a loss is not finite, or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -357,7 +357,7 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """The mean cross-entropy over all labels of a batch, scaled so that processes' mean is that."""
+    """Mean cross-entropy over a batch's labels; of several processes each one's share, to average to it."""
     logits, labels = [], []
     for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
         if model.get_output_embeddings() is None:
@@ -525,7 +525,7 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def gather(rows: Tensor, counts: list[int]) -> Tensor:
+def from_all_processes(rows: Tensor, counts: list[int]) -> Tensor:
     """The rows of all processes, (sum of `counts`, d), in their order; gradients flow back to all."""
     if len(counts) == 1:
         return rows
