@@ -7,11 +7,10 @@ pulled together by a contrastive loss. That helps some languages and harms other
 the layers meanwhile (`requires_grad = False`) keeps most of the gain and avoids most of the harm.
 
 Middle-layer alignment (Liu and Niehues 2025). A decoder-only language model learns a task in a few
-languages, by low-rank adapters. Steps of the task alternate with steps of the same contrastive loss,
-now on sentences: the mean hidden states of a sentence and of its translation, at a middle layer.
+languages, by low-rank adapters. Batches of the task alternate with batches for the same contrastive
+loss, now on sentences: mean hidden states of a sentence and of its translation, at a middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
-    python alignfreeze.py --model ./encoder --data-dir ./data --strategy emb,0-2 --languages de
     python alignfreeze.py --method mid-align --task massive
 
 One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
@@ -60,20 +59,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers import AutoModelForCausalLM as Generator
 from transformers.models.auto import modeling_auto
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
 METHODS = ("alignfreeze", "mid-align")
-SETTINGS = {  # what AlignFreeze and middle-layer alignment set; any flag overrides it
+SETTINGS = {  # name: (of AlignFreeze, of middle-layer alignment); MODEL_SETTINGS, then flags, override it
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # layers frozen in alignment; `full`: none; `baseline`: no alignment
+    "strategy": ("front", "full"),  # layers to freeze; `full`: align all; `baseline`: do not align
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
-    "layer": (-2, 16),  # index into hidden_states, as the authors' code has it
+    "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
     "temperature": (0.1, 0.1),
     "realign_batch_size": (16, 32),  # sentence pairs
     "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
@@ -133,7 +130,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 
 @contextmanager
 def frozen(model: nn.Module, spec: str) -> Iterator[list[str]]:
-    """In here the layers that `spec` names do not train; afterwards they do, after an error too."""
+    """In here the layers that `spec` names do not train; afterwards they do again, after an error too."""
     names = freeze(model, spec)
     try:
         yield names
@@ -164,9 +161,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
     That is the adapters, and a classifier if the model has one; embeddings, norms and the head of a
     language model are frozen.
     """
-    encoder, generates = model.base_model, model.get_output_embeddings() is not None
-    (model if generates else encoder).requires_grad_(False)  # a classifier goes on training
-    for layer in transformer_layers(encoder):
+    classifies = model.get_output_embeddings() is None  # its classifier goes on training
+    (model.base_model if classifies else model).requires_grad_(False)
+    for layer in transformer_layers(model.base_model):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
                 layer.set_submodule(name, LoraLinear(module, rank, alpha, dropout))
@@ -176,21 +173,21 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
     """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's.
 
-    No layer above is computed: `hidden_states[k]` is the input of layer k, where the pass ends.
+    No layer above is computed: `hidden_states[k]` is the input of layer k, counted from 0.
     """
     layers = transformer_layers(encoder)
     depth = len(layers)
     check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
-    layer = layer if layer >= 0 else depth + 1 + layer
+    layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as reached:
+    with pass_ends_at(layers[layer]) as reached:  # by an exception, which goes no further
         encoder(**inputs)
-    return reached[0]
+    return reached[0]  # the input of that layer
 
 
 class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen; the defaults are AlignFreeze's."""
+    """What is one vector, at which layer, with what frozen; the defaults are AlignFreeze's `full`."""
 
     frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
     unit: str = "word"
@@ -199,7 +196,7 @@ class Alignment(NamedTuple):
     batch_size: int = 16
     max_length: int = 96
     pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # whether sentences of other processes are candidates (their words always are)
+    gather: bool = False  # whether the candidates come from all processes; words always do
 
 
 class Training(NamedTuple):
@@ -217,17 +214,19 @@ class Training(NamedTuple):
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
     """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords.
 
-    hidden: of each part (sentences of similar length) of the batch; `batch.rows`: indices into all parts.
+    hidden: (B, T, hidden) of each bucket (sentences of similar length) of the batch. `batch.rows` says
+    which to take, counted through all buckets: for words, which subwords; for sentences, in which order.
     """
-    rows = [part.flatten(0, 1) for part in hidden]
-    if how.unit == "sentence":
-        for k, part in enumerate(batch.inputs):
-            inside = part["attention_mask"]
-            if not how.pool_first:
-                inside = inside * (inside.cumsum(1) > 1)
-            weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
-            rows[k] = (hidden[k].float() * weights[:, :, None]).sum(1)
-    return torch.cat(rows)[batch.rows]
+    if how.unit == "word":
+        return torch.cat([states.flatten(0, 1) for states in hidden])[batch.rows]
+    means = []
+    for states, inputs in zip(hidden, batch.inputs):
+        inside = inputs["attention_mask"]
+        if not how.pool_first:
+            inside = inside * (inside.cumsum(1) > 1)  # without the first that is no padding
+        weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
+        means.append((states.float() * weights[:, :, None]).sum(1))
+    return torch.cat(means)[batch.rows]
 
 
 def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
@@ -241,10 +240,11 @@ def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Modu
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    parts = embed(encoder, batch.inputs)  # word embeddings, looked up for all parts at once
-    hidden = [hidden_state(encoder, part, how.layer) for part in parts]
+    buckets = embed(encoder, batch.inputs)  # one look-up of word embeddings is faster than one a bucket
+    hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
+    check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # counts: of each; one process: unchanged
+    vectors = from_all_processes(vectors, batch.counts)  # queries, targets and candidates index these
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -279,33 +279,34 @@ def finetune(
     """Train a model on a task in place, on the features that the task's `encode` made.
 
     schedule: `before`, the task alone; `during`, each batch of the task with one of `pairs`, whose loss
-    is added with a weight of 0.1; `alternate`, a batch of the task, then one of `pairs`, and so on. The
-    gradient of the pairs' loss does not reach the layers of `how.frozen`. stop: see `optimize`.
+    has a weight of 0.1; `alternate`, a batch of the task, then one of `pairs` (`accumulate` counts both).
+    The loss of the pairs does not change the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
-    torch.manual_seed(training.seed)  # random numbers are now those of the task alone
+    torch.manual_seed(training.seed)  # whatever the projection drew, the task starts alike
     model.train()
-    seen, weight = {}, 0.1 if schedule == "during" else 1.0
+    seen: dict = {}
+    weight = 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        examples, linked = batch  # before: (examples, None); alternate: that, then (None, linked)
+        examples, linked = batch  # before: linked is None; during: both; alternate: one of them is None
         total = task_loss(model, examples) if examples else 0.0
         if linked:
             tally(seen, linked)
-            with frozen(model, how.frozen):  # so that no gradient is kept for these layers
+            with frozen(model, how.frozen):  # what is frozen now stays out of `backward` later
                 total = total + weight * alignment_loss(model.base_model, projection, linked, how)
         if schedule == "alternate":
             return "task" if examples else "align", total
         return "finetune", total
 
-    pad_id, device = tokenizer.pad_token_id, model.device
-    task = task_batches(features, pad_id, epochs, batch_size, training.seed, device)
+    task = task_batches(tokenizer, features, epochs, batch_size, training.seed, model.device)
     aligned = itertools.repeat(None)
     if schedule != "before":
-        aligned = alignment_batches(tokenizer, pairs, how, device)
-    batches, count = zip(task, aligned), epochs * math.ceil(len(features) / batch_size)
+        aligned = alignment_batches(tokenizer, pairs, how, model.device)
+    batches = zip(task, aligned)
+    count = epochs * math.ceil(len(features) / batch_size)
     if schedule == "alternate":
-        batches, count = in_turn(batches), 2 * count
+        batches, count = in_turn(batches), 2 * count  # each (a, b) becomes (a, None), (None, b)
     steps = math.ceil(count / training.accumulate)
     return optimize("fine-tune", [model, projection], batches, loss, steps, training, stop), seen
 
@@ -319,26 +320,25 @@ def optimize(
 ) -> dict[str, list[float]]:  # fmt: skip
     """The training loop: `steps` updates of Adam; {name of a loss: its mean over every 20 batches}.
 
-    loss: of a batch, (name, scalar). Several processes share out every batch; the mean of their losses
-    and gradients is the whole batch's. stop: asked after every update whether to end here.
-    UserError when a loss is not finite, or the batches end early.
+    loss: of a batch, (name, scalar). Several processes share out every batch and average gradients.
+    stop: asked after every update whether to end; must leave the model as it was, in training mode.
+    UserError when a loss is not finite (see `mean_loss`), or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
-    rising = training.warmup * steps  # updates; rounded as by the authors of either method
-    rising = math.ceil(rising) if training.decay == "inverse_sqrt" else int(rising + 1e-9)
-    rate = transformers.get_scheduler(training.decay, optimizer, rising, steps)
-    if processes()[0] > 0:  # processes differ in their dropout; their weights were drawn alike
-        torch.manual_seed(training.seed + 1000 * processes()[0])
-    wanted = ahead(itertools.islice(batches, steps * training.accumulate))
-    bar = progress(in_chunks(wanted, training.accumulate), stage, steps)
+    warmup = training.warmup * steps  # AlignFreeze rounds down (1e-9: 0.29 * 100 < 29), the other up
+    warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
+    rate = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
+    if (rank := processes()[0]) > 0:  # processes differ in their dropout; their weights were drawn alike
+        torch.manual_seed(training.seed + 1000 * rank)
+    needed = prefetched(itertools.islice(batches, steps * training.accumulate))  # by a thread
+    bar = progress(in_chunks(needed, training.accumulate), stage, steps)
     losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(bar, 1):
         for batch in group:
             with autocast(parameters[0].device, training.precision):
                 name, value = loss(batch)
-            check(value.requires_grad, stage, f"the {name} loss moves nothing; freeze fewer layers")
             (value / len(group)).backward()
             losses[name].append(value.detach())
         average_gradients(parameters)
@@ -347,30 +347,30 @@ def optimize(
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # only now are losses waited for
+        if step % 20 == 0:  # losses are waited for, and checked, only now
             bar.set_postfix({key: mean_loss(stage, values[-20:]) for key, values in losses.items()})
         if stop and stop(step):
             break
-    else:
+    else:  # not stopped
         check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
     return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels; of several processes each one's share, to average to it."""
-    logits, labels = [], []
+    """Mean cross-entropy over a batch's labels: what all processes return averages to it."""
+    logits, labels = [], []  # of each bucket (examples of similar length)
     for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
         if model.get_output_embeddings() is None:
             logits.append(task_logits(model, inputs).flatten(0, -2))
             labels.append(wanted.flatten())
-        else:
-            logits.append(token_logits(model, inputs, wanted != IGNORE))  # labels are the next tokens
+        else:  # labels are shifted: at each position, the token that follows
+            logits.append(token_logits(model, inputs, wanted != IGNORE))
             labels.append(wanted[wanted != IGNORE])
-    width = max(part.shape[-1] for part in logits)  # differs where the labels are places in the text
-    logits = [F.pad(part, (0, width - part.shape[-1]), value=-math.inf) for part in logits]
+    width = max(scores.shape[-1] for scores in logits)  # answer spans: T classes, T by bucket
+    logits = [F.pad(scores, (0, width - scores.shape[-1]), value=-math.inf) for scores in logits]
     logits, labels = torch.cat(logits).float(), torch.cat(labels)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total * processes()[1] / batch.count
+    return total * processes()[1] / batch.count  # count: labels of all processes
 
 
 @torch.inference_mode()
@@ -380,21 +380,21 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
     model.eval()
-    outputs: dict[int, Any] = {}  # of each feature (T, labels), (labels,), (2, T), or generated text
+    outputs: list = [None] * len(features)  # (T, labels), (labels,), (2, T) of answer spans, or text
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
     for chunk in in_chunks(iter(order), batch_size):
-        part = [features[k] for k in chunk]
+        rows = [features[k] for k in chunk]
         with autocast(model.device, precision):
-            if task.new_tokens:
-                rows = generate(model, tokenizer, [row["input_ids"] for row in part], task.new_tokens)
+            if task.new_tokens:  # it generates
+                found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
             else:
-                inputs, _ = collate(part, tokenizer.pad_token_id, model.device)
-                rows = task_logits(model, inputs).float().cpu().numpy()
-                check(not np.isnan(rows).any(), "evaluate", "the model's outputs are no numbers")
-        for k, row in zip(chunk, rows):
-            outputs[k] = row[: len(features[k]["labels"])] if np.ndim(row) == 2 else row  # no padding
-    outputs = [outputs[k] for k in range(len(features))]
-    scores = task.score(examples, *([] if task.new_tokens else [features]), outputs)
+                inputs, _ = collate(rows, tokenizer.pad_token_id, model.device)
+                found = task_logits(model, inputs).float().cpu().numpy()
+                check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
+        for k, output in zip(chunk, found):
+            table = np.ndim(output) == 2  # (T, labels): no padding; (2, T): as it is
+            outputs[k] = output[: len(features[k]["labels"])] if table else output
+    scores = task.score(examples, features, outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}
 
 
@@ -402,7 +402,7 @@ def evaluate(
 
 IGNORE = -100  # the label of positions that have none
 Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
-PARTS = {"cpu": 8}  # parts of similar length of a batch; on a GPU padding costs less than launches
+BUCKETS = {"cpu": 8}  # of similar length, in a batch; on a GPU padding costs less than launches
 
 
 def frozen_layers(spec: str, depth: int) -> list[int]:
@@ -410,15 +410,14 @@ def frozen_layers(spec: str, depth: int) -> list[int]:
     half, numbers = depth // 2, set()
     named = {"front": range(half), "back": range(half, depth)}
     for part in spec.split(","):
-        if part in named and half == 0:
-            raise UserError(f"cannot freeze '{part}': {depth} layer has no halves")
+        check(half or part not in named, f"cannot freeze '{part}'", f"{depth} layer has no halves")
         span = regex.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if part in named:
             numbers.update(named[part])
         elif span:
             low, high = int(span[1]), int(span[2] or span[1])
-            if not low <= high < depth:
-                raise UserError(f"cannot freeze '{part}': the model has layers 0 to {depth - 1}")
+            there = low <= high < depth
+            check(there, f"cannot freeze '{part}'", f"the model has layers 0 to {depth - 1}")
             numbers.update(range(low, high + 1))
         elif part not in ("none", "full", "emb"):
             raise UserError(f"cannot freeze '{part}': use front, back, or a list such as emb,0-2,11")
@@ -505,7 +504,7 @@ def processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def everywhere(value: Any) -> list:
+def gather_objects(value: Any) -> list:
     """The values that all processes have; the first is that of process 0."""
     values = [value] * processes()[1]
     if len(values) > 1:
@@ -545,7 +544,7 @@ def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
     return tqdm(items, stage, total, leave=False, disable=None if processes()[0] == 0 else True)
 
 
-def ahead(items: Iterator, count: int = 8) -> Iterator:
+def prefetched(items: Iterator, count: int = 8) -> Iterator:
     """The same items, up to `count` of them made by a thread beforehand; None is no item."""
     with ThreadPoolExecutor(1) as pool:
         coming = deque(pool.submit(next, items, None) for _ in range(count))
@@ -560,8 +559,7 @@ def ahead(items: Iterator, count: int = 8) -> Iterator:
 def mean_loss(stage: str, losses: list[Tensor]) -> float:
     """The mean of some losses. UserError if it is not finite."""
     value = torch.stack(losses).float().mean().item()
-    if not math.isfinite(value):
-        raise UserError(f"{stage}: the loss is {value}; lower the learning rate")
+    check(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
     return value
 
 
@@ -570,7 +568,7 @@ def loss_curves(done: str, losses: dict[str, list[Tensor]], seconds: float) -> d
     curves, told = {}, []
     for name, values in losses.items():
         means = [mean_loss(done, values[k : k + 20]) for k in range(0, len(values), 20)]
-        curves[name] = np.mean(everywhere(means), axis=0).round(6).tolist()
+        curves[name] = np.mean(gather_objects(means), axis=0).round(6).tolist()
         window = min(20, max(1, len(values) // 2))
         first, last = mean_loss(done, values[:window]), mean_loss(done, values[-window:])
         told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(values) > 1 else ""))
@@ -597,15 +595,15 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B sentence pairs for the model: 2B sentences, or a process's share, in parts of similar length.
+    """B sentence pairs for the model: 2B sentences, or a process's share, in buckets of similar length.
 
     Its N vectors are numbered from 0, those of all processes one after the other; `sentences` tells
     where a sentence is, for a loss of another kind.
     """
 
-    inputs: list[dict[str, Tensor]]  # of each part ids and mask, (its sentences, longest T)
-    sentences: list[int]  # of each row of all parts, which it is: English sentence k of pair k, or B + k
-    rows: Tensor  # (N,) where its vectors are: subwords of the parts flattened, or rows of the parts
+    inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
+    sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
+    rows: Tensor  # (N,) where its vectors are, among all buckets' subwords, or among their rows
     counts: list[int]  # N in each process
     queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
     targets: Tensor  # (Q,) and what they are linked to
@@ -615,10 +613,10 @@ class Batch(NamedTuple):
 
 
 class TaskBatch(NamedTuple):
-    """Examples of a task, or a process's share of them, in parts of similar length."""
+    """Examples of a task, or a process's share of them, in buckets of similar length."""
 
-    inputs: list[dict[str, Tensor]]  # of each part, what the model reads, (its examples, longest T)
-    labels: list[Tensor]  # of each part, (its examples, T) or (its examples, labels of an example)
+    inputs: list[dict[str, Tensor]]  # of each bucket, what the model reads, (its examples, longest T)
+    labels: list[Tensor]  # of each bucket, (its examples, T) or (its examples, labels of an example)
     count: Tensor  # how many labels there are in all processes; a scalar
 
 
@@ -635,17 +633,17 @@ def alignment_batches(
     tokenizer: Any, pairs: Iterable[Pair], how: Alignment, device: Any = "cpu"
 ) -> Iterator[Batch]:
     """One batch of sentence pairs after the other. A list of pairs is gone through again and again."""
-    parts = PARTS.get(torch.device(device).type, 1)
+    buckets = BUCKETS.get(torch.device(device).type, 1)
     pairs = itertools.cycle(pairs) if isinstance(pairs, Sequence) else iter(pairs)
     while len(chunk := list(itertools.islice(pairs, how.batch_size))) == how.batch_size:
         if how.unit == "word":
-            yield encode_pairs(tokenizer, chunk, how.max_length, parts, device, processes())
+            yield encode_pairs(tokenizer, chunk, how.max_length, buckets, device, processes())
         else:
-            yield encode_texts(tokenizer, chunk, how, parts, device, processes())
+            yield encode_texts(tokenizer, chunk, how, buckets, device, processes())
 
 
 def encode_pairs(
-    tokenizer: Any, pairs: list[Pair], max_length: int = 96, parts: int = 1, device: Any = "cpu",
+    tokenizer: Any, pairs: list[Pair], max_length: int = 96, buckets: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
     """Turn linked sentence pairs into one batch; a sentence is cut off at `max_length` subwords.
@@ -654,7 +652,7 @@ def encode_pairs(
     """
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     windows = encode_words(tokenizer, sentences, max_length)
-    shares = shared_out(windows, parts, process[1], lambda window: len(window.ids))
+    shares = shared_out(windows, buckets, process[1], lambda window: len(window.ids))
     number: dict[tuple[int, int], int] = {}  # (sentence, word) -> its number among all words
     counts = []
     for share in shares:
@@ -672,8 +670,8 @@ def encode_pairs(
             else:
                 linked.append((source, target))
     own = shares[process[0]]
-    inputs = [pad_inputs([w.ids for w in part], tokenizer.pad_token_id, device) for part in own]
-    first = torch.cat([pad([w.first for w in part], False).flatten() for part in own])
+    inputs = [pad_inputs([w.ids for w in bucket], tokenizer.pad_token_id, device) for bucket in own]
+    first = torch.cat([pad([w.first for w in bucket], False).flatten() for bucket in own])
     rows = [window.sentence for window in itertools.chain(*own)]
     source, target = torch.tensor(linked, dtype=torch.long, device=device).reshape(-1, 2).T
     queries, targets = torch.cat([source, target]), torch.cat([target, source])
@@ -682,7 +680,7 @@ def encode_pairs(
 
 
 def encode_texts(
-    tokenizer: Any, pairs: list[Pair], how: Alignment, parts: int = 1, device: Any = "cpu",
+    tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
     """Turn sentence pairs, plain text without a template, into one batch. process: as `encode_pairs`.
@@ -694,12 +692,12 @@ def encode_texts(
     texts = [pair.source for pair in own] + [pair.target for pair in own]
     encoded = tokenizer(texts, truncation=True, max_length=how.max_length)["input_ids"]
     encoded = [ids or [tokenizer.pad_token_id] for ids in encoded]  # a text may have no subword
-    groups = shared_out(list(range(len(texts))), parts, 1, lambda s: len(encoded[s]))[0]
+    groups = shared_out(list(range(len(texts))), buckets, 1, lambda s: len(encoded[s]))[0]
     inputs = []
     for group in groups:
         ids = [np.array(encoded[s]) for s in group]
         inputs.append(pad_inputs(ids, tokenizer.pad_token_id, device))
-    place = np.argsort(np.concatenate(groups))  # of sentence s among the rows of all parts
+    place = np.argsort(np.concatenate(groups))  # of sentence s among the rows of all buckets
     english, other, counts = [], [], []
     for share in [pairs[p::n] for p in range(n)] if how.gather else [own]:
         start = sum(counts)
@@ -749,17 +747,17 @@ def special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray, int | None]:
 
 
 def task_batches(
-    features: list, pad_id: int, epochs: int, size: int, seed: int, device: Any
+    tokenizer: Any, features: list, epochs: int, size: int, seed: int, device: Any
 ) -> Iterator[TaskBatch]:
     """One batch of `size` examples after the other, which every epoch shuffles anew."""
-    order, parts = random.Random(seed), PARTS.get(torch.device(device).type, 1)
+    order, buckets = random.Random(seed), BUCKETS.get(torch.device(device).type, 1)
     for _ in range(epochs):
         for batch in in_chunks(iter(order.sample(features, len(features))), size):
-            yield task_batch(batch, pad_id, parts, device, processes())
+            yield task_batch(batch, tokenizer.pad_token_id, buckets, device, processes())
 
 
 def task_batch(
-    batch: list[dict], pad_id: int, parts: int = 1, device: Any = "cpu", process: tuple = (0, 1)
+    batch: list[dict], pad_id: int, buckets: int = 1, device: Any = "cpu", process: tuple = (0, 1)
 ) -> TaskBatch:
     """Put features into one batch. process: (k, n) takes only the k-th of n equal shares of them.
 
@@ -769,7 +767,7 @@ def task_batch(
     count = sum(int((feature["labels"] != IGNORE).sum()) for feature in batch)
     unlabelled = batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}
     batch = batch + [unlabelled] * (n - len(batch))
-    groups = shared_out(batch, parts, n, lambda feature: len(feature["input_ids"]))[k]
+    groups = shared_out(batch, buckets, n, lambda feature: len(feature["input_ids"]))[k]
     inputs, labels = zip(*(collate(group, pad_id, device) for group in groups))
     return TaskBatch(inputs, labels, torch.tensor(max(1, count), device=device))
 
@@ -797,24 +795,24 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def embed(model: nn.Module, parts: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Look up the word embeddings of all parts at once: each gradient of it is a whole vocabulary's."""
-    shapes = [part["input_ids"].shape for part in parts]
-    ids = torch.cat([part["input_ids"].flatten() for part in parts])
+def embed(model: nn.Module, buckets: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Look up the word embeddings of all buckets at once: each gradient of it is a whole vocabulary's."""
+    shapes = [bucket["input_ids"].shape for bucket in buckets]
+    ids = torch.cat([bucket["input_ids"].flatten() for bucket in buckets])
     rows = model.get_input_embeddings()(ids).split([shape.numel() for shape in shapes])
     embedded = []
-    for part, shape, vectors in zip(parts, shapes, rows):
-        embedded.append({**part, "input_ids": None, "inputs_embeds": vectors.view(*shape, -1)})
+    for bucket, shape, vectors in zip(buckets, shapes, rows):
+        embedded.append({**bucket, "input_ids": None, "inputs_embeds": vectors.view(*shape, -1)})
     return embedded
 
 
-def shared_out(items: list, parts: int, count: int, length: Callable[[Any], int]) -> list[list[list]]:
+def shared_out(items: list, buckets: int, count: int, length: Callable[[Any], int]) -> list[list[list]]:
     """Split a batch among `count` processes, each with short and long items, and every share into
-    parts of equal size and similar length, so that hardly any padding is computed."""
+    buckets of equal size and similar length, so that hardly any padding is computed."""
     shares, items = [], sorted(items, key=length)
     for k in range(count):
         own = items[k::count]
-        size = math.ceil(len(own) / parts)
+        size = math.ceil(len(own) / buckets)
         shares.append([own[start : start + size] for start in range(0, len(own), size)])
     return shares
 
@@ -950,14 +948,14 @@ def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[tu
         if path.exists():
             stream = None  # it is not at the next block
         else:
-            with explained(f"cannot read {where}; {NO_NETWORK}"):
+            with as_user_error(f"cannot read {where}; {NO_NETWORK}"):
                 if stream is None:
                     rows = datasets.load_dataset(OPUS, config, split=split, streaming=True)
                     stream = iter(rows.skip(start))
                 text = []
                 for row in itertools.islice(stream, block):
-                    (sides,) = columns(where, row, translation=dict)
-                    text.append(columns(where, sides, **{SOURCE: str, language: str}))
+                    (sides,) = typed_columns(where, row, translation=dict)
+                    text.append(typed_columns(where, sides, **{SOURCE: str, language: str}))
             write_whole(path, json.dumps(text, ensure_ascii=False).encode())
         text = json.loads(path.read_bytes())
         yield from map(tuple, text)
@@ -1261,8 +1259,8 @@ def write_links(path: Path, link: Callable, text: Callable) -> None:
 # load(language, split, args) -> examples, a list of dicts
 # encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and
 #     `labels`, the index of the `example` that they come from, and whether that is `cut`
-# score(examples, features, logits), or (examples, outputs) of a task that generates
-#     -> {metric: value}, the main metric first
+# score(examples, features, outputs) -> {metric: value}, the main metric first; outputs: logits of
+#     each feature, or the text that was generated for each example
 
 TREEBANKS = {  # language: UD treebank; English to train on, the other 34 to test (and realign) on
     "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB",
@@ -1279,6 +1277,7 @@ SOURCE, *TARGETS = TREEBANKS
 Tokens = transformers.AutoModelForTokenClassification
 Sentences = transformers.AutoModelForSequenceClassification
 Answers = transformers.AutoModelForQuestionAnswering
+Generator = transformers.AutoModelForCausalLM
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
 TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range `3-4`, or an empty node `8.1`
 UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
@@ -1319,16 +1318,20 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
 
 def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
     """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
-    examples = []
     hub = {"path": "unimelb-nlp/wikiann", "name": language, "split": split}
-    for where, row in read_rows(args, "wikiann", language, split, hub, tokens=list, ner_tags=list):
-        tokens, tags = row["tokens"], row["ner_tags"]
-        fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
-        check(fine, where, f"expected as many words as tags, found {len(tokens)} and {len(tags)}")
-        fine = {int} == set(map(type, tags)) and set(tags) <= set(range(7))
-        check(fine, where, f"expected tags 0 to 6 ({' '.join(NER_TAGS)}), found {str(tags)[:60]}")
-        examples.append({"tokens": tokens, "tags": tags})
-    return examples
+    rows = read_rows(args, "wikiann", language, split, hub)
+    return [tagged_words(where, row) for where, row in rows]
+
+
+def tagged_words(where: str, row: dict) -> dict[str, list]:
+    """`tokens`, and as `tags` their numbers, of a row with names in `tags`, or numbers in `ner_tags`."""
+    column, known = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", list(range(len(NER_TAGS))))
+    tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
+    fine = len(tokens) == len(tags) and {str} == set(map(type, tokens))
+    fine = fine and all(type(tag) is type(known[0]) and tag in known for tag in tags)
+    of = " ".join(map(str, known))
+    check(fine, where, f"expected words, each with one of the {column} {of}; found {str(tags)[:60]}")
+    return {"tokens": tokens, "tags": [known.index(tag) for tag in tags]}
 
 
 def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
@@ -1420,7 +1423,7 @@ def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict
         hub = {"path": "rajpurkar/squad", "name": "plain_text", "split": split}
     kinds = {"question": str, "context": str, "answers": dict}
     for where, row in read_rows(args, "xquad", language, split, hub, **kinds):
-        texts, starts = columns(where, row.pop("answers"), text=list, answer_start=list)
+        texts, starts = typed_columns(where, row.pop("answers"), text=list, answer_start=list)
         fine = len(texts) == len(starts) > 0
         for text, start in zip(texts, starts):
             typed = type(text) is str and type(start) is int and text and start >= 0
@@ -1584,39 +1587,26 @@ def slots_hub(task: str, language: str, split: str) -> dict:
 
 def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
     """Text and slots of a row: `text` with `slots` or `entities`, `tokens` with tags, `annot_utt`."""
-    row = row if type(row) is dict else {}
     if "annot_utt" in row:  # MASSIVE's `wake me at [time : five am]`
         slot = r"\[([^][:]+) : ([^][]*)\]"
-        (said,) = columns(where, row, annot_utt=str)
+        (said,) = typed_columns(where, row, annot_utt=str)
         text, pairs = re.sub(slot, r"\2", said), re.findall(slot, said)
         found = [{"type": kind.strip(), "value": value.strip()} for kind, value in pairs]
     elif "tokens" in row and "slots" not in row:
-        text, found = read_tags(where, row, "" if language in CHARACTERS else " ")
+        tokens, tags = tagged_words(where, row).values()
+        space = "" if language in CHARACTERS else " "
+        text, found = space.join(tokens), []
+        for first, last, kind in sorted(entities(np.array(tags), repair=False)):
+            name = NER_TAGS[2 * kind].removeprefix("I-")
+            found.append({"type": name, "value": space.join(tokens[first : last + 1])})
     else:
         name = "entities" if "entities" in row else "slots"
-        text, found = columns(where, row, text=str, **{name: list})
+        text, found = typed_columns(where, row, text=str, **{name: list})
     slots = []
     for slot in found:
-        kind, value = columns(where, slot, type=str, value=str)
+        kind, value = typed_columns(where, slot, type=str, value=str)
         slots.append({"type": kind, "value": value})
     return text, slots
-
-
-def read_tags(where: str, row: dict, space: str) -> tuple[str, list[dict]]:
-    """Text and entities of words with `tags`, or with `ner_tags`, which are numbers, of the hub."""
-    if "ner_tags" in row:
-        (tags,) = columns(where, row, ner_tags=list)
-        row["tags"] = [NER_TAGS[tag] if type(tag) is int and 0 <= tag < 7 else tag for tag in tags]
-    tokens, tags = columns(where, row, tokens=list, tags=list)
-    fine = len(tokens) == len(tags) > 0 and {str} == set(map(type, tokens))
-    fine = fine and set(map(str, tags)) <= set(NER_TAGS)
-    check(fine, where, f"expected words, each with a tag of {' '.join(NER_TAGS)}: {str(tags)[:60]}")
-    numbers = np.array([NER_TAGS.index(tag) for tag in tags])
-    slots = []
-    for first, last, kind in sorted(entities(numbers, repair=False)):
-        value = space.join(tokens[first : last + 1])
-        slots.append({"type": NER_TAGS[2 * kind].removeprefix("I-"), "value": value})
-    return space.join(tokens), slots
 
 
 def load_translation(language: str, split: str, args: argparse.Namespace) -> list[dict]:
@@ -1642,7 +1632,7 @@ def load_translation(language: str, split: str, args: argparse.Namespace) -> lis
             split = split.replace("valid", "validation")
             hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": config, "split": split}
         for where, row in read_rows(args, "", language, split, hub, **{name: dict}):
-            pairs.append(columns(where, row[name], **{source: str, target: str}))
+            pairs.append(typed_columns(where, row[name], **{source: str, target: str}))
     system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
     shared = {"language": language, "system": system}
     return [shared | {"user": text, "target": translation} for text, translation in pairs]
@@ -1661,7 +1651,7 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
         prompt = f"{example['system']}\n\nInput: {example['user']}\nOutput:"
         if chat:
             messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
-            with explained("--model: its chat template takes no system message with a user's"):
+            with as_user_error("--model: its chat template takes no system message with a user's"):
                 prompt = tokenizer.apply_chat_template(messages, **options)
             check(prompt, "--model", "its chat template leaves nothing of a message")
         prompts.append(prompt)
@@ -1720,16 +1710,16 @@ def parse_json(output: str) -> list[tuple[str, ...]]:
 
 
 def score_commands(
-    examples: list, outputs: list[str], parse: Callable = parse_slots
+    examples: list, features: list, outputs: list[str], parse: Callable = parse_slots
 ) -> dict[str, float]:
     """`score_slots`, and how many outputs are not (type, value) in all parts."""
     malformed = sum(any(len(part) != 2 for part in parse(output)) for output in outputs)
     return score_slots(examples, outputs, parse) | {"malformed": malformed}
 
 
-def score_names(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+def score_names(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
     """As `score_commands`, of outputs in JSON."""
-    return score_commands(examples, outputs, parse_json)
+    return score_commands(examples, features, outputs, parse_json)
 
 
 def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slots) -> dict[str, float]:
@@ -1760,7 +1750,7 @@ def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slot
     return {name: f1(**counts) for name, counts in totals.items()}
 
 
-def score_translation(examples: list[dict], outputs: list[str]) -> dict[str, float]:
+def score_translation(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
     """BLEU and chrF of the outputs' first lines (https://github.com/mjpost/sacrebleu), 0 to 1."""
     import sacrebleu
 
@@ -1774,7 +1764,7 @@ def score_translation(examples: list[dict], outputs: list[str]) -> dict[str, flo
 def require_sacrebleu(languages: Iterable[str]) -> None:
     """UserError unless sacrebleu is there, with what it needs for these target languages."""
     for language in languages:
-        with explained(f"{language}: BLEU needs `pip install 'sacrebleu[ja]'`"):
+        with as_user_error(f"{language}: BLEU needs `pip install 'sacrebleu[ja]'`"):
             from sacrebleu.metrics import BLEU
 
             BLEU(tokenize=BLEU_TOKENIZERS.get(language.split("-")[-1], "13a"))
@@ -1836,7 +1826,7 @@ class UserError(Exception):
 
 
 @contextmanager
-def explained(problem: str) -> Iterator[None]:
+def as_user_error(problem: str) -> Iterator[None]:
     """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError."""
     try:
         yield
@@ -1879,25 +1869,26 @@ def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: 
         rows = json_lines(args.data_dir / folder / language / f"{split}.jsonl")
     else:
         name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
-        with explained(f"cannot load {name} from the hub; {NO_NETWORK}"):
+        with as_user_error(f"cannot load {name} from the hub; {NO_NETWORK}"):
             table = datasets.load_dataset(**hub)
         rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
     for where, row in rows:
-        yield where, dict(zip(kinds, columns(where, row, **kinds))) if kinds else row
+        check(type(row) is dict, where, "is no row of named columns")
+        yield where, dict(zip(kinds, typed_columns(where, row, **kinds))) if kinds else row
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """(where it stands, value) of each line of a file."""
     for number, line in read_lines(path):
         where = f"{path}:{number}"
-        with explained(f"{where}: not a line of JSON in whole characters"):
+        with as_user_error(f"{where}: not a line of JSON in whole characters"):
             value = json.loads(line)
             if "\\u" in line:
                 json.dumps(value, ensure_ascii=False).encode()  # fails for half a pair such as "\\ud800"
         yield where, value
 
 
-def columns(where: str, row: Any, **kinds: type) -> list:
+def typed_columns(where: str, row: Any, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type."""
     for name, kind in kinds.items():
         value = row.get(name) if type(row) is dict else None
@@ -1910,7 +1901,8 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     where = {"dir": path.parent, "prefix": f".{path.name[:40]}."}
-    with explained(f"cannot write {path}"), tempfile.NamedTemporaryFile(**where, delete=False) as file:
+    failed = as_user_error(f"cannot write {path}")
+    with failed, tempfile.NamedTemporaryFile(**where, delete=False) as file:
         try:
             file.write(content)
             file.flush()
@@ -1925,7 +1917,7 @@ def fetch(url: str) -> Path:
     """Download a plain file once; later runs read it from the cache. UserError if that fails."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
-        with explained(f"cannot download {url}; {NO_NETWORK}"):
+        with as_user_error(f"cannot download {url}; {NO_NETWORK}"):
             write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # all of it, or an error
     return path
 
@@ -1964,7 +1956,8 @@ def run(args: argparse.Namespace) -> Path:
     malformed = {code: values.pop("malformed", None) for code, values in scores.items()}
     if any(count is not None for count in malformed.values()):
         results["malformed"] = malformed
-    write_record(path, {"scores": scores, "config": shown(args), "seconds": seconds} | results, device)
+    results = {"scores": scores, "config": settings_of(args), "seconds": seconds} | results
+    write_record(path, results, device)
     return path
 
 
@@ -2021,7 +2014,7 @@ def evaluate_all(args: argparse.Namespace, model: nn.Module, tokenizer: Any, tes
     k, n = processes()
     for code in progress(list(tests)[k::n], "evaluate"):
         own[code] = evaluate(model, tokenizer, task, *tests[code], precision=args.precision)
-    scores = everywhere(own)
+    scores = gather_objects(own)
     return {code: scores[number % n][code] for number, code in enumerate(tests)}
 
 
@@ -2068,7 +2061,7 @@ def set_up_device(name: str | None) -> torch.device:
 
     Where torchrun started several processes, they meet here, and each takes the GPU of its number.
     """
-    with explained(f"--device {name}: not to be had here"):
+    with as_user_error(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and (device.index is None or dist.is_torchelastic_launched()):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -2081,7 +2074,7 @@ def set_up_device(name: str | None) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = True  # as it was when the authors ran their code
         torch.cuda.set_device(device)
     if dist.is_torchelastic_launched() and not dist.is_initialized():
-        with explained("torchrun: the processes cannot meet"):
+        with as_user_error("torchrun: the processes cannot meet"):
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
@@ -2100,7 +2093,7 @@ def settle(args: argparse.Namespace) -> None:
 
     One baseline, say, serves all aligners.
     """
-    args.precision = args.precision or everywhere(fast_precision(args.device))[0]
+    args.precision = args.precision or gather_objects(fast_precision(args.device))[0]
     aligned = args.strategy != "baseline" and args.schedule == "before"
     for name, used, where in [
         ("realign_steps", aligned, "an alignment before the task"),
@@ -2110,8 +2103,8 @@ def settle(args: argparse.Namespace) -> None:
         ("pool_first", args.unit == "sentence", "--unit sentence"),
         ("syntactic_words", args.task == "udpos", "--task udpos"),
     ]:
-        if not used and getattr(args, name) != args.defaults[name]:
-            raise UserError(f"--{name.replace('_', '-')}: only with {where}")
+        fine = used or getattr(args, name) == args.defaults[name]
+        check(fine, f"--{name.replace('_', '-')}", f"only with {where}")
     unused = [] if args.lora else ["lora_alpha", "lora_dropout"]
     if args.unit == "sentence" or (args.strategy == "baseline" and not args.probe):
         args.aligner = "none"
@@ -2128,7 +2121,7 @@ def settle(args: argparse.Namespace) -> None:
     vars(args).update(dict.fromkeys(unused))
 
 
-def shown(args: argparse.Namespace) -> dict:
+def settings_of(args: argparse.Namespace) -> dict:
     """The settings as a record shows them: of a path only the last part, and not where things go."""
     elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "defaults")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
@@ -2156,7 +2149,7 @@ def fingerprint(args: argparse.Namespace) -> str:
 
 def record_name(args: argparse.Namespace) -> str:
     """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits for what is no default."""
-    values = shown(args)
+    values = settings_of(args)
     name = "_".join(str(values[key]) for key in RECORD_KEYS)
     changed = {}
     for key, value in values.items():
@@ -2169,7 +2162,7 @@ def record_name(args: argparse.Namespace) -> str:
 def is_done(args: argparse.Namespace, path: Path) -> bool:
     """Whether a run's record is there, whole and of the same data; says so. UserError if of other data."""
     check(path.is_file() or not path.exists(), path, "a folder or no plain file; move it away")
-    if args.overwrite or not everywhere(path.exists())[0]:
+    if args.overwrite or not gather_objects(path.exists())[0]:
         return False
     try:
         record = json.loads(path.read_bytes())
@@ -2246,7 +2239,7 @@ def check_languages(args: argparse.Namespace) -> None:
 
 def check_folder(flag: str, folder: Path) -> None:
     """Make a folder. UserError if nothing can be written there."""
-    with explained(f"{flag} {folder}: cannot write there; choose another folder"):
+    with as_user_error(f"{flag} {folder}: cannot write there; choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
@@ -2254,11 +2247,11 @@ def check_folder(flag: str, folder: Path) -> None:
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
     """(tokenizer, config) of a model. UserError, before anything is computed, if it cannot be used."""
     flag = f"{flag} {name}"
-    with explained(f"{flag}: no hub id and no local directory that loads"):
-        config = AutoConfig.from_pretrained(name)
+    with as_user_error(f"{flag}: no hub id and no local directory that loads"):
+        config = transformers.AutoConfig.from_pretrained(name)
         config = config if config.is_encoder_decoder else config.get_text_config()
         options = {} if generates else {"add_prefix_space": True}
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         tokenizer("a")  # fails if its settings are of odd types
     kinds = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # encoders
     wanted, fine = "an encoder such as xlm-roberta-base", not getattr(config, "is_decoder", False)
@@ -2285,13 +2278,15 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     return tokenizer, config
 
 
-def load_model(name: str, head: type = AutoModel, flag: str = "--model", **options) -> nn.Module:
+def load_model(
+    name: str, head: type = transformers.AutoModel, flag: str = "--model", **options
+) -> nn.Module:
     """A pretrained model. UserError if weights are missing, unless of the task's head or a pooler."""
     flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with explained(f"{flag}: cannot load its weights"):
+    with as_user_error(f"{flag}: cannot load its weights"):
         model, found = head.from_pretrained(name, **options)
-    prefix = "" if head in (AutoModel, Generator) else f"{model.base_model_prefix}."
+    prefix = "" if head in (transformers.AutoModel, Generator) else f"{model.base_model_prefix}."
     misfit = [key for key, *_ in found["mismatched_keys"]]
     lacking = [key for key in [*sorted(found["missing_keys"]), *misfit] if key.startswith(prefix)]
     lacking = [key for key in lacking if "pooler" not in key]
@@ -2323,7 +2318,7 @@ def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) 
         say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
     if args.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    with explained(f"--model {args.model}: this architecture does not run here"):
+    with as_user_error(f"--model {args.model}: this architecture does not run here"):
         try_out(args, model.eval(), tokenizer)
     size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
     say(f"{args.model}: {size}; strategy {args.strategy}")
@@ -2351,7 +2346,7 @@ def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
     """Add `weight` x scale x B A of a folder in PEFT's format to the weights beside which they stand."""
     flag = f"--adapter {folder}"
-    with explained(f"{flag}: cannot be read"):
+    with as_user_error(f"{flag}: cannot be read"):
         config = json.loads((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
         odd = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -2381,7 +2376,7 @@ def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> No
         return
     trained = model if TASKS[args.task].new_tokens else model.base_model
     problem = f"--save-model {args.save_model}: cannot be written"
-    with explained(problem), tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch:
+    with as_user_error(problem), tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch:
         folder = Path(scratch) / "model"
         if args.lora:
             folder.mkdir()
@@ -2406,7 +2401,7 @@ def write_adapter(args: argparse.Namespace, model: nn.Module, folder: Path) -> N
         "peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
         "task_type": "CAUSAL_LM" if TASKS[args.task].new_tokens else "FEATURE_EXTRACTION",
         "r": args.lora, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
-        "target_modules": sorted(targets), "base_model_name_or_path": shown(args)["model"],
+        "target_modules": sorted(targets), "base_model_name_or_path": settings_of(args)["model"],
     }  # fmt: skip
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
@@ -2490,8 +2485,12 @@ def load_awesome(args: argparse.Namespace, device: torch.device) -> Callable[[li
     the cache of the training step beside it, and its sums would depend on the moment.
     """
     tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
-    if not 0 <= args.aligner_layer <= config.num_hidden_layers:
-        raise UserError(f"--aligner-layer {args.aligner_layer}: must be 0 to {config.num_hidden_layers}")
+    depth = config.num_hidden_layers
+    check(
+        0 <= args.aligner_layer <= depth,
+        f"--aligner-layer {args.aligner_layer}",
+        f"must be 0 to {depth}",
+    )
     encoder = load_model(args.aligner_model, flag="--aligner-model").to(device).eval()
 
     return lambda pairs: awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
@@ -2501,8 +2500,8 @@ def store_links(args: argparse.Namespace) -> None:
     """--write-links: align the text of every language, write its links, and train nothing."""
     device = set_up_device(args.device)
     settle(args)
-    if args.aligner not in ALIGNERS:
-        raise UserError(f"--write-links: needs --aligner {', '.join(ALIGNERS)}, not {args.aligner}")
+    wanted = f"needs --aligner {', '.join(ALIGNERS)}, not {args.aligner}"
+    check(args.aligner in ALIGNERS, "--write-links", wanted)
     check_languages(args)
     check_folder("--write-links", args.write_links)
     parts = ("train", "dev") if args.probe else ("train",)
@@ -2562,18 +2561,19 @@ def retrieval(
     first. `retrieval`: by cosine; for sentences also `margin`: by cosine over the mean cosine of both
     sides to their 4 nearest (Artetxe and Schwenk 2019, https://arxiv.org/abs/1811.01136).
     """
-    parts, found = math.ceil(len(pairs) / 16), defaultdict(list)
+    buckets, found = math.ceil(len(pairs) / 16), defaultdict(list)
     if how.unit == "word":
-        batch = encode_pairs(tokenizer, pairs, how.max_length, parts, model.device)
+        batch = encode_pairs(tokenizer, pairs, how.max_length, buckets, model.device)
         half = len(batch.queries) // 2  # then the same links the other way round
     else:
-        batch = encode_texts(tokenizer, pairs, how, parts, model.device)
+        batch = encode_texts(tokenizer, pairs, how, buckets, model.device)
         half = len(batch.queries)
     language = pairs[0].language
     check(half, "--probe", f"no linked word of {language} within {how.max_length} subwords")
     model.eval()
-    states = [model.base_model(**part, output_hidden_states=True).hidden_states for part in batch.inputs]
-    for layer in zip(*states):  # (sentences, T, hidden) of each part
+    outputs = [model.base_model(**bucket, output_hidden_states=True) for bucket in batch.inputs]
+    states = [output.hidden_states for output in outputs]
+    for layer in zip(*states):  # (sentences, T, hidden) of each bucket
         vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
         cosine = vectors[batch.queries[:half]] @ vectors[batch.targets[:half]].T
         found["retrieval"].append(nearest_right(cosine))
@@ -2603,8 +2603,7 @@ def probe_pairs(language: str, link: Callable, text: Callable) -> list[Pair]:
                 linked |= words
         if links and len(chosen) < PROBE_PAIRS:
             chosen.append(pair._replace(links=links))
-    if not chosen:
-        raise UserError(f"--probe: no line of the {language} text for it gets a link from the aligner")
+    check(chosen, "--probe", f"no line of the {language} text for it gets a link from the aligner")
     return chosen
 
 
@@ -2797,7 +2796,7 @@ def print_left(commands: Iterable[str]) -> None:
     Of commands with the same record the first one counts; one with an error is left, and tells when it runs.
     """
     listed, left = set(), 0
-    with explained("--left: the commands are no text in UTF-8"):
+    with as_user_error("--left: the commands are no text in UTF-8"):
         commands = list(filter(str.strip, commands))
     for command in commands:
         try:

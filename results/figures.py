@@ -81,17 +81,19 @@ def changes(title: str, found: SimpleNamespace, order: list[str]) -> Figure | No
 def panels_of(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """{title of a panel: x by line}: a panel for each stage, with a line for each strategy.
 
-    Of sentences a panel for each strategy and stage, with lines for languages or groups and their mean.
+    Of sentences a panel for each strategy and stage, with lines for languages or groups and their mean,
+    unless there are many languages of one group.
     """
     panels = {}
     sentences = dict(part.settings.iloc[0]).get("unit") == "sentence"
+    many = part.language.nunique() > 8
+    apart = sentences and (part.group.nunique() > 1 or not many)
     for stage, staged in part.groupby("name", sort=False):
-        if not sentences or part.kind.iloc[0] in ("loss", "drift"):
+        if not apart or part.kind.iloc[0] in ("loss", "drift"):
             panels[stage] = staged.pivot_table("value", "x", "strategy", observed=True)
             continue
-        by = "language" if part.language.nunique() <= 8 else "group"
         for strategy, one in staged.groupby("strategy", observed=True):
-            lines = one.pivot_table("value", "x", by)
+            lines = one.pivot_table("value", "x", "group" if many else "language")
             panels[f"{strategy}, {stage}"] = lines.assign(mean=one.groupby("x").value.mean())
     return panels
 

@@ -114,7 +114,8 @@ def group(settings: frozenset, language: str) -> str:
 def comparable(data: pd.DataFrame) -> pd.DataFrame:
     """The values without settings of one value whose flag some runs lack: earlier revisions had no other.
 
-    Only of the first method; all revisions that knew the second one have its flags.
+    Where others have sentences, the runs that lack `unit` have words. Only of the first method; all
+    revisions that knew the second one have its flags.
     """
     first = [("method", "mid-align") not in settings for settings in data.settings]
     if not any(first):
@@ -124,8 +125,12 @@ def comparable(data: pd.DataFrame) -> pd.DataFrame:
         values.setdefault(flag, []).append((flag, value))
     lacking = frozenset().union(*known) - frozenset.intersection(*known)
     unheard = {values[flag][0] for flag in lacking & values.keys() if len(values[flag]) == 1}
-    pairs = zip(first, data.settings)
-    return data.assign(settings=[own - unheard if old else own for old, own in pairs])
+    settings = []
+    for old, own, flags, strategy in zip(first, data.settings, data.known, data.strategy):
+        if old and len(values.get("unit", [])) > 1 and "unit" not in flags and strategy != "baseline":
+            own = own | {("unit", "word")}
+        settings.append(own - unheard if old else own)
+    return data.assign(settings=settings)
 
 
 def frame(data: pd.DataFrame) -> pd.DataFrame:

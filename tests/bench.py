@@ -179,7 +179,7 @@ def show(title: str, rows: dict[str, object], unit: float | None = None) -> None
 
 def steps_of(model, tokenizer, pairs, features, device, spec="none", precision="fp32", parts=None):
     """(a step of alignment, one of fine-tuning): forward and backward pass, without the optimiser."""
-    parts, how = parts or af.PARTS.get(device.type, 1), af.Alignment()
+    parts, how = parts or af.BUCKETS.get(device.type, 1), af.Alignment()
     projection = af.projection_head(model.config.hidden_size).to(device)
     batch = af.encode_pairs(tokenizer, pairs, how.max_length, parts, device)
     examples = af.task_batch(features, tokenizer.pad_token_id, parts, device)
@@ -198,7 +198,7 @@ def steps_of(model, tokenizer, pairs, features, device, spec="none", precision="
 
 def plain(model, tokenizer, pairs: list, device, parts: int) -> Callable[[], None]:
     """A forward and backward pass of the whole encoder over the sentences of a batch, and nothing else."""
-    batch = af.encode_pairs(tokenizer, pairs, parts=parts, device=device)
+    batch = af.encode_pairs(tokenizer, pairs, buckets=parts, device=device)
 
     def run() -> None:
         model.zero_grad()
@@ -209,7 +209,7 @@ def plain(model, tokenizer, pairs: list, device, parts: int) -> Callable[[], Non
 
 
 def steps_table(name, model, tokenizer, pairs, features, device, rounds, loops=False) -> dict:
-    given, parts, steps = (model, tokenizer, pairs, features, device), af.PARTS.get(device.type, 1), {}
+    given, parts, steps = (model, tokenizer, pairs, features, device), af.BUCKETS.get(device.type, 1), {}
     steps["plain pass over the padded batch"] = plain(model, tokenizer, pairs, device, 1)
     if parts > 1:
         steps[f"plain pass, in {parts} parts of similar length"] = plain(
@@ -257,7 +257,7 @@ def shares_table(features: list[dict]) -> None:
 
     chunks = list(af.in_chunks(iter(random.Random(0).sample(features, len(features))), 32))
     groups = {"training, batches of 32": chunks}
-    parts = [af.shared_out(chunk, af.PARTS["cpu"], 1, length)[0] for chunk in chunks]
+    parts = [af.shared_out(chunk, af.BUCKETS["cpu"], 1, length)[0] for chunk in chunks]
     groups["training, in 8 parts of similar length"] = [*itertools.chain(*parts)]
     groups["evaluation"] = list(af.in_chunks(iter(sorted(features, key=length)), 32))
     rows = {}
@@ -273,7 +273,7 @@ def waiting_table(model, tokenizer, pairs: Iterator, device, steps: int = 8) -> 
     for name, early in (("made when it is needed", False), ("made ahead, by a thread", True)):
         projection = af.projection_head(model.config.hidden_size).to(device)
         batches = itertools.islice(af.alignment_batches(tokenizer, pairs, how, device), steps)
-        batches = af.ahead(batches) if early else batches
+        batches = af.prefetched(batches) if early else batches
         next(batches)
         waited, begin = 0.0, time.perf_counter()
         while True:
@@ -393,7 +393,7 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
     af.settle(args)
     tokenizer, config = af.load_tokenizer(folder, generates=True)
     model = af.build_model(args, tokenizer, device).train()
-    parts = af.PARTS.get(device.type, 1)
+    parts = af.BUCKETS.get(device.type, 1)
     if stage == "task":
         sources = sorted(path.parent.name for path in Path(data_dir, task).glob("*/train.*"))
         examples = [row for code in sources for row in af.TASKS[task].load(code, "train", args)[:32]]

@@ -395,7 +395,7 @@ def test_two_different_runs_never_share_a_record(name_of):
                     alignfreeze.settle(args)
                 except alignfreeze.UserError:
                     continue  # a flag without effect here
-                settings = json.dumps(alignfreeze.shown(args), sort_keys=True, default=str)
+                settings = json.dumps(alignfreeze.settings_of(args), sort_keys=True, default=str)
                 other = seen.setdefault(alignfreeze.record_name(args), (settings, command))
                 assert other[0] == settings, f"{command} and {other[1]} share a record"
                 if settings != seen[name_of(base)][0]:

@@ -363,24 +363,24 @@ def places(batches: list[af.Batch]) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("parts, processes", [(1, 1), (3, 1), (8, 1), (2, 2), (8, 3)])
+@pytest.mark.parametrize("buckets, processes", [(1, 1), (3, 1), (8, 1), (2, 2), (8, 3)])
 @pytest.mark.parametrize("max_length", [8, 96])
 def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(
-    tokenizer, parts, processes, max_length
+    tokenizer, buckets, processes, max_length
 ):
     rng, seen = random.Random(max_length), Counter()
     for size in (2, 16):
         pairs = random_pairs(rng, size)
         options = [{"process": (k, processes)} for k in range(processes)]
-        batches = [af.encode_pairs(tokenizer, pairs, max_length, parts, **one) for one in options]
+        batches = [af.encode_pairs(tokenizer, pairs, max_length, buckets, **one) for one in options]
         sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
         read = [slow_places(tokenizer, words, max_length) for words in sentences]
 
-        # every sentence is there once, without a subword too many or too few, in parts of equal size
+        # every sentence is there once, without a subword too many or too few, in buckets of equal size
         for batch in batches:
             numbers = iter(batch.sentences)
             share = len(batch.sentences)
-            assert len(batch.inputs) == math.ceil(share / math.ceil(share / parts))
+            assert len(batch.inputs) == math.ceil(share / math.ceil(share / buckets))
             for part in batch.inputs:
                 ids, mask = part["input_ids"], part["attention_mask"]
                 assert mask.sum(1).max() == ids.shape[1] and (mask.diff(dim=1) <= 0).all()
@@ -445,16 +445,16 @@ def random_texts(rng: random.Random, count: int) -> list[af.Pair]:
     return [af.Pair("xx", sentence(), sentence()) for _ in range(count)]
 
 
-@pytest.mark.parametrize("parts, processes", [(1, 1), (8, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize("buckets, processes", [(1, 1), (8, 1), (2, 2), (3, 3)])
 @pytest.mark.parametrize("gather", [True, False])
 def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
-    tokenizer, parts, processes, gather
+    tokenizer, buckets, processes, gather
 ):
-    pairs, max_length = random_texts(random.Random(parts), 7), 16
+    pairs, max_length = random_texts(random.Random(buckets), 7), 16
     how = af.Alignment(unit="sentence", max_length=max_length, gather=gather)
     everyone, numbered = [], []
     for k in range(processes):
-        batch = af.encode_texts(tokenizer, pairs, how, parts, process=(k, processes))
+        batch = af.encode_texts(tokenizer, pairs, how, buckets, process=(k, processes))
         sentences = iter(batch.sentences)
         for part in batch.inputs:
             for row, inside, sentence in zip(
@@ -469,7 +469,7 @@ def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
         assert batch.cut == [0] * 7 and batch.pairs == pairs
     assert sorted(everyone) == list(range(14))  # each sentence once
     for k in range(processes):
-        batch = af.encode_texts(tokenizer, pairs, how, parts, process=(k, processes))
+        batch = af.encode_texts(tokenizer, pairs, how, buckets, process=(k, processes))
         found = [*itertools.chain(*numbered)] if gather else numbered[k]
         assert batch.counts == ([len(own) for own in numbered] if gather else [len(found)])
         queries, targets = ([found[n] for n in x.tolist()] for x in (batch.queries, batch.targets))
@@ -478,11 +478,11 @@ def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
         assert sorted(found[n] for n in batch.candidates.tolist()) == sorted(targets)
 
 
-# ---- parts and padding
+# ---- buckets and padding
 
 
 @pytest.mark.parametrize(
-    "count, parts, processes, sizes",
+    "count, buckets, processes, sizes",
     [
         (8, 1, 1, [[8]]),
         (10, 4, 1, [[3, 3, 3, 1]]),
@@ -492,10 +492,10 @@ def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
         (2, 8, 2, [[1], [1]]),
     ],
 )
-def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, parts, processes, sizes):
+def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, buckets, processes, sizes):
     lengths = random.Random(count).choices(range(50), k=count)
     items = ["x" * length + str(k) for k, length in enumerate(lengths)]
-    shares = af.shared_out(items, parts, processes, len)
+    shares = af.shared_out(items, buckets, processes, len)
     assert [[len(group) for group in share] for share in shares] == sizes
     assert sorted(item for share in shares for group in share for item in group) == sorted(items)
     for share in shares:
@@ -505,9 +505,9 @@ def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, parts, pro
 
 def test_eight_parts_hold_hardly_any_padding():
     lengths, padding = random.Random(0).choices(range(5, 96), k=32), {}
-    for parts in (1, 8):
-        (groups,) = af.shared_out(lengths, parts, 1, int)
-        padding[parts] = sum(max(group) * len(group) - sum(group) for group in groups)
+    for buckets in (1, 8):
+        (groups,) = af.shared_out(lengths, buckets, 1, int)
+        padding[buckets] = sum(max(group) * len(group) - sum(group) for group in groups)
     assert padding[1] > 0.5 * sum(lengths) and padding[8] < 0.1 * sum(lengths)
 
 
@@ -553,14 +553,14 @@ def test_a_batch_of_a_task_is_shared_and_its_labels_counted_once(examples, proce
     assert sorted(found) == list(range(examples))
 
 
-def test_every_epoch_shuffles_the_examples_anew():
+def test_every_epoch_shuffles_the_examples_anew(tokenizer):
     rows = [feature([k + 4], [k]) for k in range(10)]
-    batches = list(af.task_batches(rows, 1, 2, 4, 31, "cpu"))
+    batches = list(af.task_batches(tokenizer, rows, 2, 4, 31, "cpu"))
     orders = [torch.cat([torch.cat(batch.labels).flatten() for batch in half]).tolist()
               for half in (batches[:3], batches[3:])]  # fmt: skip
     assert len(batches) == 6 and orders[0] != orders[1]
     assert all(sorted(order) == list(range(10)) for order in orders)
-    again = list(af.task_batches(rows, 1, 2, 4, 31, "cpu"))
+    again = list(af.task_batches(tokenizer, rows, 2, 4, 31, "cpu"))
     assert [batch.labels[0].tolist() for batch in again] == [
         batch.labels[0].tolist() for batch in batches
     ]

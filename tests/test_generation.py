@@ -219,14 +219,14 @@ def test_outputs_that_fit_no_format_are_counted():
         "a:b",
     ]
     examples = [{"language": "en", "text": "five", "slots": []}] * len(outputs)
-    assert af.score_commands(examples, outputs)["malformed"] == 4
+    assert af.score_commands(examples, [], outputs)["malformed"] == 4
     in_json = [
         '{"Results": []}',
         '{"TypeName": "PER", "Text": "Ann"}',
         "Ann",
         '{"TypeName": "X", "Text": "A"}',
     ]
-    assert af.score_names(examples[:4], in_json)["malformed"] == 2
+    assert af.score_names(examples[:4], [], in_json)["malformed"] == 2
 
 
 def test_names_in_json_are_read_by_their_pattern():
@@ -235,13 +235,13 @@ def test_names_in_json_are_read_by_their_pattern():
     example = {"language": "en", "text": 'Ann "Bo" Lee of ACME in Rome', "slots": slots}
     results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
     perfect = {"f1": 1, "f1_strict": 1, "malformed": 0}
-    assert af.score_names([example], [json.dumps({"Results": results})]) == perfect
+    assert af.score_names([example], [], [json.dumps({"Results": results})]) == perfect
     assert (
-        af.score_names([example], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]])
+        af.score_names([example], [], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]])
         == perfect
     )
-    assert af.score_names([example], [json.dumps({"Results": results[:1]})])["f1"] == 0.5
-    assert af.score_names([example], ["nothing"]) == {"f1": 0, "f1_strict": 0, "malformed": 1}
+    assert af.score_names([example], [], [json.dumps({"Results": results[:1]})])["f1"] == 0.5
+    assert af.score_names([example], [], ["nothing"]) == {"f1": 0, "f1_strict": 0, "malformed": 1}
 
 
 # --------------------------------------------------------------------------------------------------------- loading
@@ -292,9 +292,9 @@ def test_examples_have_an_instruction_an_input_and_a_target_that_scores_1(data, 
         example["system"] and example["user"] and len(example["system"].split()) <= 30
         for example in examples
     )
-    scores = af.TASKS[task].score(examples, targets)
+    scores = af.TASKS[task].score(examples, [], targets)
     assert scores.pop("malformed", 0) == 0
-    worst = af.TASKS[task].score(examples, ["?"] * len(targets))
+    worst = af.TASKS[task].score(examples, [], ["?"] * len(targets))
     for metric in scores:
         assert scores[metric] == pytest.approx(1) or (metric, len(targets)) == (
             "bleu",
@@ -321,9 +321,9 @@ def test_massive_of_the_hub_is_parsed():
 def test_translations_into_chinese_are_scored_in_characters():
     pytest.importorskip("sacrebleu")
     example = {"language": "en-zh", "target": "今天天气很好"}
-    scores = af.score_translation([example], ["今天天气很好"])
+    scores = af.score_translation([example], [], ["今天天气很好"])
     assert scores == {"bleu": pytest.approx(1), "chrf": pytest.approx(1)}
-    assert 0.4 < af.score_translation([example], ["今天天气很坏"])["bleu"] < 1
+    assert 0.4 < af.score_translation([example], [], ["今天天气很坏"])["bleu"] < 1
 
 
 def test_what_sacrebleu_lacks_is_said_before_training(monkeypatch):
@@ -346,7 +346,7 @@ def test_perfect_outputs_of_real_data_score_nearly_1(task, language):
     """Not quite 1: a value that stands in several places is tagged in all, and ": " in a value splits it."""
     examples = load(Path(DATA), task, language)
     outputs = [example["target"] for example in examples]
-    scores = af.TASKS[task].score(examples, outputs)
+    scores = af.TASKS[task].score(examples, [], outputs)
     scores.pop("malformed", None)
     assert all(value > 0.99 for value in scores.values())
 

@@ -76,8 +76,8 @@ def weights_and_seeds() -> tuple[float, int]:
     training = Training(lr=1e-3, clip=1.0)
     af.realign(model, tiny.make_tokenizer(), tiny.word_pairs(), 3, Alignment(batch_size=5), training)
     flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    first = af.everywhere(flat)[0]
-    return (flat - first).abs().max().item(), len(set(af.everywhere(torch.initial_seed())))
+    first = af.gather_objects(flat)[0]
+    return (flat - first).abs().max().item(), len(set(af.gather_objects(torch.initial_seed())))
 
 
 COMMANDS = {

@@ -106,11 +106,11 @@ def test_hidden_states_are_those_of_the_whole_model_and_no_layer_above_is_comput
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole_batch(architecture, tokenizer):
+def test_a_batch_in_buckets_has_the_loss_and_the_gradient_of_the_whole_batch(architecture, tokenizer):
     model = tiny.build(architecture, torch.float64)
     projection, results = af.projection_head(tiny.HIDDEN).double(), []
-    for parts in (1, 3, 8):
-        batch = encode_pairs(tokenizer, tiny.word_pairs(), parts=parts)
+    for buckets in (1, 3, 8):
+        batch = encode_pairs(tokenizer, tiny.word_pairs(), buckets=buckets)
         loss = af.alignment_loss(model.base_model, projection, batch, Alignment())
         results.append((loss.item(), tiny.gradient_of(loss, model)))
     for loss, gradient in results[1:]:
@@ -275,7 +275,7 @@ def test_during_fine_tuning_frozen_layers_get_the_gradient_of_the_task_alone(spe
     torch.manual_seed(7)
     projection = af.projection_head(tiny.HIDDEN, unit)
     expected = []
-    task = af.task_batches(features, 1, 2, 4, training.seed, "cpu")
+    task = af.task_batches(tokenizer, features, 2, 4, training.seed, "cpu")
     for examples, sentences in zip(task, af.alignment_batches(tokenizer, pairs, how)):
         gradient = tiny.gradient_of(af.task_loss(model, examples), model)
         aligned = af.alignment_loss(model.base_model, projection, sentences, how)
@@ -293,13 +293,13 @@ def test_during_fine_tuning_frozen_layers_get_the_gradient_of_the_task_alone(spe
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_task_loss_in_parts_is_the_librarys_loss_of_the_whole_batch(architecture):
+def test_the_task_loss_in_buckets_is_the_librarys_loss_of_the_whole_batch(architecture):
     model, batch = tiny.build(architecture, torch.float64), tiny.tagged(10)
     inputs, labels = af.collate(batch, 1, "cpu")
     loss = model(**inputs, labels=labels).loss
     expected = loss.item(), tiny.gradient_of(loss, model)
-    for parts in (1, 3, 10):
-        loss = af.task_loss(model, af.task_batch(batch, 1, parts))
+    for buckets in (1, 3, 10):
+        loss = af.task_loss(model, af.task_batch(batch, 1, buckets))
         assert loss.item() == pytest.approx(expected[0], abs=1e-6)
         tiny.assert_same(tiny.gradient_of(loss, model), expected[1], 1e-5)
 

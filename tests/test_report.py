@@ -351,7 +351,7 @@ def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsy
 
 
 def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path, capsys):
-    """Unless later runs differ in it."""
+    """Where later runs align sentences, those that know no `unit` stand with the words."""
     for seed, config in [(31, {}), (42, {"unit": "word"})]:
         for strategy in ("baseline", "full"):
             write(tmp_path, record(strategy, seed, config=config))
@@ -360,7 +360,11 @@ def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path
     (row,) = tables(text)["udpos: accuracy"]
     assert row["seeds"] == "2"
     write(tmp_path, record("full", 66, config={"unit": "sentence"}))
-    assert len(tables(main(capsys, tmp_path)[1])["udpos: accuracy"]) == 3
+    rows = tables(main(capsys, tmp_path)[1])["udpos: accuracy"]
+    assert [row["runs"] for row in rows] == [
+        "before, dictionary, unit sentence",
+        "before, dictionary, unit word",
+    ]
 
 
 def test_averages_use_only_languages_that_all_runs_have(tmp_path, capsys):
