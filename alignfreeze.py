@@ -64,10 +64,10 @@ from transformers.models.auto import modeling_auto
 # ---- 1. The methods -----------------------------------------------------------------------------
 
 METHODS = ("alignfreeze", "mid-align")
-SETTINGS = {  # name: (of AlignFreeze, of middle-layer alignment); MODEL_SETTINGS, then flags, override it
+SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS, by the end of a name, and flags override
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # layers to freeze; `full`: align all; `baseline`: do not align
+    "strategy": ("front", "full"),  # layers to freeze; `full`: none; `baseline`: do not align
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
@@ -115,7 +115,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
     This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none`, also called
-    `full` (realignment of all layers), freezes nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`.
+    `full`, freezes nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`.
     As in the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
@@ -240,11 +240,11 @@ def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Modu
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # one look-up of word embeddings is faster than one a bucket
+    buckets = embed(encoder, batch.inputs)  # input_ids -> inputs_embeds, one look-up for all
     hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # queries, targets and candidates index these
+    vectors = from_all_processes(vectors, batch.counts)  # counts: N of each; all indices are into these
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -278,12 +278,12 @@ def finetune(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Train a model on a task in place, on the features that the task's `encode` made.
 
-    schedule: `before`, the task alone; `during`, each batch of the task with one of `pairs`, whose loss
-    has a weight of 0.1; `alternate`, a batch of the task, then one of `pairs` (`accumulate` counts both).
+    schedule: `before`, the task alone; `during`, each batch of the task with a batch of `pairs`, whose loss
+    weighs 0.1; `alternate`, a batch of the task, then one of `pairs` (`accumulate` counts both).
     The loss of the pairs does not change the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
-    torch.manual_seed(training.seed)  # whatever the projection drew, the task starts alike
+    torch.manual_seed(training.seed)  # what the projection drew does not matter
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -327,7 +327,7 @@ def optimize(
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
-    warmup = training.warmup * steps  # AlignFreeze rounds down (1e-9: 0.29 * 100 < 29), the other up
+    warmup = training.warmup * steps  # mid-align (inverse_sqrt) rounds up; 1e-9: as 0.29 * 100 < 29
     warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
     rate = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
     if (rank := processes()[0]) > 0:  # processes differ in their dropout; their weights were drawn alike
@@ -347,7 +347,7 @@ def optimize(
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # losses are waited for, and checked, only now
+        if step % 20 == 0:  # the last losses are waited for, and checked
             bar.set_postfix({key: mean_loss(stage, values[-20:]) for key, values in losses.items()})
         if stop and stop(step):
             break
@@ -366,7 +366,7 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
         else:  # labels are shifted: at each position, the token that follows
             logits.append(token_logits(model, inputs, wanted != IGNORE))
             labels.append(wanted[wanted != IGNORE])
-    width = max(scores.shape[-1] for scores in logits)  # answer spans: T classes, T by bucket
+    width = max(scores.shape[-1] for scores in logits)  # answer spans: as wide as their bucket
     logits = [F.pad(scores, (0, width - scores.shape[-1]), value=-math.inf) for scores in logits]
     logits, labels = torch.cat(logits).float(), torch.cat(labels)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
@@ -392,7 +392,7 @@ def evaluate(
                 found = task_logits(model, inputs).float().cpu().numpy()
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
-            table = np.ndim(output) == 2  # (T, labels): no padding; (2, T): as it is
+            table = np.ndim(output) == 2  # has T labels: cut the padding; or 2: cut none
             outputs[k] = output[: len(features[k]["labels"])] if table else output
     scores = task.score(examples, features, outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}

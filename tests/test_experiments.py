@@ -18,9 +18,14 @@ GROUPS = (
 )  # aligned, other transfer, supervised
 
 
-def section(folder: str) -> str:
-    """What is told of a folder, in one line."""
-    (found,) = (part for part in TEXT.split("\n## ") if f"`{folder}`" in part.splitlines()[0])
+def section(what: str) -> str:
+    """What is told of a folder, or under a heading, in one line."""
+    heads = (f"`{what}`", f"{what}\n")
+    (found,) = (
+        part
+        for part in TEXT.split("\n## ")
+        if heads[0] in part.splitlines()[0] or part.startswith(heads[1])
+    )
     return " ".join(found.split())
 
 
@@ -51,18 +56,57 @@ def test_every_folder_of_records_is_told_of():
     assert all(section(path.name) for path in RESULTS.iterdir() if [*path.glob("*.json")])
 
 
-def test_784_steps():
-    found, text = by_strategy("e5-small-34-languages"), section("e5-small-34-languages")
-    for seed, base in found["baseline"].items():
-        assert f"seed {seed}: baseline {average(base):.1f}" in text
-        for strategy in STRATEGIES[1:]:
-            if seed in found[strategy]:
-                run, start = points(found[strategy][seed]), points(base)
-                up, down = (
-                    sum(sign * (run[code] - start[code]) > 0 for code in run) for sign in (1, -1)
-                )
-                assert f"{strategy} {mean(run.values()):.1f} ({up} up, {down} down)" in text
-    assert {run["steps"]["finetune"] for run in runs("e5-small-34-languages")} == {786}
+def compared(run: dict, base: dict) -> str:
+    """A run's average, and how many languages are above and below another's."""
+    found, start = points(run), points(base)
+    up = sum(found[code] > start[code] for code in found)
+    down = sum(found[code] < start[code] for code in found)
+    return f"{run['strategy']} {mean(found.values()):.1f} ({up} up, {down} down)"
+
+
+def test_786_steps():
+    words = section("e5-small-34-languages")
+    sentences = section("Words against sentences on that encoder")
+    bases = by_strategy("e5-small-34-languages", strategy="baseline")["baseline"]
+    for seed, base in bases.items():
+        assert f"seed {seed}: baseline {average(base):.1f}" in words
+    for run in runs("e5-small-34-languages"):
+        assert run["steps"]["finetune"] == 786
+        if run["strategy"] != "baseline":
+            unit, layer = run["config"].get("unit") or "word", run["config"]["layer"]
+            assert (unit, layer) in (("word", -2), ("sentence", 7), ("word", 7))
+            text = words if (unit, layer) == ("word", -2) else sentences
+            assert compared(run, bases[run["seed"]]) in text
+
+
+@pytest.mark.parametrize("folder, wanted, head, layers", [
+    ("e5-small-34-languages", {"strategy": "full", "seed": 66}, "words (full, seed 66): ", (0, 4, 7, 11, 12)),
+    ("e5-small-34-languages", {"strategy": "baseline", "seed": 66}, "with seed 66 alone: ", (0, 4, 7, 11, 12)),
+    ("e5-small-34-languages", {"strategy": "full", "seed": 31, "aligner": "none"},
+     "sentences (full, seed 31): ", (0, 4, 7, 11, 12)),
+    ("e5-small-34-languages", {"strategy": "front", "seed": 31, "aligner": "none"}, "with front: ", (0, 4, 7, 11, 12)),
+    ("gemma3-270m-xsid", {"strategy": "baseline", "seed": 2}, "the task alone: ", (0, 9, 11, 12, 18)),
+    ("gemma3-270m-xsid", {"strategy": "full", "seed": 2}, "alternating: ", (0, 9, 11, 12, 18)),
+])  # fmt: skip
+def test_probes_of_stages(folder, wanted, head, layers):
+    title = "What the stages do to the layers"
+    if folder.startswith("gemma"):
+        title = "What alternation does to the layers of Gemma 3"
+    (run,) = runs(folder, **wanted)
+    told = []
+    for stage, found in run["probe"]["retrieval"].items():
+        shares = (f"{100 * mean(share[k] for share in found.values()):.0f}" for k in layers)
+        told.append(f"{stage} {' '.join(shares)}")
+    assert head + ", ".join(told) in section(title)
+
+
+def test_hours():
+    folders = [path.name for path in RESULTS.iterdir() if [*path.glob("*.json")]]
+    hours = {name: sum(sum(run["seconds"].values()) for run in runs(name)) / 3600 for name in folders}
+    text = section("Hours")
+    assert f"took {sum(hours.values()):.1f} hours" in text
+    assert f"786 steps {hours['e5-small-34-languages']:.1f} and" in text
+    assert f"xSID {hours['gemma3-270m-xsid']:.1f}." in text
 
 
 @pytest.mark.parametrize("folder", ["e5-small-udpos", "e5-small-udpos-fp32"])
@@ -101,7 +145,7 @@ def test_probes(folder, kind, head, layers):
 
 
 def test_adapters_alone_in_turn_and_merged():
-    for folder in ("gemma3-270m-xsid", "gemma3-270m-merged"):
+    for folder in ("gemma3-270m-xsid", "gemma3-270m-merged", "gemma3-270m-merged-validation"):
         for run in runs(folder):
             told = ", ".join(f"{average(run, group.split()):.1f}" for group in GROUPS)
             assert re.search(rf"(?<![\d.]){re.escape(told)}(?!\d)", section(folder)), told
