@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -79,25 +81,42 @@ def test_786_steps():
             assert compared(run, bases[run["seed"]]) in text
 
 
-@pytest.mark.parametrize("folder, wanted, head, layers", [
-    ("e5-small-34-languages", {"strategy": "full", "seed": 66}, "words (full, seed 66): ", (0, 4, 7, 11, 12)),
-    ("e5-small-34-languages", {"strategy": "baseline", "seed": 66}, "with seed 66 alone: ", (0, 4, 7, 11, 12)),
-    ("e5-small-34-languages", {"strategy": "full", "seed": 31, "aligner": "none"},
-     "sentences (full, seed 31): ", (0, 4, 7, 11, 12)),
-    ("e5-small-34-languages", {"strategy": "front", "seed": 31, "aligner": "none"}, "with front: ", (0, 4, 7, 11, 12)),
-    ("gemma3-270m-xsid", {"strategy": "baseline", "seed": 2}, "the task alone: ", (0, 9, 11, 12, 18)),
-    ("gemma3-270m-xsid", {"strategy": "full", "seed": 2}, "alternating: ", (0, 9, 11, 12, 18)),
+E5, GEMMA = "e5-small-34-languages", "gemma3-270m-xsid"
+
+
+@pytest.mark.parametrize("folder, wanted, start", [
+    (E5, {"strategy": "baseline", "seed": 66}, "words, seed 66: "),
+    (E5, {"strategy": "full", "seed": 66}, "words, seed 66: "),
+    (E5, {"strategy": "front", "seed": 66}, "words, seed 66: "),
+    (E5, {"strategy": "full", "seed": 31, "aligner": "none"}, "sentences, seed 31: "),
+    (E5, {"strategy": "front", "seed": 31, "aligner": "none"}, "sentences, seed 31: "),
+    (GEMMA, {"strategy": "baseline", "seed": 2}, "Result"),
+    (GEMMA, {"strategy": "full", "seed": 2}, "Result"),
 ])  # fmt: skip
-def test_probes_of_stages(folder, wanted, head, layers):
-    title = "What the stages do to the layers"
-    if folder.startswith("gemma"):
-        title = "What alternation does to the layers of Gemma 3"
+def test_probes_of_stages(folder, wanted, start):
+    title, layers = "What the stages do to the layers", (0, 4, 7, 11, 12)
+    head = wanted["strategy"]
+    if folder == GEMMA:
+        title, layers = "What alternation does to the layers of Gemma 3", (0, 9, 11, 12, 18)
+        head = "alternating" if head == "full" else "the task alone"
     (run,) = runs(folder, **wanted)
     told = []
     for stage, found in run["probe"]["retrieval"].items():
         shares = (f"{100 * mean(share[k] for share in found.values()):.0f}" for k in layers)
         told.append(f"{stage} {' '.join(shares)}")
-    assert head + ", ".join(told) in section(title)
+    text = section(title)
+    assert f"{head}: {', '.join(told)}" in text[text.index(start) :]
+
+
+def test_languages_that_gain_by_words_or_by_sentences():
+    text = section("Words against sentences on that encoder")
+    (base,) = runs(E5, strategy="baseline", seed=31)
+    for code, name in (("he", "Hebrew"), ("ar", "Arabic")):
+        gains = []
+        for aligner in ("none", "dictionary"):  # sentences, words
+            (run,) = runs(E5, strategy="full", seed=31, aligner=aligner)
+            gains.append(average(run, [code]) - average(base, [code]))
+        assert "{} by {:.1f} and {:.1f}".format(name, *gains) in text
 
 
 def test_hours():
@@ -149,6 +168,23 @@ def test_adapters_alone_in_turn_and_merged():
         for run in runs(folder):
             told = ", ".join(f"{average(run, group.split()):.1f}" for group in GROUPS)
             assert re.search(rf"(?<![\d.]){re.escape(told)}(?!\d)", section(folder)), told
+
+
+@pytest.mark.parametrize("folder, row", [
+    ("e5-small-34-languages", "e5-small | before, dictionary "),
+    ("gemma3-270m-xsid", "gemma3-270m | alternate, accumulate 1, layer 11 "),
+])  # fmt: skip
+def test_paired_intervals_are_those_of_the_report(folder, row):
+    command = [sys.executable, RESULTS / "report.py", RESULTS / folder]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    paired = report.split("Paired by seed:")[1].split("###")[0]
+    lines = [line for line in paired.splitlines() if row in line]
+    intervals = [
+        found
+        for line in lines
+        for found in re.findall(r"[-+]\d+\.\d \[[-+]\d+\.\d, [-+]\d+\.\d\]", line)
+    ]
+    assert intervals and all(interval in section(folder) for interval in intervals)
 
 
 def test_tasks_that_were_run_once():
