@@ -170,6 +170,14 @@ def test_adapters_alone_in_turn_and_merged():
             assert re.search(rf"(?<![\d.]){re.escape(told)}(?!\d)", section(folder)), told
 
 
+def test_massive():
+    text = section("gemma3-270m-massive")
+    for run in runs("gemma3-270m-massive"):
+        persian, english = (average(run, [code]) for code in ("fa", "en"))
+        head = "alternating" if run["strategy"] == "full" else "baseline"
+        assert f"{head} {persian:.1f}, {english:.1f}" in text
+
+
 @pytest.mark.parametrize("folder, row", [
     ("e5-small-34-languages", "e5-small | before, dictionary "),
     ("gemma3-270m-xsid", "gemma3-270m | alternate, accumulate 1, layer 11 "),
