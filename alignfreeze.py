@@ -283,7 +283,7 @@ def finetune(
     The loss of the pairs does not change the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
-    torch.manual_seed(training.seed)  # what the projection drew does not matter
+    torch.manual_seed(training.seed)  # the task's draws do not depend on the projection's
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -2485,15 +2485,11 @@ def load_awesome(args: argparse.Namespace, device: torch.device) -> Callable[[li
     the cache of the training step beside it, and its sums would depend on the moment.
     """
     tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
-    depth = config.num_hidden_layers
-    check(
-        0 <= args.aligner_layer <= depth,
-        f"--aligner-layer {args.aligner_layer}",
-        f"must be 0 to {depth}",
-    )
+    layer, depth = args.aligner_layer, config.num_hidden_layers
+    check(0 <= layer <= depth, f"--aligner-layer {layer}", f"must be 0 to {depth}")
     encoder = load_model(args.aligner_model, flag="--aligner-model").to(device).eval()
 
-    return lambda pairs: awesome_links(encoder, tokenizer, pairs, args.aligner_layer)
+    return lambda pairs: awesome_links(encoder, tokenizer, pairs, layer)
 
 
 def store_links(args: argparse.Namespace) -> None:
