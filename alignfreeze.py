@@ -33,7 +33,6 @@ import math
 import os
 import random
 import re
-import shlex
 import string
 import sys
 import tempfile
@@ -42,7 +41,7 @@ import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -2091,34 +2090,33 @@ def fast_precision(name: str | None) -> str:
 def settle(args: argparse.Namespace) -> None:
     """Fill in what depends on the machine, and empty the settings that do not matter for this run.
 
-    One baseline, say, serves all aligners.
+    One baseline, say, serves all aligners. UserError for a flag that was given but does not matter.
     """
     args.precision = args.precision or gather_objects(fast_precision(args.device))[0]
-    aligned = args.strategy != "baseline" and args.schedule == "before"
+    aligned, words = args.strategy != "baseline", args.unit == "word"
+    before = aligned and args.schedule == "before"
+    compared = aligned or args.probe  # words or sentences are, with their translations
     for name, used, where in [
-        ("realign_steps", aligned, "an alignment before the task"),
+        ("realign_steps", before, "an alignment before the task"),
         ("aligner_model", args.aligner == "awesome", "--aligner awesome"),
-        ("aligner", args.unit == "word", "--unit word"),
-        ("gather", args.unit == "sentence", "--unit sentence"),
-        ("pool_first", args.unit == "sentence", "--unit sentence"),
+        ("aligner", words, "--unit word"),
+        ("gather", not words, "--unit sentence"),
+        ("pool_first", not words, "--unit sentence"),
         ("syntactic_words", args.task == "udpos", "--task udpos"),
     ]:
         fine = used or getattr(args, name) == args.defaults[name]
         check(fine, f"--{name.replace('_', '-')}", f"only with {where}")
-    unused = [] if args.lora else ["lora_alpha", "lora_dropout"]
-    if args.unit == "sentence" or (args.strategy == "baseline" and not args.probe):
-        args.aligner = "none"
-    if args.strategy == "baseline":
-        args.schedule = "none"
-        unused += ["realign_steps", "realign_batch_size", "temperature", "gather"]
-        if not args.probe:
-            unused += ["realign_languages", "realign_max_length", "limit_links"]
-            unused += ["unit", "layer", "pool_first"]
-    if args.schedule != "before":  # steps and learning rate are those of fine-tuning
-        unused += ["realign_steps", "realign_lr", "realign_decay"]
-    if args.aligner != "awesome":
-        unused += ["aligner_model", "aligner_layer"]
-    vars(args).update(dict.fromkeys(unused))
+    args.schedule = args.schedule if aligned else "none"
+    args.aligner = args.aligner if compared and words else "none"
+    for names, used in [
+        ("lora_alpha lora_dropout", args.lora),
+        ("realign_steps realign_lr realign_decay", before),  # else those of fine-tuning
+        ("realign_batch_size temperature gather", aligned),
+        ("unit layer pool_first realign_languages realign_max_length limit_links", compared),
+        ("aligner_model aligner_layer", args.aligner == "awesome"),
+    ]:
+        if not used:
+            vars(args).update(dict.fromkeys(names.split()))
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -2500,16 +2498,15 @@ def store_links(args: argparse.Namespace) -> None:
     check(args.aligner in ALIGNERS, "--write-links", wanted)
     check_languages(args)
     check_folder("--write-links", args.write_links)
-    parts = ("train", "dev") if args.probe else ("train",)
-    files = {links_file(code, part): (code, part) for code in args.realign_languages for part in parts}
-    for name in files:
-        if (path := args.write_links / name).exists():
-            fine = all(PHARAOH.fullmatch(line.strip()) for _, line in read_lines(path))
-            check(fine, path, "is no file of links, and is not overwritten")
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
-    for name, (code, part) in files.items():
-        options = {"limit": args.limit_links, "part": part, "awesome": awesome}
-        write_links(args.write_links / name, *linker(code, args.aligner, args.data_dir, **options))
+    for code in args.realign_languages:
+        for part in ("train", "dev") if args.probe else ("train",):
+            path = args.write_links / links_file(code, part)
+            if path.exists() and not args.overwrite:
+                say(f"{path} exists: nothing to do (--overwrite aligns again)")
+                continue
+            options = {"limit": args.limit_links, "part": part, "awesome": awesome}
+            write_links(path, *linker(code, args.aligner, args.data_dir, **options))
 
 
 class Probe:
@@ -2657,14 +2654,6 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Help that ends every line with the flag's default, if it has one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        told = action.default in (None, False, [], argparse.SUPPRESS) or "(default" in action.help
-        return action.help if told else f"{action.help} (default: %(default)s)"
-
-
 def number(kind: type, low: float | None = None, high: float = 2**31) -> Callable[[str], Any]:
     """The type of a flag: a number from `low` on, or more than 0, and less than `high`."""
 
@@ -2742,7 +2731,7 @@ FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, b
         ("probe", bool, "also measure every layer: retrieval, and how far its weights moved"),
         ("write-links", Path, "align the text, store its links as Pharaoh files, and stop"),
         ("out", Path, "folder for the record"),
-        ("overwrite", bool, "repeat a run whose record exists"),
+        ("overwrite", bool, "repeat a run whose record, or links that, exist"),
     ],
 }  # fmt: skip
 DEFAULTS = {  # of both methods
@@ -2754,22 +2743,30 @@ DEFAULTS = {  # of both methods
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags, each with its default. Method, model and task, on which defaults depend, come first."""
+    default = "(default: %(default)s)"
     first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method", default=METHODS[0], choices=METHODS, help="sets the defaults below")
+    first.add_argument(
+        "--method", default=METHODS[0], choices=METHODS, help=f"sets those below {default}"
+    )
     method = first.parse_known_args(argv)[0].method
     defaults = DEFAULTS | {name: values[METHODS.index(method)] for name, values in SETTINGS.items()}
-    first.add_argument("--model", default=defaults["model"], help="hub id or folder")
-    first.add_argument("--task", default=defaults["task"], choices=TASKS, help="what is learned")
+    first.add_argument("--model", default=defaults["model"], help=f"hub id or folder {default}")
+    first.add_argument(
+        "--task", default=defaults["task"], choices=TASKS, help=f"what is learned {default}"
+    )
     known = first.parse_known_args(argv)[0]
     task = TASKS[known.task]
     defaults |= MODEL_SETTINGS.get(Path(known.model).name, {})
     defaults |= {"realign_lr": defaults["lr"], "epochs": task.epochs, "max_length": task.max_length}
     defaults |= {"train_languages": [*task.sources], "languages": [*task.targets]}
-    parser = Parser(description=__doc__, formatter_class=Help, parents=[first], allow_abbrev=False)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__, formatter_class=raw, parents=[first], allow_abbrev=False)
     for title, rows in FLAGS.items():
         group = parser.add_argument_group(title)
         for flag, kind, purpose in rows:
             options = {"help": purpose, "default": defaults.get(flag.replace("-", "_"))}
+            if options["default"] is not None and not isinstance(options["default"], list):
+                options["help"] += f" {default}"
             if kind is bool:
                 options |= {"action": "store_true", "default": False}
             elif isinstance(kind, tuple):
@@ -2786,34 +2783,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def print_left(commands: Iterable[str]) -> None:
-    """`alignfreeze.py --left`: print those of some commands of this script, one a line, that are not done.
-
-    Of commands with the same record the first one counts; one with an error is left, and tells when it runs.
-    """
-    listed, left = set(), 0
-    with as_user_error("--left: the commands are no text in UTF-8"):
-        commands = list(filter(str.strip, commands))
-    for command in commands:
-        try:
-            _, script, *flags = shlex.split(command)  # `python alignfreeze.py ...`
-            check(script.endswith(".py"), command, "is no command of this script")
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-                args = parse_args(flags)
-                settle(args)
-                place = args.write_links or args.out / f"{record_name(args)}.json"
-                done = not args.write_links and is_done(args, place)
-            if args.write_links:
-                done = all((place / links_file(code)).exists() for code in args.realign_languages)
-        except (UserError, ValueError, OSError, SystemExit):  # SystemExit: --help
-            place, done = command, False
-        if place not in listed and not done:
-            print(command.strip())
-            left += 1
-        listed.add(place)
-    print(f"{left} of {len(listed)} are left to do", file=sys.stderr)
-
-
 def main(argv: list[str] | None = None) -> int:
     """0, or 2 for a user's error, which is printed in one line, or 130 when interrupted."""
     for library in (transformers.utils, huggingface_hub.utils, datasets.utils):
@@ -2825,9 +2794,6 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
             stream.reconfigure(errors="backslashreplace")
     try:
-        if (sys.argv[1:] if argv is None else argv) == ["--left"]:
-            print_left(sys.stdin)
-            return 0
         args = parse_args(argv)
         if args.write_links:
             store_links(args)

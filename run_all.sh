@@ -3,8 +3,8 @@
 #
 #   ./run_all.sh             AlignFreeze: every model, task, strategy, schedule, aligner and seed of the paper, 465 runs, the
 #                            main results first; then middle-layer alignment, 36 runs. What is done is not done again.
-#   ./run_all.sh --dry-run   only print the commands that are left, one a line, for several at a time or several machines;
-#                            those with --write-links are to end before the others begin
+#   ./run_all.sh --dry-run   only print the commands, one a line, for several at a time or several machines; those with
+#                            --write-links are to end before the others begin
 #   ./run_all.sh quick       a first look with the hub and a GPU: distilmBERT, PoS, four strategies, a fifth of the steps
 #   ./run_all.sh toy         an invented world, both methods, from nothing to tables; no network, under 5 minutes
 #   ./run_all.sh test        the tests
@@ -39,7 +39,7 @@ set_up() {
   PYTHON=.venv/bin/python
 }
 
-# All commands of a paper, one a line. Links and baselines come again and again: --left knows those that are alike.
+# All commands of a paper, one a line; some of them again and again, to the letter.
 alignfreeze() {
   for schedule in ${SCHEDULES:-before during}; do for aligner in ${ALIGNERS:-dictionary fastalign awesome}; do
     for task in ${TASKS:-udpos wikiann xquad xnli}; do
@@ -52,8 +52,9 @@ alignfreeze() {
       fi
       for model in ${MODELS:-distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}; do
         for seed in ${SEEDS:-31 42 66 23 17}; do for strategy in ${STRATEGIES:-baseline full front back}; do
-          echo "$PYTHON alignfreeze.py --model $model --task $task --strategy $strategy --schedule $schedule" \
-            "--aligner $links --seed $seed --out $OUT $FLAGS"
+          how=" --schedule $schedule --aligner $links"
+          [ $strategy != baseline ] || how=  # one baseline serves all schedules and aligners
+          echo "$PYTHON alignfreeze.py --model $model --task $task --strategy $strategy$how --seed $seed --out $OUT $FLAGS"
         done; done
       done
     done
@@ -79,21 +80,21 @@ toy() {
   for strategy in baseline full; do echo "$generator --strategy $strategy"; done
 }
 
-# Run what is left of the commands of $METHODS, one after the other; failures are reported at the end.
-run_left() {
-  local commands=() failed=() command left code count=0
-  left=$(for method in $METHODS; do $method; done | "$PYTHON" alignfreeze.py --left) || exit 2
-  if [ $dry_run ]; then printf '%s' "${left:+$left$'\n'}"; exit; fi
-  if [ "$left" ]; then while read -r command; do commands+=("$command"); done <<<"$left"; fi
-  for command in ${commands[@]+"${commands[@]}"}; do  # (so written for the bash of macOS)
-    echo "[$((++count)) of ${#commands[@]}, ${#failed[@]} failed] $command"
+# Run the commands of $METHODS, one after the other; failures are reported at the end.
+run_grid() {
+  local failed=() list command code count=0 all
+  list=$(for method in $METHODS; do $method || exit; done | awk '!seen[$0]++') || die "METHODS: alignfreeze mid-align"
+  if [ $dry_run ]; then echo "$list"; exit; fi
+  all=$(wc -l <<<"$list")
+  while read -r command; do
+    echo "[$((++count)) of $all, ${#failed[@]} failed] $command"
     code=0
     call $command || code=$?
     [ $code -ne 130 ] || exit 130  # interrupted
     [ $code -eq 0 ] || failed+=("$command")
-  done
+  done <<<"$list"
   [ ${#failed[@]} -gt 0 ] || return 0
-  printf 'run_all.sh: %d of %d commands failed:\n' ${#failed[@]} ${#commands[@]} >&2
+  printf 'run_all.sh: %d of %d commands failed:\n' ${#failed[@]} $all >&2
   printf '  %s\n' "${failed[@]}" >&2
   return 1
 }
@@ -112,13 +113,13 @@ case $command in
   grid)
     : "${METHODS:=alignfreeze mid-align}" "${OUT:=results/runs}"
     set_up torch transformers datasets
-    run_left ;;
+    run_grid ;;
   quick)
     : "${MODELS:=distilbert-base-multilingual-cased}" "${TASKS:=udpos}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
     : "${SEEDS:=31}" "${OUT:=results/quick}"
     METHODS=alignfreeze FLAGS="--epochs 1 --languages ar de fi hi tr $FLAGS"
     set_up torch transformers datasets
-    run_left
+    run_grid
     "$PYTHON" results/report.py "$OUT" ;;
   toy)
     METHODS=toy WORLD=results/toy/world OUT=results/toy/runs failed=0
@@ -129,7 +130,7 @@ case $command in
       call "$PYTHON" tests/toy_world.py $WORLD.part --models bert llama
       mv $WORLD.part $WORLD
     fi
-    run_left || failed=$?
+    run_grid || failed=$?
     "$PYTHON" results/report.py $OUT
     echo "The toy world shows that the methods run, not that the papers are right: see the README."
     exit $failed ;;

@@ -635,13 +635,17 @@ def test_links_of_the_whole_text_serve_a_part_of_it(world, cli, tmp_path):
     assert_refused(cli([*argv, "--limit-links", 9999, "--aligner", links]), "are the links of another?")
 
 
-def test_links_overwrite_links_and_nothing_else(world, cli, tmp_path):
+def test_links_that_exist_are_not_written_again_unless_told(world, cli, tmp_path):
     folder = tmp_path / "links"
     argv = flags(world, "bert", "--limit-links", 20, "--write-links", folder)
-    assert cli(argv).code == 0 and cli(argv).code == 0
+    assert cli(argv).code == 0
+    written = (folder / "en-qab.txt").read_text("utf-8")
     (folder / "en-qab.txt").write_text("my notes\n", "utf-8")
-    assert_refused(cli(argv), f"{folder / 'en-qab.txt'}: is no file of links")
+    again = cli(argv)
+    assert again.code == 0 and f"{folder / 'en-qab.txt'} exists: nothing to do" in again.out
     assert (folder / "en-qab.txt").read_text("utf-8") == "my notes\n"
+    assert cli([*argv, "--overwrite"]).code == 0
+    assert (folder / "en-qab.txt").read_text("utf-8") == written
 
 
 # ------------------------------------------------------------------------------------------- bad flags

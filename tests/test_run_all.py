@@ -1,15 +1,11 @@
 """The shell loop: it prints the paper's grid, leaves out what is done, survives failures, and finds its packages."""
 
-import io
-import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +21,7 @@ SETTINGS = "METHODS MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS FLAGS OUT L
 
 # A Python interpreter that only writes down what it is asked to run. $HAS: does it have the packages (0 or 1)? Its
 # `-m venv` makes another one, which has them as soon as its `-m pip` has run; $PIP and $RUN are what these and the
-# runs do, $WORLD what building the toy world does. To it, nothing is done yet: `--left` prints all, but for $LEFT.
+# runs do, $WORLD what building the toy world does.
 STAND_IN = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 case "$*" in
@@ -37,7 +33,6 @@ case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && sed -i '2iHAS=0' "$3/bin/python" ;;
   "-m pip "*) eval "${PIP:-}"; touch "$here/installed" ;;
   tests/toy_world.py*) mkdir -p "$2"; eval "${WORLD:-}" ;;
-  "alignfreeze.py --left") eval "${LEFT:-cat}" ;;
   alignfreeze.py*) eval "${RUN:-}" ;;
 esac
 """
@@ -106,14 +101,6 @@ def parsed(command: str):
     return alignfreeze.parse_args(shlex.split(argv))
 
 
-def left(commands: list[str]) -> list[str]:
-    """What `alignfreeze.py --left` prints of some commands."""
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        alignfreeze.print_left(f"{command}\n" for command in commands)
-    return printed.getvalue().splitlines()
-
-
 def runs_of(commands: list[str]) -> list[tuple]:
     runs = [parsed(command) for command in commands if "--write-links" not in command]
     return [
@@ -125,7 +112,7 @@ def runs_of(commands: list[str]) -> list[tuple]:
 def test_a_dry_run_prints_both_papers_grids(run_all):
     result = run_all("--dry-run")
     assert result.code == 0
-    runs = runs_of(left(result.commands))
+    runs = runs_of(result.commands)
     assert len(set(runs)) == len(runs) == 465 + 36
     first = [run for run in runs if run[0] == "alignfreeze"]
     assert runs[:465] == first and sum(run[2] == "udpos" for run in first) == 285
@@ -136,7 +123,7 @@ def test_a_dry_run_prints_both_papers_grids(run_all):
 
 
 def test_one_baseline_serves_every_schedule_and_aligner(run_all):
-    runs = runs_of(left(run_all("--dry-run", TASKS="udpos", METHODS="alignfreeze").commands))
+    runs = runs_of(run_all("--dry-run", TASKS="udpos", METHODS="alignfreeze").commands)
     assert sum(run[3] == "baseline" for run in runs) == len(MODELS) * len(SEEDS)
 
 
@@ -168,56 +155,10 @@ def test_the_environment_narrows_the_grid_and_flags_reach_every_run(run_all):
     assert all(parsed(command).precision == "fp32" for command in commands if "--write" not in command)
 
 
-def test_the_script_itself_knows_what_is_done(run_all, tmp_path):
-    settings = {
-        "MODELS": "m",
-        "TASKS": "udpos",
-        "STRATEGIES": "front back",
-        "SEEDS": 31,
-        "ALIGNERS": "dictionary",
-    }
-    settings |= {
-        "METHODS": "alignfreeze",
-        "SCHEDULES": "before",
-        "FLAGS": "--precision fp32",
-        "PYTHON": sys.executable,
-    }
-    before = run_all("--dry-run", **settings).commands
-    args = parsed(before[0])
-    alignfreeze.settle(args)
-    record = {"versions": {"alignfreeze.py": ""}, "config": {}}
-    (tmp_path / "runs").mkdir()
-    (tmp_path / f"runs/{alignfreeze.record_name(args)}.json").write_text(json.dumps(record), "utf-8")
-    assert len(before) == 2 and run_all("--dry-run", **settings).commands == before[1:]
-
-
-def test_what_is_broken_or_wrong_or_not_whole_is_left(run_all, tmp_path):
-    few = {"METHODS": "alignfreeze", "MODELS": "m", "TASKS": "udpos", "SEEDS": 31, "STRATEGIES": "full"}
-    few |= {"ALIGNERS": "fastalign", "SCHEDULES": "before", "LINKS": tmp_path / "links"}
-    links, run = run_all("--dry-run", FLAGS="--realign-languages de fr", **few).commands
-    args = parsed(run)
-    alignfreeze.settle(args)
-    (tmp_path / "links/fastalign").mkdir(parents=True)
-    (tmp_path / "links/fastalign/en-de.txt").touch()
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / f"{alignfreeze.record_name(args)}.json").write_text("{", "utf-8")
-    wrong = f"{run.strip()} --bogus"
-    assert left([links, run, run, wrong]) == [links.strip(), run.strip(), wrong]
-    (tmp_path / "links/fastalign/en-fr.txt").touch()
-    assert left([links, run]) == [run.strip()]
-    helped, long = f"{run.strip()} --help", f"{run.strip()} --model {'m' * 300}"
-    assert left(["", "# a remark", helped, long, run]) == ["# a remark", helped, long, run.strip()]
-    path = tmp_path / "commands"
-    path.write_bytes(b"python alignfreeze.py --out caf\xe9\n")
-    with path.open(encoding="utf-8") as file, pytest.raises(alignfreeze.UserError, match="--left"):
-        alignfreeze.print_left(file)
-
-
-def test_when_the_list_cannot_be_made_nothing_is_taken_for_done(run_all):
-    for arguments in ([], ["--dry-run"], ["quick"]):
-        result = run_all(*arguments, LEFT="exit 1")
-        assert result.code == 2 and result.log == ["PYTHON alignfreeze.py --left"]
-    assert run_all(LEFT="cat >/dev/null").code == 0
+def test_a_wrong_method_is_named(run_all):
+    for arguments in ([], ["--dry-run"]):
+        result = run_all(*arguments, METHODS="alignfreeze mid")
+        assert result.code == 2 and "METHODS: alignfreeze mid-align" in result.err and not result.out
 
 
 def test_a_quick_look_is_four_runs_of_a_fifth_of_the_papers_steps_and_their_tables(run_all):
