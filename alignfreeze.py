@@ -326,8 +326,7 @@ def optimize(
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
-    warmup = training.warmup * steps  # mid-align (inverse_sqrt) rounds up; 1e-9: as 0.29 * 100 < 29
-    warmup = math.ceil(warmup) if training.decay == "inverse_sqrt" else int(warmup + 1e-9)
+    warmup = warmup_steps(training, steps)
     rate = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
     if (rank := processes()[0]) > 0:  # processes differ in their dropout; their weights were drawn alike
         torch.manual_seed(training.seed + 1000 * rank)
@@ -365,9 +364,7 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
         else:  # labels are shifted: at each position, the token that follows
             logits.append(token_logits(model, inputs, wanted != IGNORE))
             labels.append(wanted[wanted != IGNORE])
-    width = max(scores.shape[-1] for scores in logits)  # answer spans: as wide as their bucket
-    logits = [F.pad(scores, (0, width - scores.shape[-1]), value=-math.inf) for scores in logits]
-    logits, labels = torch.cat(logits).float(), torch.cat(labels)
+    logits, labels = concatenate(logits).float(), torch.cat(labels)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total * processes()[1] / batch.count  # count: labels of all processes
 
@@ -460,6 +457,20 @@ def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
         pass
     finally:
         hook.remove()
+
+
+def warmup_steps(training: Training, steps: int) -> int:
+    """In how many of the updates the rate rises; as the authors of each method round it."""
+    share = training.warmup * steps
+    if training.decay == "inverse_sqrt":
+        return math.ceil(share)
+    return int(share + 1e-9)  # as 0.29 * 100 is less than 29
+
+
+def concatenate(logits: list[Tensor]) -> Tensor:
+    """All rows of the buckets. Those of answers are as wide as their bucket is long: filled up with -inf."""
+    width = max(rows.shape[-1] for rows in logits)
+    return torch.cat([F.pad(rows, (0, width - rows.shape[-1]), value=-math.inf) for rows in logits])
 
 
 def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
