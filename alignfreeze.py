@@ -25,7 +25,6 @@ ACL 2025. https://arxiv.org/abs/2502.14830
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import itertools
 import json
@@ -2420,7 +2419,6 @@ def load_data(
     args: argparse.Namespace, tokenizer: Any
 ) -> tuple[list, list, dict[str, tuple[list, list]]]:
     """(training features, validation features, {language: (test examples, features)}), all checked."""
-    gc.disable()  # millions of small objects that stay: no use looking for garbage among them
     task, tests = TASKS[args.task], {}
 
     def features(split: str) -> list[dict]:
@@ -2429,38 +2427,34 @@ def load_data(
             part = task.load(code, split, args)[: args.limit_train]
             say(f"{args.task}, {split}: {code} {len(part)} examples")
             examples += part
-        return encode(task, tokenizer, examples, args.max_length, True)
+        return encode(task, tokenizer, examples, args.max_length, True, f"{args.task}, {split}")
 
     training = features("train") if args.epochs else []
     validation = features("valid") if args.validate else []
     length = min(task.test_length, tokenizer.model_max_length)
     for code in dict.fromkeys([*args.train_languages, *args.languages]):
         examples = task.load(code, "test", args)[: args.limit_test]
-        tests[code] = examples, encode(task, tokenizer, examples, length, False)
-    gc.freeze()
-    gc.enable()
+        name = f"{args.task}, {code}"
+        tests[code] = examples, encode(task, tokenizer, examples, length, False, name)
     counts = [f"{code} {len(examples)}" for code, (examples, _) in tests.items()]
     say(f"test examples: {', '.join(counts)}")
-    sets = {"training": training, "validation": validation}
-    sets |= {code: rows for code, (_, rows) in tests.items()}
-    for name, rows in sets.items():
-        if rows and (name in ("training", "validation") or not task.new_tokens):
-            labelled = any((row["labels"] != IGNORE).any() for row in rows)
-            check(labelled, f"{args.task}, {name}", "nothing to learn or to score in this data")
-        cut = len({row["example"] for row in rows if row["cut"]})
-        if cut:
-            say(f"{name}: {cut} examples are not seen whole (cut off, or without a subword)")
     return training, validation, tests
 
 
 def encode(
-    task: Task, tokenizer: Any, examples: list[dict], max_length: int, training: bool
+    task: Task, tokenizer: Any, examples: list[dict], max_length: int, training: bool, name: str = "data"
 ) -> list[dict]:
-    """The task's features of all examples, 1,000 at a time: tokenizers return large objects."""
+    """The task's features of all examples of a set. UserError if there is nothing to learn or to score."""
     features = []
-    for start in range(0, len(examples), 1000):
+    for start in range(0, len(examples), 1000):  # tokenizers return large objects
         part = task.encode(tokenizer, examples[start : start + 1000], max_length, training)
         features += [feature | {"example": start + feature["example"]} for feature in part]
+    if training or not task.new_tokens:
+        labelled = any((feature["labels"] != IGNORE).any() for feature in features)
+        check(labelled, name, "nothing to learn or to score in this data")
+    cut = len({feature["example"] for feature in features if feature["cut"]})
+    if cut:
+        say(f"{name}: {cut} examples are not seen whole (cut off, or without a subword)")
     return features
 
 
