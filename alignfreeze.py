@@ -287,26 +287,31 @@ def finetune(
     weight = 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        examples, linked = batch  # before: linked is None; during: both; alternate: one of them is None
+        name, examples, linked = batch
         total = task_loss(model, examples) if examples else 0.0
         if linked:
             tally(seen, linked)
             with frozen(model, how.frozen):  # what is frozen now stays out of `backward` later
                 total = total + weight * alignment_loss(model.base_model, projection, linked, how)
-        if schedule == "alternate":
-            return "task" if examples else "align", total
-        return "finetune", total
+        return name, total
 
     task = task_batches(tokenizer, features, epochs, batch_size, training.seed, model.device)
-    aligned = itertools.repeat(None)
-    if schedule != "before":
-        aligned = alignment_batches(tokenizer, pairs, how, model.device)
-    batches = zip(task, aligned)
-    count = epochs * math.ceil(len(features) / batch_size)
-    if schedule == "alternate":
-        batches, count = in_turn(batches), 2 * count  # each (a, b) becomes (a, None), (None, b)
-    steps = math.ceil(count / training.accumulate)
+    aligned = alignment_batches(tokenizer, pairs, how, model.device)
+    batches = scheduled(schedule, task, aligned)
+    steps = finetune_steps(len(features), epochs, batch_size, schedule, training.accumulate)
     return optimize("fine-tune", [model, projection], batches, loss, steps, training, stop), seen
+
+
+def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tuple]:
+    """(name of the loss, batch of the task or None, batch of sentence pairs or None) in their order."""
+    if schedule == "before":  # alignment is over
+        aligned = itertools.repeat(None)
+    for examples, linked in zip(task, aligned):
+        if schedule == "alternate":
+            yield "task", examples, None
+            yield "align", None, linked
+        else:
+            yield "finetune", examples, linked
 
 
 # ---- 2. Training and testing --------------------------------------------------------------------
@@ -458,6 +463,14 @@ def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+def finetune_steps(examples: int, epochs: int, batch_size: int, schedule: str, accumulate: int) -> int:
+    """How many updates fine-tuning takes; with `alternate`, batches of sentence pairs count as well."""
+    batches = epochs * math.ceil(examples / batch_size)
+    if schedule == "alternate":
+        batches *= 2
+    return math.ceil(batches / accumulate)
+
+
 def warmup_steps(training: Training, steps: int) -> int:
     """In how many of the updates the rate rises; as the authors of each method round it."""
     share = training.warmup * steps
@@ -583,13 +596,6 @@ def loss_curves(done: str, losses: dict[str, list[Tensor]], seconds: float) -> d
         told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(values) > 1 else ""))
     say(f"{done}, {', '.join(told)}, {seconds:.1f} s")
     return curves
-
-
-def in_turn(batches: Iterable[tuple]) -> Iterator[tuple]:
-    """Of every (batch of the task, batch of pairs), first the one alone, then the other."""
-    for examples, sentences in batches:
-        yield examples, None
-        yield None, sentences
 
 
 class Pair(NamedTuple):
@@ -1982,17 +1988,15 @@ def train(
     training = Training(
         args.lr, args.decay, args.warmup, args.accumulate, args.clip, args.precision, args.seed
     )
-    batches = args.epochs * math.ceil(len(features) / args.batch_size)
-    batches *= 2 if args.schedule == "alternate" else 1
-    steps = {"finetune": math.ceil(batches / args.accumulate)}
-    enough = (args.validate or 0) <= steps["finetune"]
-    check(enough, "--validate", f"fine-tuning has {steps['finetune']} updates; check more often")
-    losses, seen, best = {}, {}, {}
+    updates = finetune_steps(len(features), args.epochs, args.batch_size, args.schedule, args.accumulate)
+    enough = (args.validate or 0) <= updates
+    check(enough, "--validate", f"fine-tuning has {updates} updates; check more often")
+    steps, losses, seen, best = {"finetune": updates}, {}, {}, {}
     probe = Probe(model, tokenizer, probed, how, seconds)
     if args.schedule == "during":
-        steps["realign"] = steps["finetune"]
+        steps["realign"] = updates
     if args.schedule == "before":
-        steps["realign"] = args.realign_steps or steps["finetune"]
+        steps["realign"] = args.realign_steps or updates
         alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
         with timed(seconds, "realign"):
             losses, seen = realign(model, tokenizer, pairs, steps["realign"], how, alone)
