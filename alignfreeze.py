@@ -1821,9 +1821,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 class UserError(Exception):
     """What is wrong with the input, where, and what to do; `main` prints it in one line, returns 2."""
 
-    def __init__(self, message: str):  # a file's name need not be UTF-8
-        super().__init__(message.encode(errors="backslashreplace").decode())
-
 
 @contextmanager
 def as_user_error(problem: str) -> Iterator[None]:
@@ -1844,8 +1841,8 @@ def check(fine: Any, where: Any, problem: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of a file of UTF-8 text. UserError if it is none, or empty."""
-    check(path.is_file() or not path.exists(), path, "is no regular file")  # a pipe would be waited for
+    """(line number from 1, line) of UTF-8 text. UserError if it is none (a pipe, say), or empty."""
+    check(path.is_file(), path, "is no file; the README says which files --data-dir must hold")
     number = 0
     try:
         with open(path, "rb") as lines:
@@ -1854,63 +1851,46 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from None
-    except OSError as error:
-        needed = "the README says which files --data-dir must hold"
-        raise UserError(f"{path}: {error.strerror}; {needed}") from None
     check(number, path, "the file is empty")
 
 
 def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
-    """(where it stands, row) of a data set; of each row its columns `kinds`, if any are named.
-
-    From `FOLDER/LANGUAGE/SPLIT.jsonl` of --data-dir, or from the hub: what `load_dataset` takes.
-    """
+    """(where it stands, row) of --data-dir or the hub; only the columns `kinds`, if any are named."""
     if args.data_dir:
-        rows = json_lines(args.data_dir / folder / language / f"{split}.jsonl")
+        path = args.data_dir / folder / language / f"{split}.jsonl"
+        rows = ((f"{path}:{number}", line) for number, line in read_lines(path))
     else:
         name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
         with as_user_error(f"cannot load {name} from the hub; {NO_NETWORK}"):
             table = datasets.load_dataset(**hub)
         rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
     for where, row in rows:
-        check(type(row) is dict, where, "is no row of named columns")
-        yield where, dict(zip(kinds, typed_columns(where, row, **kinds))) if kinds else row
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, value) of each line of a file."""
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
-        with as_user_error(f"{where}: not a line of JSON in whole characters"):
-            value = json.loads(line)
-            if "\\u" in line:
-                json.dumps(value, ensure_ascii=False).encode()  # fails for half a pair such as "\\ud800"
-        yield where, value
+        if args.data_dir:
+            with as_user_error(f"{where}: not a line of JSON in whole characters"):
+                row = json.loads(row)
+                json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair: "\\ud800"
+        columns = typed_columns(where, row, **kinds)
+        yield where, dict(zip(kinds, columns)) if kinds else row
 
 
 def typed_columns(where: str, row: Any, **kinds: type) -> list:
-    """The values of these columns. UserError if one is missing or of another type."""
+    """The values of these columns. UserError if one is missing or of another type (True is no int)."""
+    check(type(row) is dict, where, f"expected named columns, found {str(row)[:60]!r}")
     for name, kind in kinds.items():
-        value = row.get(name) if type(row) is dict else None
-        fine = type(value) is kind  # True is no int
-        check(fine, where, f"no column '{name}' of type {kind.__name__}")
+        check(type(row.get(name)) is kind, where, f"no column '{name}' of type {kind.__name__}")
     return [row[name] for name in kinds]
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    where = {"dir": path.parent, "prefix": f".{path.name[:40]}."}
-    failed = as_user_error(f"cannot write {path}")
-    with failed, tempfile.NamedTemporaryFile(**where, delete=False) as file:
+    part = path.parent / f".{os.urandom(8).hex()}"
+    with as_user_error(f"cannot write {path}"):
         try:
-            file.write(content)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def fetch(url: str) -> Path:
