@@ -1092,9 +1092,16 @@ def train_and_link(
     """
     tension, t_table = FIRST_TENSION, np.ones(len(source_word))
     shapes = Counter(grid.shape for grid in grids)
-    from_zero = {shape: distance(shape, first=0) for shape in shapes}
+    far = {}  # |i/n - j/m|, of i = 1 .. n and j = 0 .. m: how far from the diagonal; (n, m + 1)
+    for shape in shapes:
+        n, m = shape[0] - 1, shape[1]
+        far[shape] = np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(m + 1) / max(m, 1))
     for iteration in range(EM_ITERATIONS):
-        priors = {shape: alignment_prior(shape, tension) for shape in shapes}
+        priors = {}  # that a target word comes from NULL, or from a source position; (n + 1, m)
+        for shape in shapes:
+            near = np.exp(-tension * far[shape][:, 1:])
+            null = np.full(shape[1], NULL_PROBABILITY)
+            priors[shape] = np.vstack([null, near * ((1 - NULL_PROBABILITY) / near.sum(0))])
         joint = (t_table[grid] * priors[grid.shape] for grid in grids)
         if iteration == EM_ITERATIONS - 1:
             return [(scores.argmax(0) - 1).tolist() for scores in joint]
@@ -1103,53 +1110,35 @@ def train_and_link(
             posterior /= posterior.sum(0)
             np.add.at(counts, grid.ravel(), posterior.ravel())
             # Like fast_align we count target positions from 0 here, from 1 elsewhere.
-            observed += np.vdot(posterior[1:], from_zero[grid.shape])
+            observed += np.vdot(posterior[1:], far[grid.shape][:, :-1])
         if iteration > 0:
-            tension = fit_tension(shapes, observed, tension)
+            tension = fit_tension(shapes, far, observed, tension)
         counts += DIRICHLET_ALPHA  # then variational Bayes: exp(digamma(count) - digamma(total))
         counts[target_word == 0] = 0.0  # NULL explains words but is never explained
         totals = torch.from_numpy(np.bincount(source_word, counts)).digamma().numpy()
         t_table = np.exp(torch.from_numpy(counts).digamma().numpy() - totals[source_word])
 
 
-def distance(shape: tuple[int, int], first: int = 1) -> np.ndarray:
-    """|i/n - j/m|, how far positions i of n and j of m are from the diagonal, (n, m)."""
-    n, m = shape[0] - 1, shape[1]
-    return np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(first, m + first) / m)
-
-
-def alignment_prior(shape: tuple[int, int], tension: float) -> np.ndarray:
-    """Probability that each target word comes from NULL or a source position, (n + 1, m)."""
-    near = np.exp(-tension * distance(shape))
-    null = np.full(shape[1], NULL_PROBABILITY)
-    return np.vstack([null, near * ((1 - NULL_PROBABILITY) / near.sum(0))])
-
-
-def fit_tension(shapes: Counter, observed: float, tension: float) -> float:
+def fit_tension(shapes: Counter, far: dict, observed: float, tension: float) -> float:
     """Eight gradient steps towards the tension that makes the prior expect the observed distance."""
     words = sum(count * m for (_, m), count in shapes.items())
     for _ in range(8):
         expected = 0.0
         for shape, count in shapes.items():
-            far = distance(shape)
-            near = np.exp(-tension * far)
+            distances = far[shape][:, 1:]
+            weighted = (np.exp(-tension * distances) * distances).sum(0)
             normaliser = exchanged_normaliser(shape[0] - 1, shape[1], tension)
-            expected += count * ((near * far).sum(0) / normaliser).sum()
-        tension = min(max(tension + 20 * (expected - observed) / max(words, 1), 0.1), 14.0)
+            expected += count * (weighted / normaliser).sum()
+        tension = min(max(tension + 20 * (expected - observed) / words, 0.1), 14.0)
     return tension
 
 
 def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
-    """What the program divides by in the derivative of log Z, (m,): Z with source and target length exchanged.
-
-    Beyond the diagonal a number of positions is negative, and unsigned there. The fitted tension rests on both slips.
-    """
-    if not m:  # no words
-        return np.ones(0)
+    """The Z that fast_align has in the derivative of log Z, (m,): n and m are exchanged, by a slip."""
     i = np.arange(1, m + 1)
     floor = i * m // n
-    ratio = math.exp(-tension / m)
-    top = (m - floor) % 2**32
+    ratio = math.exp(-tension / max(m, 1))
+    top = (m - floor) % 2**32  # a second slip: negative beyond the diagonal, but unsigned there
     above = np.exp(-tension * np.abs((floor + 1) / m - i / n)) * (1 - ratio**top)
     below = np.exp(-tension * np.abs(floor / m - i / n)) * (1 - ratio**floor)
     return (above + below) / (1 - ratio)
@@ -1165,22 +1154,17 @@ def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
     reverse = {(i, j) for i, j in enumerate(reverse) if j >= 0}
     kept = forward & reverse
     sources, targets = {i for i, _ in kept}, {j for _, j in kept}
-
-    def keep(i: int, j: int) -> None:
-        kept.add((i, j))
-        sources.add(i)
-        targets.add(j)
-
-    before = -1
-    while before < len(kept):
-        before = len(kept)
-        for i, j in sorted((forward | reverse) - kept):
-            near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
-            if near and not (i in sources and j in targets):
-                keep(i, j)
-    for i, j in sorted(forward) + sorted(reverse):
-        if i not in sources and j not in targets:
-            keep(i, j)
+    for candidates, fewest in ((forward | reverse, 1), (forward, 2), (reverse, 2)):
+        before = -1
+        while before < len(kept):
+            before = len(kept)
+            for i, j in sorted(candidates - kept):
+                unlinked = (i not in sources) + (j not in targets)
+                near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
+                if unlinked >= fewest and (near or fewest == 2):
+                    kept.add((i, j))
+                    sources.add(i)
+                    targets.add(j)
     return sorted(kept)
 
 
