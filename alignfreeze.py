@@ -984,7 +984,6 @@ def linker(
 
     aligner: `dictionary`; `awesome`, with the function that links pairs of word lists; `fastalign`,
     which learns from the whole text now; or a folder of Pharaoh files. limit: how many lines to read.
-    Local text is read to its end here, so that what is malformed is found before training.
     """
     forward, backward = {}, {}
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
@@ -1012,7 +1011,7 @@ def linker(
         path = Path(aligner) / links_file(language, part)
         stored = read_pharaoh(path, map(words, lines(part)), bool(data_dir), limit)
     elif data_dir:
-        deque(lines(part), maxlen=0)
+        deque(lines(part), maxlen=0)  # read to the end: what is malformed is found before training
     return link, lambda: zip(stored, lines(part))
 
 
@@ -1036,10 +1035,7 @@ def dictionary_links(
 
 
 def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, Dictionary]:
-    """A MUSE dictionary, English to `language`, and the same turned round.
-
-    A line without exactly two words is skipped if downloaded, a UserError in a user's own file.
-    """
+    """A MUSE dictionary, English to `language`, and turned round. UserError for what is no entry."""
     name, skipped = f"{SOURCE}-{language}.txt", 0
     path = data_dir / "dictionary" / name if data_dir else fetch(MUSE_URL.format(SOURCE, language))
     forward, backward = defaultdict(set), defaultdict(set)
@@ -1204,39 +1200,21 @@ def links_file(language: str, part: str = "train") -> str:
     return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
 
 
-def read_pharaoh(
-    path: Path, pairs: Iterator[Words] | None = None, whole_text: bool = True, limit: int | None = None
-) -> list[Links]:
-    """Links in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0, a line a sentence pair.
-
-    pairs: of which they must be. whole_text: all of these have a line. UserError if links do not fit.
-    """
+def read_pharaoh(path: Path, pairs: Iterator[Words], whole: bool, limit: int | None) -> list[Links]:
+    """The links of each line, `0-0 1-2 ...`, English first. UserError if they do not fit the pairs."""
     links = []
     for number, line in itertools.islice(read_lines(path), limit):
-        where = f"{path}:{number}"
+        where, words = f"{path}:{number}", next(pairs, None)
         fine = PHARAOH.fullmatch(line.strip())
         check(fine, where, f"expected links such as '0-0 1-2', found {line[:60]!r}")
+        check(words, where, f"the text has {number - 1} sentence pairs; are the links of another?")
         links.append([tuple(map(int, link.split("-"))) for link in line.split()])
-        if pairs is not None:
-            source, target = next(pairs, (None, None))
-            there = source is not None
-            check(there, where, f"the text has {number - 1} sentence pairs; are the links of another?")
-            inside = all(i < len(source) and j < len(target) for i, j in links[-1])
-            check(inside, where, f"a link points outside {len(source)} and {len(target)} words")
-    if pairs is not None and whole_text:
-        ended = next(pairs, None) is None
-        check(ended, path, f"{number} lines of links, but the text goes on; align all of it")
+        n, m = map(len, words)
+        inside = all(i < n and j < m for i, j in links[-1])
+        check(inside, where, f"a link points outside {n} and {m} words")
+    ended = not whole or next(pairs, None) is None  # whole: all pairs must have a line
+    check(ended, path, f"{len(links)} lines of links, but the text goes on; align all of it")
     return links
-
-
-def write_links(path: Path, link: Callable, text: Callable) -> None:
-    """Align a text, and store its links in Pharaoh format."""
-    start, lines = time.time(), []
-    for chunk in in_chunks(text(), 32):
-        for pair in link(chunk):
-            lines.append(" ".join(f"{i}-{j}" for i, j in pair.links) + "\n")
-    write_whole(path, "".join(lines).encode())
-    say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
 
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
@@ -2472,8 +2450,14 @@ def store_links(args: argparse.Namespace) -> None:
             check(fine, path, "is no file of links, and is not overwritten")
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
     for name, (code, part) in files.items():
+        start, lines = time.time(), []
         options = {"limit": args.limit_links, "part": part, "awesome": awesome}
-        write_links(args.write_links / name, *linker(code, args.aligner, args.data_dir, **options))
+        link, text = linker(code, args.aligner, args.data_dir, **options)
+        for chunk in in_chunks(text(), 32):
+            for pair in link(chunk):
+                lines.append(" ".join(f"{i}-{j}" for i, j in pair.links) + "\n")
+        write_whole(args.write_links / name, "".join(lines).encode())
+        say(f"{name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
 
 
 class Probe:
