@@ -999,7 +999,6 @@ def linker(
 
     aligner: `dictionary`; `awesome`, with the function that links pairs of word lists; `fastalign`,
     which learns from the whole text now; or a folder of Pharaoh files. limit: how many lines to read.
-    Local text is read to its end here, so that what is malformed is found before training.
     """
     forward, backward = {}, {}
     if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
@@ -1027,7 +1026,7 @@ def linker(
         path = Path(aligner) / links_file(language, part)
         stored = read_pharaoh(path, map(words, lines(part)), bool(data_dir), limit)
     elif data_dir:
-        deque(lines(part), maxlen=0)
+        deque(lines(part), maxlen=0)  # read to the end: what is malformed is found before training
     return link, lambda: zip(stored, lines(part))
 
 
@@ -1051,10 +1050,7 @@ def dictionary_links(
 
 
 def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, Dictionary]:
-    """A MUSE dictionary, English to `language`, and the same turned round.
-
-    A line without exactly two words is skipped if downloaded, a UserError in a user's own file.
-    """
+    """A MUSE dictionary, English to `language`, and turned round. UserError for what is no entry."""
     name, skipped = f"{SOURCE}-{language}.txt", 0
     path = data_dir / "dictionary" / name if data_dir else fetch(MUSE_URL.format(SOURCE, language))
     forward, backward = defaultdict(set), defaultdict(set)
@@ -1107,9 +1103,16 @@ def train_and_link(
     """
     tension, t_table = FIRST_TENSION, np.ones(len(source_word))
     shapes = Counter(grid.shape for grid in grids)
-    from_zero = {shape: distance(shape, first=0) for shape in shapes}
+    far = {}  # |i/n - j/m|, of i = 1 .. n and j = 0 .. m: how far from the diagonal; (n, m + 1)
+    for shape in shapes:
+        n, m = shape[0] - 1, shape[1]
+        far[shape] = np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(m + 1) / max(m, 1))
     for iteration in range(EM_ITERATIONS):
-        priors = {shape: alignment_prior(shape, tension) for shape in shapes}
+        priors = {}  # that a target word comes from NULL, or from a source position; (n + 1, m)
+        for shape in shapes:
+            near = np.exp(-tension * far[shape][:, 1:])
+            null = np.full(shape[1], NULL_PROBABILITY)
+            priors[shape] = np.vstack([null, near * ((1 - NULL_PROBABILITY) / near.sum(0))])
         joint = (t_table[grid] * priors[grid.shape] for grid in grids)
         if iteration == EM_ITERATIONS - 1:
             return [(scores.argmax(0) - 1).tolist() for scores in joint]
@@ -1118,53 +1121,35 @@ def train_and_link(
             posterior /= posterior.sum(0)
             np.add.at(counts, grid.ravel(), posterior.ravel())
             # Like fast_align we count target positions from 0 here, from 1 elsewhere.
-            observed += np.vdot(posterior[1:], from_zero[grid.shape])
+            observed += np.vdot(posterior[1:], far[grid.shape][:, :-1])
         if iteration > 0:
-            tension = fit_tension(shapes, observed, tension)
+            tension = fit_tension(shapes, far, observed, tension)
         counts += DIRICHLET_ALPHA  # then variational Bayes: exp(digamma(count) - digamma(total))
         counts[target_word == 0] = 0.0  # NULL explains words but is never explained
         totals = torch.from_numpy(np.bincount(source_word, counts)).digamma().numpy()
         t_table = np.exp(torch.from_numpy(counts).digamma().numpy() - totals[source_word])
 
 
-def distance(shape: tuple[int, int], first: int = 1) -> np.ndarray:
-    """|i/n - j/m|, how far positions i of n and j of m are from the diagonal, (n, m)."""
-    n, m = shape[0] - 1, shape[1]
-    return np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(first, m + first) / m)
-
-
-def alignment_prior(shape: tuple[int, int], tension: float) -> np.ndarray:
-    """Probability that each target word comes from NULL or a source position, (n + 1, m)."""
-    near = np.exp(-tension * distance(shape))
-    null = np.full(shape[1], NULL_PROBABILITY)
-    return np.vstack([null, near * ((1 - NULL_PROBABILITY) / near.sum(0))])
-
-
-def fit_tension(shapes: Counter, observed: float, tension: float) -> float:
+def fit_tension(shapes: Counter, far: dict, observed: float, tension: float) -> float:
     """Eight gradient steps towards the tension that makes the prior expect the observed distance."""
     words = sum(count * m for (_, m), count in shapes.items())
     for _ in range(8):
         expected = 0.0
         for shape, count in shapes.items():
-            far = distance(shape)
-            near = np.exp(-tension * far)
+            distances = far[shape][:, 1:]
+            weighted = (np.exp(-tension * distances) * distances).sum(0)
             normaliser = exchanged_normaliser(shape[0] - 1, shape[1], tension)
-            expected += count * ((near * far).sum(0) / normaliser).sum()
-        tension = min(max(tension + 20 * (expected - observed) / max(words, 1), 0.1), 14.0)
+            expected += count * (weighted / normaliser).sum()
+        tension = min(max(tension + 20 * (expected - observed) / words, 0.1), 14.0)
     return tension
 
 
 def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
-    """What the program divides by in the derivative of log Z, (m,): Z with source and target length exchanged.
-
-    Beyond the diagonal a number of positions is negative, and unsigned there. The fitted tension rests on both slips.
-    """
-    if not m:  # no words
-        return np.ones(0)
+    """The Z that fast_align has in the derivative of log Z, (m,): n and m are exchanged, by a slip."""
     i = np.arange(1, m + 1)
     floor = i * m // n
-    ratio = math.exp(-tension / m)
-    top = (m - floor) % 2**32
+    ratio = math.exp(-tension / max(m, 1))
+    top = (m - floor) % 2**32  # a second slip: negative beyond the diagonal, but unsigned there
     above = np.exp(-tension * np.abs((floor + 1) / m - i / n)) * (1 - ratio**top)
     below = np.exp(-tension * np.abs(floor / m - i / n)) * (1 - ratio**floor)
     return (above + below) / (1 - ratio)
@@ -1180,22 +1165,17 @@ def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
     reverse = {(i, j) for i, j in enumerate(reverse) if j >= 0}
     kept = forward & reverse
     sources, targets = {i for i, _ in kept}, {j for _, j in kept}
-
-    def keep(i: int, j: int) -> None:
-        kept.add((i, j))
-        sources.add(i)
-        targets.add(j)
-
-    before = -1
-    while before < len(kept):
-        before = len(kept)
-        for i, j in sorted((forward | reverse) - kept):
-            near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
-            if near and not (i in sources and j in targets):
-                keep(i, j)
-    for i, j in sorted(forward) + sorted(reverse):
-        if i not in sources and j not in targets:
-            keep(i, j)
+    for candidates, fewest in ((forward | reverse, 1), (forward, 2), (reverse, 2)):
+        before = -1
+        while before < len(kept):
+            before = len(kept)
+            for i, j in sorted(candidates - kept):
+                unlinked = (i not in sources) + (j not in targets)
+                near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
+                if unlinked >= fewest and (near or fewest == 2):
+                    kept.add((i, j))
+                    sources.add(i)
+                    targets.add(j)
     return sorted(kept)
 
 
@@ -1235,39 +1215,21 @@ def links_file(language: str, part: str = "train") -> str:
     return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
 
 
-def read_pharaoh(
-    path: Path, pairs: Iterator[Words] | None = None, whole_text: bool = True, limit: int | None = None
-) -> list[Links]:
-    """Links in Pharaoh format, `0-0 1-2 ...`, English first, positions from 0, a line a sentence pair.
-
-    pairs: of which they must be. whole_text: all of these have a line. UserError if links do not fit.
-    """
+def read_pharaoh(path: Path, pairs: Iterator[Words], whole: bool, limit: int | None) -> list[Links]:
+    """The links of each line, `0-0 1-2 ...`, English first. UserError if they do not fit the pairs."""
     links = []
     for number, line in itertools.islice(read_lines(path), limit):
-        where = f"{path}:{number}"
+        where, words = f"{path}:{number}", next(pairs, None)
         fine = PHARAOH.fullmatch(line.strip())
         check(fine, where, f"expected links such as '0-0 1-2', found {line[:60]!r}")
+        check(words, where, f"the text has {number - 1} sentence pairs; are the links of another?")
         links.append([tuple(map(int, link.split("-"))) for link in line.split()])
-        if pairs is not None:
-            source, target = next(pairs, (None, None))
-            there = source is not None
-            check(there, where, f"the text has {number - 1} sentence pairs; are the links of another?")
-            inside = all(i < len(source) and j < len(target) for i, j in links[-1])
-            check(inside, where, f"a link points outside {len(source)} and {len(target)} words")
-    if pairs is not None and whole_text:
-        ended = next(pairs, None) is None
-        check(ended, path, f"{number} lines of links, but the text goes on; align all of it")
+        n, m = map(len, words)
+        inside = all(i < n and j < m for i, j in links[-1])
+        check(inside, where, f"a link points outside {n} and {m} words")
+    ended = not whole or next(pairs, None) is None  # whole: all pairs must have a line
+    check(ended, path, f"{len(links)} lines of links, but the text goes on; align all of it")
     return links
-
-
-def write_links(path: Path, link: Callable, text: Callable) -> None:
-    """Align a text, and store its links in Pharaoh format."""
-    start, lines = time.time(), []
-    for chunk in in_chunks(text(), 32):
-        for pair in link(chunk):
-            lines.append(" ".join(f"{i}-{j}" for i, j in pair.links) + "\n")
-    write_whole(path, "".join(lines).encode())
-    say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
 
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
@@ -1836,9 +1798,6 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alig
 class UserError(Exception):
     """What is wrong with the input, where, and what to do; `main` prints it in one line, returns 2."""
 
-    def __init__(self, message: str):  # a file's name need not be UTF-8
-        super().__init__(message.encode(errors="backslashreplace").decode())
-
 
 @contextmanager
 def as_user_error(problem: str) -> Iterator[None]:
@@ -1859,8 +1818,8 @@ def check(fine: Any, where: Any, problem: str) -> None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of a file of UTF-8 text. UserError if it is none, or empty."""
-    check(path.is_file() or not path.exists(), path, "is no regular file")  # a pipe would be waited for
+    """(line number from 1, line) of UTF-8 text. UserError if it is none (a pipe, say), or empty."""
+    check(path.is_file(), path, "is no file; the README says which files --data-dir must hold")
     number = 0
     try:
         with open(path, "rb") as lines:
@@ -1869,63 +1828,46 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from None
-    except OSError as error:
-        needed = "the README says which files --data-dir must hold"
-        raise UserError(f"{path}: {error.strerror}; {needed}") from None
     check(number, path, "the file is empty")
 
 
 def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
-    """(where it stands, row) of a data set; of each row its columns `kinds`, if any are named.
-
-    From `FOLDER/LANGUAGE/SPLIT.jsonl` of --data-dir, or from the hub: what `load_dataset` takes.
-    """
+    """(where it stands, row) of --data-dir or the hub; only the columns `kinds`, if any are named."""
     if args.data_dir:
-        rows = json_lines(args.data_dir / folder / language / f"{split}.jsonl")
+        path = args.data_dir / folder / language / f"{split}.jsonl"
+        rows = ((f"{path}:{number}", line) for number, line in read_lines(path))
     else:
         name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
         with as_user_error(f"cannot load {name} from the hub; {NO_NETWORK}"):
             table = datasets.load_dataset(**hub)
         rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
     for where, row in rows:
-        check(type(row) is dict, where, "is no row of named columns")
-        yield where, dict(zip(kinds, typed_columns(where, row, **kinds))) if kinds else row
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, value) of each line of a file."""
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
-        with as_user_error(f"{where}: not a line of JSON in whole characters"):
-            value = json.loads(line)
-            if "\\u" in line:
-                json.dumps(value, ensure_ascii=False).encode()  # fails for half a pair such as "\\ud800"
-        yield where, value
+        if args.data_dir:
+            with as_user_error(f"{where}: not a line of JSON in whole characters"):
+                row = json.loads(row)
+                json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair: "\\ud800"
+        columns = typed_columns(where, row, **kinds)
+        yield where, dict(zip(kinds, columns)) if kinds else row
 
 
 def typed_columns(where: str, row: Any, **kinds: type) -> list:
-    """The values of these columns. UserError if one is missing or of another type."""
+    """The values of these columns. UserError if one is missing or of another type (True is no int)."""
+    check(type(row) is dict, where, f"expected named columns, found {str(row)[:60]!r}")
     for name, kind in kinds.items():
-        value = row.get(name) if type(row) is dict else None
-        fine = type(value) is kind  # True is no int
-        check(fine, where, f"no column '{name}' of type {kind.__name__}")
+        check(type(row.get(name)) is kind, where, f"no column '{name}' of type {kind.__name__}")
     return [row[name] for name in kinds]
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    where = {"dir": path.parent, "prefix": f".{path.name[:40]}."}
-    failed = as_user_error(f"cannot write {path}")
-    with failed, tempfile.NamedTemporaryFile(**where, delete=False) as file:
+    part = path.parent / f".{os.urandom(8).hex()}"
+    with as_user_error(f"cannot write {path}"):
         try:
-            file.write(content)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+            part.write_bytes(content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def fetch(url: str) -> Path:
@@ -2508,14 +2450,20 @@ def store_links(args: argparse.Namespace) -> None:
     check_languages(args)
     check_folder("--write-links", args.write_links)
     awesome = load_awesome(args, device) if args.aligner == "awesome" else None
-    for code in args.realign_languages:
-        for part in ("train", "dev") if args.probe else ("train",):
-            path = args.write_links / links_file(code, part)
-            if path.exists() and not args.overwrite:
-                say(f"{path} exists: nothing to do (--overwrite aligns again)")
-                continue
-            options = {"limit": args.limit_links, "part": part, "awesome": awesome}
-            write_links(path, *linker(code, args.aligner, args.data_dir, **options))
+    parts = ("train", "dev") if args.probe else ("train",)
+    for code, part in itertools.product(args.realign_languages, parts):
+        path = args.write_links / links_file(code, part)
+        if path.exists() and not args.overwrite:
+            say(f"{path} exists: nothing to do (--overwrite aligns again)")
+            continue
+        start, lines = time.time(), []
+        options = {"limit": args.limit_links, "part": part, "awesome": awesome}
+        link, text = linker(code, args.aligner, args.data_dir, **options)
+        for chunk in in_chunks(text(), 32):
+            for pair in link(chunk):
+                lines.append(" ".join(f"{i}-{j}" for i, j in pair.links) + "\n")
+        write_whole(path, "".join(lines).encode())
+        say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
 
 
 class Probe:

@@ -351,7 +351,7 @@ def first_pairs(data, aligner, count=60, **options):
 
 @pytest.mark.parametrize("aligner", ["dictionary", "fastalign", "awesome"])
 def test_stored_links_are_a_line_for_each_sentence_pair_and_give_the_same_pairs_again(
-    world, tmp_path, aligner
+    world, tmp_path, monkeypatch, aligner
 ):
     model = AutoModel.from_pretrained(world / "models/bert", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(world / "models/bert")
@@ -359,11 +359,13 @@ def test_stored_links_are_a_line_for_each_sentence_pair_and_give_the_same_pairs_
     def awesome(pairs):
         return awesome_links(model, tokenizer, pairs, 1, 0.05)
 
-    link, text = af.linker("qaa", aligner, world / "data", limit=100, awesome=awesome)
-    path = tmp_path / af.links_file("qaa")
-    af.write_links(path, link, text)
+    monkeypatch.setattr(af, "load_awesome", lambda *_: awesome)
+    argv = f"--aligner {aligner} --limit-links 100 --realign-languages qaa --device cpu".split()
+    argv += ["--data-dir", str(world / "data"), "--write-links", str(tmp_path)]
+    assert af.main(argv) == 0
     anything = itertools.repeat((range(999), range(999)))
-    stored = af.read_pharaoh(path, anything, whole_text=False)
+    stored = af.read_pharaoh(tmp_path / "en-qaa.txt", anything, False, None)
+    link, text = af.linker("qaa", aligner, world / "data", limit=100, awesome=awesome)
     assert [pair.links for pair in link(list(text()))] == stored
     assert len(stored) == 100
     assert first_pairs(world / "data", tmp_path) == first_pairs(world / "data", aligner, awesome=awesome)

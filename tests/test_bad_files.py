@@ -1,5 +1,6 @@
 """Files that are missing, malformed or no files at all: one line that names file and line, and nothing is trained."""
 
+import itertools
 import json
 import os
 import re
@@ -46,7 +47,8 @@ def read(data: Path, kind: str) -> list:
     if kind == "dictionary":
         return list(af.read_dictionary("xx", data)[0])
     if kind == "links":
-        return af.read_pharaoh(data / FILES[kind][0])
+        anything = itertools.repeat((range(10**10), range(10**10)))
+        return af.read_pharaoh(data / FILES[kind][0], anything, False, None)
     args = SimpleNamespace(data_dir=data, task=kind, syntactic_words=False)
     return af.TASKS[kind].load("en-xx" if kind == "translation" else "xx", "test", args)
 
@@ -191,13 +193,6 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path, kind):
     assert read(tmp_path, kind) == expected
 
 
-def test_an_error_about_a_name_that_is_not_utf_8_can_be_printed(tmp_path):
-    folder = tmp_path / os.fsdecode(b"caf\xe9")
-    with pytest.raises(af.UserError, match=r"caf\\udce9") as error:
-        read(folder, "xnli")
-    str(error.value).encode()
-
-
 @pytest.mark.parametrize("kind", ["wikiann", "xnli", "xquad"])
 def test_a_very_long_line_takes_time_and_memory_in_proportion(world, tmp_path, kind):
     words = ["some", "words", "cat"] * 20_000
@@ -273,4 +268,4 @@ def test_a_folder_of_any_name_can_be_named_in_an_error(world, tmp_path):
     argv += ["--out", str(tmp_path / "out"), "--device", "cpu"]
     done = subprocess.run(argv, env=os.environ | {"LC_ALL": "C"}, capture_output=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.count(b"\n") == 1 and b"udpos/en/train.conllu" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and rb"caf\udce9/udpos/en/train.conllu" in done.stderr

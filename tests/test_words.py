@@ -317,8 +317,9 @@ def test_pharaoh_links_are_read_one_sentence_pair_a_line(tmp_path):
     path = write(tmp_path / "en-de.txt", "0-0 1-2", "", "10-3", " 2-1  0-0 ")
     text = [(["word"] * 11, ["Wort"] * 4)] * 5
     links = [[(0, 0), (1, 2)], [], [(10, 3)], [(2, 1), (0, 0)]]
-    assert af.read_pharaoh(path, iter(text[:4])) == links
-    assert af.read_pharaoh(path, iter(text), whole_text=False) == links
+    assert af.read_pharaoh(path, iter(text[:4]), True, None) == links
+    assert af.read_pharaoh(path, iter(text), False, None) == links
+    assert af.read_pharaoh(path, iter(text[:2]), True, 2) == links[:2]
 
 
 # ------------------------------------------------------------------------------------------------- shuffle, interleave
