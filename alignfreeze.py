@@ -34,7 +34,6 @@ import os
 import random
 import re
 import shlex
-import string
 import sys
 import tempfile
 import time
@@ -1298,14 +1297,14 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
     examples = [{"tokens": [], "tags": []}]
-    expected = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more columns"
+    known = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more columns"
     for number, line in read_lines(path):
         if not line.strip():
             examples.append({"tokens": [], "tags": []})
         elif not line.startswith("#"):
             fields = line.split("\t")
             fine = len(fields) == 10 and re.fullmatch(r"\d+([-.]\d+)?", fields[0]) and fields[1]
-            check(fine and fields[3] in UPOS, f"{path}:{number}", f"{expected}; found {line[:40]!r}")
+            check(fine and fields[3] in UPOS, f"{path}:{number}", f"{known}; found {line[:40]!r}")
             token, word, _, tag = fields[:4]
             if "." not in token and not ("-" in token and args.syntactic_words):
                 examples[-1]["tokens"].append(word)
@@ -1323,12 +1322,12 @@ def load_wikiann(language: str, split: str, args: argparse.Namespace) -> Iterato
 
 
 def tagged_words(where: str, row: dict) -> dict[str, list]:
-    """`tokens`, and as `tags` their numbers, of a row with names in `tags`, or numbers in `ner_tags`."""
-    column, known = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", list(range(len(NER_TAGS))))
+    """`tokens`, and numbers as `tags`, of a row with names in `tags` or numbers in `ner_tags`."""
+    column, known = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", [*range(len(NER_TAGS))])
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     fine = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     fine = fine and all(type(tag) is type(known[0]) and tag in known for tag in tags)
-    check(fine, where, f"expected words, each with one of the {column} {known}; found {str(tags)[:60]}")
+    check(fine, where, f"expected words, each with one of {column} {known}; found {str(tags)[:60]}")
     return {"tokens": tokens, "tags": [known.index(tag) for tag in tags]}
 
 
@@ -1355,8 +1354,8 @@ def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[s
 def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]]:
     """(first word, last word, type) of the entities in tags: 0 is O, 2k - 1 B and 2k I of type k.
 
-    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else, with
-    `repair`, which the authors do to predictions, it changes the type of what it goes on with.
+    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else,
+    with `repair`, as the authors do to predictions, it changes the type of what it goes on with.
     """
     kind = (tags + 1) // 2
     before = np.append(0, kind[:-1])
@@ -1417,15 +1416,15 @@ def load_xquad(language: str, split: str, args: argparse.Namespace) -> Iterator[
         for text, start in zip(texts, starts):
             typed = type(text) is str and type(start) is int and text and start >= 0
             fine = fine and typed and row["context"].startswith(text, start)
-        check(fine, where, f"answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}")
+        check(fine, where, f"answers {str(texts)[:60]} not in the context at {str(starts)[:30]}")
         yield row | {"language": language, "texts": texts, "starts": starts}
 
 
 def encode_questions(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
     """A question, cut off at half of `max_length`, with every window of its context.
 
-    `labels` are the first and the last subword of the first answer, 0 and 0 where the window does not
-    hold all of it. `offsets`, (T, 2), say where in the context every subword begins and ends, or -1.
+    labels: the first answer's first and last subword; 0 and 0 where a window does not hold all of it.
+    offsets: (T, 2), where in the context every subword begins and ends, or -1 and -1.
     """
     questions, beyond = [example["question"] for example in examples], []
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
@@ -1458,7 +1457,7 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
 
 def normalise_answer(text: str) -> list[str]:
     """Words in lower case, without punctuation and articles, as in SQuAD's evaluation."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    text = re.sub(r"[!-/:-@[-`{-~]", "", text.lower())  # ASCII that is no letter and no digit
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
@@ -1473,15 +1472,15 @@ def compare_answers(prediction: str, references: list[str], language: str) -> di
     same = len(set(words) & set(known[0]))
     precision, recall = same / max(len(words), 1), same / max(len(known[0]), 1)
     authors = 2 * precision * recall / max(1, precision + recall) if words or known[0] else 1.0
-    exact = words == known[0] if language == SOURCE else prediction == references[0]
+    raw = float(words == known[0] if language == SOURCE else prediction == references[0])
     best = max(f1(words, reference) for reference in known)
-    return {"f1": best, "em": float(words in known), "f1_authors": authors, "em_authors": float(exact)}
+    return {"f1": best, "em": float(words in known), "f1_authors": authors, "em_authors": raw}
 
 
 def score_answers(examples: list, features: list[dict], logits: list) -> dict[str, float]:
     """The answer of the highest product of its ends' probabilities in any window, against the gold.
 
-    Softmax in a window; as in transformers' pipeline, over its context and the first place (no answer).
+    Softmax over a window's context and its first place (no answer), as in transformers' pipeline.
     """
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
@@ -1523,9 +1522,9 @@ ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translati
 
 
 def load_slots(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
-    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with names,
-    of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to train on, it
-    is trained on that for validation.
+    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with
+    names, of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to
+    train on, it is trained on that for validation.
     """
     task, hub = args.task, {}
     if args.data_dir:
@@ -1535,14 +1534,14 @@ def load_slots(language: str, split: str, args: argparse.Namespace) -> Iterator[
             split = "valid"
         split = split.replace("valid", validation)
     else:
-        names = {"massive": LOCALES, "uner": UNER}.get(task, [])
-        name = {name[:2]: name for name in names}.get(language)
-        check(name, f"{task} {language}", f"the hub has {' '.join(names) or 'none'}; use --data-dir")
+        sets = {"massive": LOCALES, "uner": UNER}.get(task, [])
+        name = {name[:2]: name for name in sets}.get(language)
+        check(name, f"{task} {language}", f"the hub has {' '.join(sets) or 'none'}; use --data-dir")
         part = split.replace("valid", "validation")
         hub = {"path": "BramVanroy/universal_ner", "name": name, "split": part}
         if task == "massive":  # the hub's conversion; it also has a script
-            hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "split": part}
-            hub["data_files"] = {part: f"{name}/{part}/0000.parquet"}
+            hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet"}
+            hub |= {"data_files": {part: f"{name}/{part}/0000.parquet"}, "split": part}
     for where, row in read_rows(args, language, split, hub):
         text, slots = read_slots(where, row, language)
         example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text, "slots": slots}
@@ -1557,7 +1556,7 @@ def load_slots(language: str, split: str, args: argparse.Namespace) -> Iterator[
 
 
 def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
-    """Text and slots of a row: `text` with `slots` or `entities`, `tokens` with tags, `annot_utt`."""
+    """Text and slots of a row: `text` and `slots` or `entities`, `tokens` and tags, `annot_utt`."""
     pairs = []
     if "annot_utt" in row:  # `wake me at [time : five am]`
         slot = r"\[([^][:]+) : ([^][]*)\]"
@@ -1608,7 +1607,7 @@ def load_translation(language: str, split: str, args: argparse.Namespace) -> Ite
 
 
 def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
-    """A prompt by the tokenizer's chat template, or by `PLAIN`; to train, target and end token follow.
+    """A prompt by the chat template, or by `PLAIN`; to train, the target and the end token follow.
 
     labels: (T,), at each place the id that *follows*, if it is of the target or the end token.
     """
@@ -1626,13 +1625,11 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
     first = tokenizer("a")["input_ids"][:1]  # perhaps a begin-of-text token, as templates have it
     begin = [] if chat or first[0] not in tokenizer.all_special_ids else first
     for k, (prompt, target) in enumerate(zip(*encoded)):
-        ids = begin + prompt
-        given = len(ids)
-        if training:
-            ids += target + [end]
+        start = begin + prompt
+        ids = start + target + [end] if training else start
         kept = np.array(ids[:max_length])
         labels = np.append(kept[1:], IGNORE)  # nothing follows the last one
-        labels[: given - 1] = IGNORE
+        labels[: len(start) - 1] = IGNORE
         yield {"example": k, "input_ids": kept, "labels": labels, "cut": len(ids) > max_length}
 
 
@@ -1658,7 +1655,7 @@ def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
 
 
 def parse_slots(output: str) -> list[list[str]]:
-    """[type, value] of each part of the first line `type: value; type: value`, or what else it is."""
+    """[type, value] of each part of the first line `type: value; ...`, or what else a part is."""
     line = output.strip().split("\n")[0].strip()
     return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
 
@@ -1672,7 +1669,7 @@ def parse_json(output: str) -> list[tuple[str, ...]]:
     return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
 
 
-def score_commands(examples: list, features: Any, outputs: list, parse: Callable = parse_slots) -> dict:
+def score_commands(examples: list, features: list, outputs: list, parse=parse_slots) -> dict:
     """`score_slots`, and how many outputs are not (type, value) in all parts."""
     malformed = sum(any(len(part) != 2 for part in parse(output)) for output in outputs)
     return score_slots(examples, outputs, parse) | {"malformed": malformed}
@@ -1681,7 +1678,7 @@ def score_commands(examples: list, features: Any, outputs: list, parse: Callable
 def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) -> dict[str, float]:
     """F1 over all examples: `f1` of (type, place), as MASSIVE counts, `f1_strict` of (type, value).
 
-    A predicted value tags every place where its words stand, in any case, over what was tagged before;
+    A value tags every place where its words stand, in any case, over what was tagged before;
     one that stands nowhere costs only the miss. Neighbours of one type are one slot.
     """
     gold_tags, found_tags, gold_values, found_values = [], [], [], []
@@ -1704,7 +1701,7 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
 
 
 def score_translation(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
-    """BLEU and chrF of the outputs' first lines, 0 to 1. UserError if sacrebleu is not all there."""
+    """BLEU and chrF of the outputs' first lines, 0 to 1. UserError if sacrebleu lacks anything."""
     direction = examples[0]["language"]
     tokenizer = BLEU_TOKENIZERS.get(direction.split("-")[-1], "13a")
     with as_user_error(f"{direction}: BLEU needs `pip install 'sacrebleu[ja]'`"):
@@ -1750,8 +1747,8 @@ TASKS = {
     "xsid": Task(Generator, load_slots, encode_prompts, score_commands, *XSID, **LONG),
     "uner": Task(Generator, load_slots, encode_prompts, partial(score_commands, parse=parse_json),
                  *NAMED, **LONG),
-    "translation": Task(Generator, load_translation, encode_prompts, score_translation, UNSEEN, SEEN,
-                        **LONG | {"new_tokens": 512}),
+    "translation": Task(Generator, load_translation, encode_prompts, score_translation,
+                        UNSEEN, SEEN, **LONG | {"new_tokens": 512}),
 }  # fmt: skip
 
 
@@ -2159,9 +2156,8 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     ]:  # fmt: skip
         if wrong:
             raise UserError(problem)
-    if args.task == "translation":
-        for direction in [*args.train_languages, *args.languages]:
-            score_translation([{"language": direction, "target": "a"}], [], ["a"])  # if it can
+    for direction in [*args.train_languages, *args.languages] if args.task == "translation" else []:
+        score_translation([{"language": direction, "target": "a"}], [], ["a"])  # if it can
     check_languages(args)
     check_folder("--out", args.out)
     if args.save_model:
