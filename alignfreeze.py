@@ -32,7 +32,6 @@ import math
 import os
 import random
 import re
-import string
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1233,7 +1233,7 @@ def read_pharaoh(path: Path, pairs: Iterator[Words], whole: bool, limit: int | N
 
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
-# load(language, split, args) -> examples, a list of dicts
+# load(language, split, args) -> examples, dicts
 # encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and
 #     `labels`, the index of the `example` that they come from, and whether that is `cut`
 # score(examples, features, outputs) -> {metric: value}, the main metric first; outputs: logits of
@@ -1256,7 +1256,6 @@ Sentences = transformers.AutoModelForSequenceClassification
 Answers = transformers.AutoModelForQuestionAnswering
 Generator = transformers.AutoModelForCausalLM
 UD_URL = "https://raw.githubusercontent.com/UniversalDependencies/UD_{}/r2.7/{}_{}-ud-{}.conllu"
-TOKEN_ID = re.compile(r"\d+([-.]\d+)?")  # in CoNLL-U: `3`, a range `3-4`, or an empty node `8.1`
 UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X _".split()
 NER_TAGS = "O B-PER I-PER B-ORG I-ORG B-LOC I-LOC".split()
 TRAIN_STRIDE, TEST_STRIDE = 32, 128  # subwords of its context that a question's windows share
@@ -1275,54 +1274,51 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
     examples = [{"tokens": [], "tags": []}]
+    known = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more columns"
     for number, line in read_lines(path):
         if not line.strip():
             examples.append({"tokens": [], "tags": []})
         elif not line.startswith("#"):
-            where, fields = f"{path}:{number}", line.split("\t")
-            fine = len(fields) == 10 and TOKEN_ID.fullmatch(fields[0]) and fields[1]
-            check(fine, where, f"not a CoNLL-U line of ID, FORM and 8 more columns: {line[:60]!r}")
+            fields = line.split("\t")
+            fine = len(fields) == 10 and re.fullmatch(r"\d+([-.]\d+)?", fields[0]) and fields[1]
+            check(fine and fields[3] in UPOS, f"{path}:{number}", f"{known}; found {line[:40]!r}")
             token, word, _, tag = fields[:4]
-            if "." in token or ("-" in token and args.syntactic_words):
-                continue
-            check(tag in UPOS, where, f"{tag[:60]!r} is not one of the UPOS tags {' '.join(UPOS)}")
-            examples[-1]["tokens"].append(word)
-            examples[-1]["tags"].append(UPOS.index(tag))
+            if "." not in token and not ("-" in token and args.syntactic_words):
+                examples[-1]["tokens"].append(word)
+                examples[-1]["tags"].append(UPOS.index(tag))
     examples = [example for example in examples if example["tokens"]]
     check(examples, path, "no sentence in this file")
     return examples
 
 
-def load_wikiann(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+def load_wikiann(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
     """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
     hub = {"path": "unimelb-nlp/wikiann", "name": language, "split": split}
-    rows = read_rows(args, "wikiann", language, split, hub)
-    return [tagged_words(where, row) for where, row in rows]
+    for where, row in read_rows(args, language, split, hub):
+        yield tagged_words(where, row)
 
 
 def tagged_words(where: str, row: dict) -> dict[str, list]:
-    """`tokens`, and as `tags` their numbers, of a row with names in `tags`, or numbers in `ner_tags`."""
-    column, known = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", list(range(len(NER_TAGS))))
+    """`tokens`, and numbers as `tags`, of a row with names in `tags` or numbers in `ner_tags`."""
+    column, known = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", [*range(len(NER_TAGS))])
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     fine = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     fine = fine and all(type(tag) is type(known[0]) and tag in known for tag in tags)
-    of = " ".join(map(str, known))
-    check(fine, where, f"expected words, each with one of the {column} {of}; found {str(tags)[:60]}")
+    check(fine, where, f"expected words, each with one of {column} {known}; found {str(tags)[:60]}")
     return {"tokens": tokens, "tags": [known.index(tag) for tag in tags]}
 
 
-def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
+def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
     """A word's first visible subword carries its tag; long sentences go on in more windows."""
-    features, seen = [], Counter()
-    sentences = [example["tokens"] for example in examples]
-    tags = [np.array(example["tags"]) for example in examples]
-    for window in encode_words(tokenizer, sentences, max_length, windows=True):
-        labels = np.where(window.first, tags[window.sentence][window.words], IGNORE)
-        features.append({"example": window.sentence, "input_ids": window.ids, "labels": labels})
+    sentences, seen = [example["tokens"] for example in examples], Counter()
+    windows = encode_words(tokenizer, sentences, max_length, windows=True)
+    for window in windows:
         seen[window.sentence] += window.first.sum()
-    for feature in features:  # a word of invisible characters has no subword, and is not scored
-        feature["cut"] = seen[feature["example"]] < len(sentences[feature["example"]])
-    return features
+    for window in windows:
+        tags = np.array(examples[window.sentence]["tags"])
+        labels = np.where(window.first, tags[window.words], IGNORE)
+        cut = seen[window.sentence] < len(tags)  # a word of invisible characters has no subword
+        yield {"example": window.sentence, "input_ids": window.ids, "labels": labels, "cut": cut}
 
 
 def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[str, float]:
@@ -1332,11 +1328,11 @@ def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[s
     return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
 
 
-def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
+def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]]:
     """(first word, last word, type) of the entities in tags: 0 is O, 2k - 1 B and 2k I of type k.
 
-    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else, with
-    `repair`, which the authors do to predictions, it changes the type of what it goes on with.
+    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else,
+    with `repair`, as the authors do to predictions, it changes the type of what it goes on with.
     """
     kind = (tags + 1) // 2
     before = np.append(0, kind[:-1])
@@ -1345,115 +1341,100 @@ def entities(tags: np.ndarray, repair: bool) -> set[tuple[int, int, int]]:
     return set(zip(np.flatnonzero(start), np.flatnonzero(end), kind[end]))
 
 
+def f1(gold: Iterable, predicted: Iterable) -> float:
+    """Twice as many as both hold, over how many each holds; 0 if there are none at all."""
+    gold, predicted = Counter(gold), Counter(predicted)
+    return 2 * (gold & predicted).total() / max(gold.total() + predicted.total(), 1)
+
+
 def score_entities(examples: list, features: list[dict], logits: list) -> dict[str, float]:
     """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419)."""
     gold, predicted, sentence = [], [], None
     for feature, row in zip(features, logits):
-        if feature["example"] != sentence:
-            sentence = feature["example"]
-            gold.append([0])  # an O between sentences
-            predicted.append([0])
         words = feature["labels"] != IGNORE
-        gold.append(feature["labels"][words])
-        predicted.append(row.argmax(-1)[words])
-    gold = entities(np.concatenate(gold).astype(int), repair=False)
+        gap = [] if feature["example"] == sentence else [0]  # an O between sentences
+        gold += [gap, feature["labels"][words]]
+        predicted += [gap, row.argmax(-1)[words]]
+        sentence = feature["example"]
+    gold = entities(np.concatenate(gold).astype(int))
     predicted = entities(np.concatenate(predicted).astype(int), repair=True)
-    return {"f1": f1(len(gold & predicted), len(gold), len(predicted))}
+    return {"f1": f1(gold, predicted)}
 
 
-def f1(same: int, gold: int, predicted: int) -> float:
-    """Of how many of either side are the same; 0 if there are none at all."""
-    return 2 * same / max(gold + predicted, 1)
-
-
-def load_xnli(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+def load_xnli(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
     """Sentence pairs of XNLI (https://aclanthology.org/D18-1269); to train, MultiNLI."""
-    examples = []
     hub = {"path": "facebook/xnli", "name": language, "split": split}
-    kinds = {"premise": str, "hypothesis": str, "label": int}
-    for where, row in read_rows(args, "xnli", language, split, hub, **kinds):
-        known = "0 (entailment), 1 (neutral) or 2 (contradiction)"
+    known = "0 (entailment), 1 (neutral) or 2 (contradiction)"
+    for where, row in read_rows(args, language, split, hub, premise=str, hypothesis=str, label=int):
         check(row["label"] in range(3), where, f"label {row['label']}; expected {known}")
-        examples.append(row)
-    return examples
+        yield row
 
 
-def encode_sentences(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
+def encode_sentences(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
     """Sentence pairs in one input; the longer one is cut off until both fit."""
     limit = 50 * max_length  # characters; what is cut off both sides takes memory quadratically
     texts = [[example[side][:limit] for example in examples] for side in ("premise", "hypothesis")]
     options = {"truncation": "longest_first", "return_attention_mask": False}
     encoded = tokenizer(*texts, max_length=max_length, **options)
-    features = []
     for k, example in enumerate(examples):
         feature = {name: np.array(encoded[name][k]) for name in encoded}
-        feature |= {"example": k, "labels": np.array([example["label"]])}
-        features.append(feature | {"cut": bool(encoded.encodings[k].overflowing)})
-    return features
+        cut = bool(encoded.encodings[k].overflowing)
+        yield feature | {"example": k, "labels": np.array([example["label"]]), "cut": cut}
 
 
-def load_xquad(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+def load_xquad(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
     """Questions of XQuAD (https://huggingface.co/datasets/google/xquad); to train, SQuAD."""
-    examples = []
     hub = {"path": "google/xquad", "name": f"xquad.{language}", "split": "validation"}
     if split == "train":
         hub = {"path": "rajpurkar/squad", "name": "plain_text", "split": split}
-    kinds = {"question": str, "context": str, "answers": dict}
-    for where, row in read_rows(args, "xquad", language, split, hub, **kinds):
+    for where, row in read_rows(args, language, split, hub, question=str, context=str, answers=dict):
         texts, starts = typed_columns(where, row.pop("answers"), text=list, answer_start=list)
         fine = len(texts) == len(starts) > 0
         for text, start in zip(texts, starts):
             typed = type(text) is str and type(start) is int and text and start >= 0
             fine = fine and typed and row["context"].startswith(text, start)
-        found = f"answers {str(texts)[:60]} are not in the context at {str(starts)[:30]}"
-        check(fine, where, found)
-        examples.append(row | {"language": language, "texts": texts, "starts": starts})
-    return examples
+        check(fine, where, f"answers {str(texts)[:60]} not in the context at {str(starts)[:30]}")
+        yield row | {"language": language, "texts": texts, "starts": starts}
 
 
 def encode_questions(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
     """A question, cut off at half of `max_length`, with every window of its context.
 
-    `labels` are the first and the last subword of the first answer, 0 and 0 where the window does not
-    hold all of it. `offsets`, (T, 2), say where in the context every subword begins and ends, or -1.
+    labels: the first answer's first and last subword; 0 and 0 where a window does not hold all of it.
+    offsets: (T, 2), where in the context every subword begins and ends, or -1 and -1.
     """
-    questions = [example["question"] for example in examples]
+    questions, beyond = [example["question"] for example in examples], []
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    beyond = [part.overflowing for part in tokenizer(questions, **options).encodings]
-    for k, rest in enumerate(beyond):
-        if rest:
-            questions[k] = questions[k][: rest[0].offsets[0][0]]
+    for k, question in enumerate(tokenizer(questions, **options).encodings):
+        beyond.append(bool(question.overflowing))
+        if question.overflowing:
+            questions[k] = questions[k][: question.overflowing[0].offsets[0][0]]
     stride = min(TRAIN_STRIDE if training else TEST_STRIDE, max_length // 2 - 8)
     encoded = tokenizer(
         questions, [example["context"] for example in examples], truncation="only_second",
-        max_length=max_length, stride=stride, return_overflowing_tokens=True,
-        return_offsets_mapping=True, return_attention_mask=False,
+        max_length=max_length, stride=stride, return_overflowing_tokens=True, return_attention_mask=False,
     )  # fmt: skip
-    windows = encoded.pop("overflow_to_sample_mapping")
-    offset_mapping = encoded.pop("offset_mapping")
-    features, answered = [], set()
-    for k, number in enumerate(windows):
+    features = []
+    for k, number in enumerate(encoded.pop("overflow_to_sample_mapping")):
         in_context = np.array(encoded.sequence_ids(k)) == 1
-        offsets = np.where(in_context[:, None], np.array(offset_mapping[k]), -1).astype(np.int32)
+        offsets = np.where(in_context[:, None], encoded.encodings[k].offsets, -1).astype(np.int32)
         start = examples[number]["starts"][0]
         end = start + len(examples[number]["texts"][0])
-        first = np.flatnonzero((offsets[:, 0] <= start) & (start < offsets[:, 1]))
-        last = np.flatnonzero((offsets[:, 0] < end) & (end <= offsets[:, 1]))
-        labels = np.array([0, 0])
-        if len(first) and len(last):
-            labels = np.array([first[0], last[-1]])
-            answered.add(number)
+        answer = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))  # its subwords
+        whole = len(answer) and offsets[answer[0], 0] <= start and end <= offsets[answer[-1], 1]
+        labels = answer[[0, -1]] if whole else np.array([0, 0])
         feature = {name: np.array(encoded[name][k]) for name in encoded}
         features.append(feature | {"example": number, "labels": labels, "offsets": offsets})
+    answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
         number = feature["example"]
-        feature["cut"] = bool(beyond[number]) or (training and number not in answered)
+        feature["cut"] = beyond[number] or (training and number not in answered)
     return features
 
 
 def normalise_answer(text: str) -> list[str]:
     """Words in lower case, without punctuation and articles, as in SQuAD's evaluation."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    text = re.sub(r"[!-/:-@[-`{-~]", "", text.lower())  # ASCII that is no letter and no digit
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
@@ -1463,23 +1444,20 @@ def compare_answers(prediction: str, references: list[str], language: str) -> di
     Theirs: the first reference only; words in common as sets, but precision and recall of lists;
     2PR / max(1, P + R); exact match of raw strings except in English.
     """
-    words, first = normalise_answer(prediction), normalise_answer(references[0])
-    f1s, em = [], []
-    for reference in map(normalise_answer, references):
-        same = sum((Counter(words) & Counter(reference)).values())
-        f1s.append(f1(same, len(words), len(reference)))
-        em.append(float(words == reference))
-    same = len(set(words) & set(first))
-    precision, recall = same / max(len(words), 1), same / max(len(first), 1)
-    authors = 2 * precision * recall / max(1, precision + recall) if words or first else 1.0
-    raw = em[0] if language == SOURCE else float(prediction == references[0])
-    return {"f1": max(f1s), "em": max(em), "f1_authors": authors, "em_authors": raw}
+    words = normalise_answer(prediction)
+    known = [normalise_answer(reference) for reference in references]
+    same = len(set(words) & set(known[0]))
+    precision, recall = same / max(len(words), 1), same / max(len(known[0]), 1)
+    authors = 2 * precision * recall / max(1, precision + recall) if words or known[0] else 1.0
+    raw = float(words == known[0] if language == SOURCE else prediction == references[0])
+    best = max(f1(words, reference) for reference in known)
+    return {"f1": best, "em": float(words in known), "f1_authors": authors, "em_authors": raw}
 
 
 def score_answers(examples: list, features: list[dict], logits: list) -> dict[str, float]:
     """The answer of the highest product of its ends' probabilities in any window, against the gold.
 
-    Softmax in a window; as in transformers' pipeline, over its context and the first place (no answer).
+    Softmax over a window's context and its first place (no answer), as in transformers' pipeline.
     """
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
@@ -1516,77 +1494,67 @@ ASK_SLOTS = """List what the command mentions as `type: value`, in the command's
 separated by `; `. Answer None if it mentions nothing."""
 ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
+PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"  # a template
 ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
 
 
-def load_slots(language: str, split: str, args: argparse.Namespace) -> list[dict]:
-    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with names,
-    of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to train on, it
-    is trained on that for validation.
+def load_slots(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
+    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with
+    names, of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to
+    train on, it is trained on that for validation.
     """
     task, hub = args.task, {}
     if args.data_dir:
         validation = "dev" if task == "uner" else "valid"
-        split = validation if split == "valid" else split
-        files = args.data_dir / task / language
-        if split == "train" and not (files / f"{split}.jsonl").exists():
-            say(f"{task} {language}: no {split}.jsonl, {validation}.jsonl is taken instead")
-            split = validation
+        if split == "train" and not (args.data_dir / task / language / "train.jsonl").exists():
+            say(f"{task} {language}: no train.jsonl, {validation}.jsonl is taken instead")
+            split = "valid"
+        split = split.replace("valid", validation)
     else:
-        hub = slots_hub(task, language, split.replace("valid", "validation"))
-    examples = []
-    for where, row in read_rows(args, task, language, split, hub):
+        sets = {"massive": LOCALES, "uner": UNER}.get(task, [])
+        name = {name[:2]: name for name in sets}.get(language)
+        check(name, f"{task} {language}", f"the hub has {' '.join(sets) or 'none'}; use --data-dir")
+        part = split.replace("valid", "validation")
+        hub = {"path": "BramVanroy/universal_ner", "name": name, "split": part}
+        if task == "massive":  # the hub's conversion; it also has a script
+            hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet"}
+            hub |= {"data_files": {part: f"{name}/{part}/0000.parquet"}, "split": part}
+    for where, row in read_rows(args, language, split, hub):
         text, slots = read_slots(where, row, language)
-        example = {"language": language, "text": text, "user": text, "slots": slots}
-        if split != "train":
-            tag_slots(example, where)  # raises an error for what could not be scored
-        target = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots) or "None"
+        example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text, "slots": slots}
+        example["target"] = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots) or "None"
         if task == "uner":
             results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
-            target = json.dumps({"Results": results}, ensure_ascii=False)
-        system = ASK_NAMES if task == "uner" else ASK_SLOTS
-        examples.append(example | {"system": system, "target": target})
-    return examples
+            example["system"] = ASK_NAMES
+            example["target"] = json.dumps({"Results": results}, ensure_ascii=False)
+        if split != "train":
+            tag_slots(example, where)  # raises an error for what could not be scored
+        yield example
 
 
-def slots_hub(task: str, language: str, split: str) -> dict:
-    """Where the hub has it. UserError if it has not."""
-    names = {"massive": LOCALES, "uner": UNER}.get(task, [])
-    name = {name[:2]: name for name in names}.get(language)
-    problem = f"not on the hub, which has {' '.join(names) or 'none'}; use --data-dir"
-    check(name, f"{task} {language}", problem)
-    if task == "uner":
-        return {"path": "BramVanroy/universal_ner", "name": name, "split": split}
-    files = {split: f"{name}/{split}/0000.parquet"}  # the hub's conversion; it also has a script
-    hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet", "data_files": files}
-    return hub | {"split": split}
-
-
-def read_slots(where: str, row: Any, language: str) -> tuple[str, list[dict]]:
-    """Text and slots of a row: `text` with `slots` or `entities`, `tokens` with tags, `annot_utt`."""
-    if "annot_utt" in row:  # MASSIVE's `wake me at [time : five am]`
+def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
+    """Text and slots of a row: `text` and `slots` or `entities`, `tokens` and tags, `annot_utt`."""
+    pairs = []
+    if "annot_utt" in row:  # `wake me at [time : five am]`
         slot = r"\[([^][:]+) : ([^][]*)\]"
         (said,) = typed_columns(where, row, annot_utt=str)
-        text, pairs = re.sub(slot, r"\2", said), re.findall(slot, said)
-        found = [{"type": kind.strip(), "value": value.strip()} for kind, value in pairs]
+        text = re.sub(slot, r"\2", said)
+        pairs = [(kind.strip(), value.strip()) for kind, value in re.findall(slot, said)]
     elif "tokens" in row and "slots" not in row:
         tokens, tags = tagged_words(where, row).values()
         space = "" if language in CHARACTERS else " "
-        text, found = space.join(tokens), []
-        for first, last, kind in sorted(entities(np.array(tags), repair=False)):
+        text = space.join(tokens)
+        for first, last, kind in sorted(entities(np.array(tags))):
             name = NER_TAGS[2 * kind].removeprefix("I-")
-            found.append({"type": name, "value": space.join(tokens[first : last + 1])})
+            pairs.append((name, space.join(tokens[first : last + 1])))
     else:
-        name = "entities" if "entities" in row else "slots"
-        text, found = typed_columns(where, row, text=str, **{name: list})
-    slots = []
-    for slot in found:
-        kind, value = typed_columns(where, slot, type=str, value=str)
-        slots.append({"type": kind, "value": value})
-    return text, slots
+        column = "entities" if "entities" in row else "slots"
+        text, slots = typed_columns(where, row, text=str, **{column: list})
+        pairs = [typed_columns(where, slot, type=str, value=str) for slot in slots]
+    return text, [{"type": kind, "value": value} for kind, value in pairs]
 
 
-def load_translation(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+def load_translation(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
     """`en-de`: English into German. ALMA (https://arxiv.org/abs/2309.11674); to test, WMT23.
 
     Where a direction has no data of its own, those of the other one are turned round.
@@ -1608,44 +1576,38 @@ def load_translation(language: str, split: str, args: argparse.Namespace) -> lis
             name, config = "translation", language if target == "en" else back
             split = split.replace("valid", "validation")
             hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": config, "split": split}
-        for where, row in read_rows(args, "", language, split, hub, **{name: dict}):
+        for where, row in read_rows(args, language, split, hub, **{name: dict}):
             pairs.append(typed_columns(where, row[name], **{source: str, target: str}))
     system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
-    shared = {"language": language, "system": system}
-    return [shared | {"user": text, "target": translation} for text, translation in pairs]
+    for text, translation in pairs:
+        yield {"language": language, "system": system, "user": text, "target": translation}
 
 
-def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
-    """A prompt by the tokenizer's chat template, or plainly: instruction, `Input: ...` and `Output:`.
+def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
+    """A prompt by the chat template, or by `PLAIN`; to train, the target and the end token follow.
 
-    To train, `input_ids` go on with the target and the end token, and `labels`, as many, are at each
-    place the id that *follows*, if it is one of those. To test, `input_ids` end there, without labels.
+    labels: (T,), at each place the id that *follows*, if it is of the target or the end token.
     """
     end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
     check(end is not None, "--model", "its tokenizer has no end-of-text token")
     options = {"tokenize": False, "add_generation_prompt": True}
+    options["chat_template"] = None if chat else PLAIN
     for example in examples:
-        prompt = f"{example['system']}\n\nInput: {example['user']}\nOutput:"
-        if chat:
-            messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
-            with as_user_error("--model: its chat template takes no system message with a user's"):
-                prompt = tokenizer.apply_chat_template(messages, **options)
-            check(prompt, "--model", "its chat template leaves nothing of a message")
-        prompts.append(prompt)
+        messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
+        with as_user_error("--model: its chat template takes no system message with a user's"):
+            prompts.append(tokenizer.apply_chat_template(messages, **options))
+        check(prompts[-1], "--model", "its chat template leaves nothing of a message")
     targets = [example["target"] if chat else " " + example["target"] for example in examples]
     encoded = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, targets)]
     first = tokenizer("a")["input_ids"][:1]  # perhaps a begin-of-text token, as templates have it
     begin = [] if chat or first[0] not in tokenizer.all_special_ids else first
-    features = []
     for k, (prompt, target) in enumerate(zip(*encoded)):
-        ids, labels = begin + prompt, []
-        if training:
-            labels = [IGNORE] * (len(ids) - 1) + target + [end]
-            labels = [*labels[: max_length - 1], IGNORE]  # nothing follows the last one
-            ids = ids + target + [end]
-        arrays = {"input_ids": np.array(ids[:max_length]), "labels": np.array(labels, dtype=np.int64)}
-        features.append(arrays | {"example": k, "cut": len(ids) > max_length})
-    return features
+        start = begin + prompt
+        ids = start + target + [end] if training else start
+        kept = np.array(ids[:max_length])
+        labels = np.append(kept[1:], IGNORE)  # nothing follows the last one
+        labels[: len(start) - 1] = IGNORE
+        yield {"example": k, "input_ids": kept, "labels": labels, "cut": len(ids) > max_length}
 
 
 def slot_words(text: str, language: str) -> list[str]:
@@ -1653,8 +1615,8 @@ def slot_words(text: str, language: str) -> list[str]:
     return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
 
 
-def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str | None]]:
-    """(words of the text, type of the slot that each is in). UserError if a slot is not there."""
+def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
+    """(word, type of the slot that it is in) of the text. UserError if a slot is not there."""
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
         value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
@@ -1663,16 +1625,14 @@ def tag_slots(example: dict, where: str = "") -> tuple[list[str], list[str | Non
         check(value and start >= 0, where, f"slot '{value[:60]}' does not follow in the text")
         parts += [(text[at:start], None), (value, slot["type"])]
         at = start + len(value)
-    words, tags = [], []
+    tagged = []
     for part, kind in [*parts, (text[at:], None)]:
-        new = slot_words(part, example["language"])
-        words += new
-        tags += [kind] * len(new)
-    return words, tags
+        tagged += [(word, kind) for word in slot_words(part, example["language"])]
+    return tagged
 
 
 def parse_slots(output: str) -> list[list[str]]:
-    """[type, value] of each part of the first line `type: value; type: value`, or what else it is."""
+    """[type, value] of each part of the first line `type: value; ...`, or what else a part is."""
     line = output.strip().split("\n")[0].strip()
     return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
 
@@ -1686,70 +1646,51 @@ def parse_json(output: str) -> list[tuple[str, ...]]:
     return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
 
 
-def score_commands(
-    examples: list, features: list, outputs: list[str], parse: Callable = parse_slots
-) -> dict[str, float]:
+def score_commands(examples: list, features: list, outputs: list, parse=parse_slots) -> dict:
     """`score_slots`, and how many outputs are not (type, value) in all parts."""
     malformed = sum(any(len(part) != 2 for part in parse(output)) for output in outputs)
     return score_slots(examples, outputs, parse) | {"malformed": malformed}
 
 
-def score_names(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
-    """As `score_commands`, of outputs in JSON."""
-    return score_commands(examples, features, outputs, parse_json)
-
-
-def score_slots(examples: list, outputs: list[str], parse: Callable = parse_slots) -> dict[str, float]:
+def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) -> dict[str, float]:
     """F1 over all examples: `f1` of (type, place), as MASSIVE counts, `f1_strict` of (type, value).
 
-    A predicted value tags every place where its words stand, in any case, over what was tagged before;
+    A value tags every place where its words stand, in any case, over what was tagged before;
     one that stands nowhere costs only the miss. Neighbours of one type are one slot.
     """
-    totals = {"f1": Counter(), "f1_strict": Counter()}
-    number = {None: 0}  # of each type
-    for example, output in zip(examples, outputs):
-        words, tags = tag_slots(example)
-        lower, found = [word.lower() for word in words], [None] * len(words)
-        slots = [tuple(part) for part in parse(output) if len(part) == 2]
+    gold_tags, found_tags, gold_values, found_values = [], [], [], []
+    for k, (example, output) in enumerate(zip(examples, outputs)):
+        tagged = tag_slots(example)
+        lower, found = [word.lower() for word, _ in tagged], [None] * len(tagged)
+        slots = [part for part in parse(output) if len(part) == 2]
         for kind, value in slots:
             phrase = slot_words(value.lower(), example["language"])
-            for start in range(len(words) - len(phrase) + 1):
+            for start in range(len(lower) - len(phrase) + 1):
                 if lower[start : start + len(phrase)] == phrase:
                     found[start : start + len(phrase)] = [kind] * len(phrase)
-        places = []
-        for side in (tags, found):
-            inside = [2 * number.setdefault(kind, len(number)) for kind in side]  # the tag I of its type
-            places.append(Counter(entities(np.array(inside, dtype=int), repair=False)))
-        values = [Counter((slot["type"], slot["value"]) for slot in example["slots"]), Counter(slots)]
-        for name, (gold, predicted) in zip(totals, (places, values)):
-            same = (gold & predicted).total()
-            totals[name].update(same=same, gold=gold.total(), predicted=predicted.total())
-    return {name: f1(**counts) for name, counts in totals.items()}
+        gold_tags += [None, *(kind for _, kind in tagged)]  # None between examples
+        found_tags += [None, *found]
+        gold_values += [(k, slot["type"], slot["value"]) for slot in example["slots"]]
+        found_values += [(k, *slot) for slot in slots]
+    types, _ = pd.factorize(np.array(gold_tags + found_tags, dtype=object))  # None: -1
+    gold, found = np.split(2 * (types + 1), 2)  # the tag I of each type
+    return {"f1": f1(entities(gold), entities(found)), "f1_strict": f1(gold_values, found_values)}
 
 
 def score_translation(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
-    """BLEU and chrF of the outputs' first lines (https://github.com/mjpost/sacrebleu), 0 to 1."""
-    import sacrebleu
+    """BLEU and chrF of the outputs' first lines, 0 to 1. UserError if sacrebleu lacks anything."""
+    direction = examples[0]["language"]
+    tokenizer = BLEU_TOKENIZERS.get(direction.split("-")[-1], "13a")
+    with as_user_error(f"{direction}: BLEU needs `pip install 'sacrebleu[ja]'`"):
+        from sacrebleu.metrics import BLEU, CHRF  # https://github.com/mjpost/sacrebleu
 
+        metrics = {"bleu": BLEU(tokenize=tokenizer), "chrf": CHRF()}
     lines = [output.strip().split("\n")[0] for output in outputs]
-    references = [[example["target"] for example in examples]]
-    tokenizer = BLEU_TOKENIZERS.get(examples[0]["language"].split("-")[-1], "13a")
-    bleu = sacrebleu.corpus_bleu(lines, references, tokenize=tokenizer).score
-    return {"bleu": bleu / 100, "chrf": sacrebleu.corpus_chrf(lines, references).score / 100}
-
-
-def require_sacrebleu(languages: Iterable[str]) -> None:
-    """UserError unless sacrebleu is there, with what it needs for these target languages."""
-    for language in languages:
-        with as_user_error(f"{language}: BLEU needs `pip install 'sacrebleu[ja]'`"):
-            from sacrebleu.metrics import BLEU
-
-            BLEU(tokenize=BLEU_TOKENIZERS.get(language.split("-")[-1], "13a"))
+    texts = [[example["target"] for example in examples]]
+    return {name: metric.corpus_score(lines, texts).score / 100 for name, metric in metrics.items()}
 
 
 class Task(NamedTuple):
-    """A row of TASKS."""
-
     head: type  # the transformers class: an encoder and a classifier, or a model that generates
     load: Callable
     encode: Callable
@@ -1769,10 +1710,8 @@ QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
 MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
 XSID = "da de-ba de-muc gsw id ja lt nl no tr".split(), "en de it zh ar".split()
 NAMED = "da hr sk sr".split(), "en pt sv zh".split()
-TRANSLATED = (
-    "en-he he-en en-ja ja-en en-uk uk-en".split(),
-    "en-cs cs-en en-de de-en en-is is-en en-ru ru-en en-zh zh-en".split(),
-)
+UNSEEN = "en-he he-en en-ja ja-en en-uk uk-en".split()  # directions of translation
+SEEN = "en-cs cs-en en-de de-en en-is is-en en-ru ru-en en-zh zh-en".split()
 LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
@@ -1783,9 +1722,10 @@ TASKS = {
                   labels=2, epochs=2, test_length=384),
     "massive": Task(Generator, load_slots, encode_prompts, score_commands, *MASSIVE, **LONG),
     "xsid": Task(Generator, load_slots, encode_prompts, score_commands, *XSID, **LONG),
-    "uner": Task(Generator, load_slots, encode_prompts, score_names, *NAMED, **LONG),
-    "translation": Task(Generator, load_translation, encode_prompts, score_translation, *TRANSLATED,
-                        **LONG | {"new_tokens": 512}),
+    "uner": Task(Generator, load_slots, encode_prompts, partial(score_commands, parse=parse_json),
+                 *NAMED, **LONG),
+    "translation": Task(Generator, load_translation, encode_prompts, score_translation,
+                        UNSEEN, SEEN, **LONG | {"new_tokens": 512}),
 }  # fmt: skip
 
 
@@ -1831,10 +1771,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     check(number, path, "the file is empty")
 
 
-def read_rows(args, folder: str, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
+def read_rows(args, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
     """(where it stands, row) of --data-dir or the hub; only the columns `kinds`, if any are named."""
     if args.data_dir:
-        path = args.data_dir / folder / language / f"{split}.jsonl"
+        path = args.data_dir / args.task / language / f"{split}.jsonl"
         rows = ((f"{path}:{number}", line) for number, line in read_lines(path))
     else:
         name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
@@ -2170,8 +2110,8 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     ]:  # fmt: skip
         if wrong:
             raise UserError(problem)
-    if args.task == "translation":
-        require_sacrebleu([*args.train_languages, *args.languages])
+    for direction in [*args.train_languages, *args.languages] if args.task == "translation" else []:
+        score_translation([{"language": direction, "target": "a"}], [], ["a"])  # if it can
     check_languages(args)
     check_folder("--out", args.out)
     if args.save_model:
@@ -2370,7 +2310,7 @@ def load_data(
     def features(split: str) -> list[dict]:
         examples = []
         for code in args.train_languages:
-            part = task.load(code, split, args)[: args.limit_train]
+            part = list(task.load(code, split, args))[: args.limit_train]
             say(f"{args.task}, {split}: {code} {len(part)} examples")
             examples += part
         return encode(task, tokenizer, examples, args.max_length, True, f"{args.task}, {split}")
@@ -2379,7 +2319,7 @@ def load_data(
     validation = features("valid") if args.validate else []
     length = min(task.test_length, tokenizer.model_max_length)
     for code in dict.fromkeys([*args.train_languages, *args.languages]):
-        examples = task.load(code, "test", args)[: args.limit_test]
+        examples = list(task.load(code, "test", args))[: args.limit_test]
         name = f"{args.task}, {code}"
         tests[code] = examples, encode(task, tokenizer, examples, length, False, name)
     counts = [f"{code} {len(examples)}" for code, (examples, _) in tests.items()]

@@ -83,7 +83,7 @@ def invented() -> tuple[PreTrainedTokenizerFast, Iterator[af.Pair], list[dict]]:
         examples.append(
             {"tokens": rng.choices(vocabulary, k=size), "tags": rng.choices(range(17), k=size)}
         )
-    return tokenizer, pairs(), af.encode_tokens(tokenizer, examples, 96, True)
+    return tokenizer, pairs(), list(af.encode_tokens(tokenizer, examples, 96, True))
 
 
 def real(model: str, data_dir: Path) -> tuple[PreTrainedTokenizerFast, Iterator[af.Pair], list[dict]]:
@@ -93,7 +93,7 @@ def real(model: str, data_dir: Path) -> tuple[PreTrainedTokenizerFast, Iterator[
     for code in codes(data_dir, "dictionary/en-{}.txt"):
         streams.append(af.linked_pairs(code, *af.linker(code, "dictionary", data_dir), 31))
     examples = af.load_udpos("en", "train", af.parse_args(["--data-dir", str(data_dir)]))[:2000]
-    return tokenizer, af.interleave(streams), af.encode_tokens(tokenizer, examples, 96, True)
+    return tokenizer, af.interleave(streams), list(af.encode_tokens(tokenizer, examples, 96, True))
 
 
 def codes(data_dir: Path, *wanted: str) -> list[str]:
@@ -294,7 +294,7 @@ def evaluation_table(model, tokenizer, data_dir: Path, seconds: dict, limit: int
     for precision in ("fp32", "bf16"):
         total = 0.0
         for code in languages:
-            examples = task.load(code, "test", args)
+            examples = list(task.load(code, "test", args))
             sample = random.Random(0).sample(examples, min(limit, len(examples)))
             features = af.encode(task, tokenizer, sample, task.test_length, False)
             start = time.perf_counter()
@@ -396,7 +396,8 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
     parts = af.BUCKETS.get(device.type, 1)
     if stage == "task":
         sources = sorted(path.parent.name for path in Path(data_dir, task).glob("*/train.*"))
-        examples = [row for code in sources for row in af.TASKS[task].load(code, "train", args)[:32]]
+        loaded = [list(af.TASKS[task].load(code, "train", args))[:32] for code in sources]
+        examples = [row for rows in loaded for row in rows]
         examples = random.Random(0).sample(examples, min(args.batch_size, len(examples)))
         longest = min(args.max_length, tokenizer.model_max_length)
         features = af.encode(af.TASKS[task], tokenizer, examples, longest, True)

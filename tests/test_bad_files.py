@@ -50,7 +50,7 @@ def read(data: Path, kind: str) -> list:
         anything = itertools.repeat((range(10**10), range(10**10)))
         return af.read_pharaoh(data / FILES[kind][0], anything, False, None)
     args = SimpleNamespace(data_dir=data, task=kind, syntactic_words=False)
-    return af.TASKS[kind].load("en-xx" if kind == "translation" else "xx", "test", args)
+    return list(af.TASKS[kind].load("en-xx" if kind == "translation" else "xx", "test", args))
 
 
 def put(data: Path, kind: str, content: bytes) -> Path:
@@ -205,7 +205,7 @@ def test_a_very_long_line_takes_time_and_memory_in_proportion(world, tmp_path, k
     put(tmp_path, kind, json.dumps(row).encode())
     tokenizer = AutoTokenizer.from_pretrained(world / "models/bert")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    features = af.TASKS[kind].encode(tokenizer, read(tmp_path, kind), 96, True)
+    features = list(af.TASKS[kind].encode(tokenizer, read(tmp_path, kind), 96, True))
     assert features and all(len(feature["input_ids"]) <= 96 for feature in features)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KB
 

@@ -220,7 +220,7 @@ def test_a_tag_stands_on_the_first_visible_subword_and_nowhere_else(by_hand):
         ["<s>", "▁the", "▁cat", "s", "，", "▁un", "believ", "able", "</s>"]
     )
     assert feature["labels"].tolist() == [x, 5, 7, x, 12, 0, x, x, x]
-    features = af.encode_tokens(by_hand["xlmr"], examples * 2, 8, False)
+    features = list(af.encode_tokens(by_hand["xlmr"], examples * 2, 8, False))
     assert [feature["labels"].tolist() for feature in features] == [
         [x, 5, 7, x, 12, 0, x, x],
         [x, x, x],
@@ -316,7 +316,7 @@ def test_no_word_is_lost_or_labelled_twice_however_long_the_sentence(tokenizer, 
     for _ in range(20):
         tokens = random_sentence(rng, 200)
         examples.append({"tokens": tokens, "tags": rng.choices(range(18), k=len(tokens))})
-    features = af.encode_tokens(tokenizer, examples, max_length, True)
+    features = list(af.encode_tokens(tokenizer, examples, max_length, True))
     for number, example in enumerate(examples):
         labelled = []
         for feature in features:

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 import alignfreeze as af
 
+score_names = af.TASKS["uner"].score
+
 # ------------------------------------------------------------------------------------------------- scores of slots
 
 TYPES = ("time", "date", "place_name", "song")
@@ -226,7 +228,7 @@ def test_outputs_that_fit_no_format_are_counted():
         "Ann",
         '{"TypeName": "X", "Text": "A"}',
     ]
-    assert af.score_names(examples[:4], [], in_json)["malformed"] == 2
+    assert score_names(examples[:4], [], in_json)["malformed"] == 2
 
 
 def test_names_in_json_are_read_by_their_pattern():
@@ -235,13 +237,13 @@ def test_names_in_json_are_read_by_their_pattern():
     example = {"language": "en", "text": 'Ann "Bo" Lee of ACME in Rome', "slots": slots}
     results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
     perfect = {"f1": 1, "f1_strict": 1, "malformed": 0}
-    assert af.score_names([example], [], [json.dumps({"Results": results})]) == perfect
+    assert score_names([example], [], [json.dumps({"Results": results})]) == perfect
     assert (
-        af.score_names([example], [], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]])
+        score_names([example], [], ["Here: " + json.dumps({"Results": results}, indent=2)[:-3]])
         == perfect
     )
-    assert af.score_names([example], [], [json.dumps({"Results": results[:1]})])["f1"] == 0.5
-    assert af.score_names([example], [], ["nothing"]) == {"f1": 0, "f1_strict": 0, "malformed": 1}
+    assert score_names([example], [], [json.dumps({"Results": results[:1]})])["f1"] == 0.5
+    assert score_names([example], [], ["nothing"]) == {"f1": 0, "f1_strict": 0, "malformed": 1}
 
 
 # --------------------------------------------------------------------------------------------------------- loading
@@ -255,7 +257,7 @@ def put(path: Path, rows: list) -> None:
 
 
 def load(data: Path, task: str, language: str, split: str = "test") -> list[dict]:
-    return af.TASKS[task].load(language, split, SimpleNamespace(task=task, data_dir=data))
+    return list(af.TASKS[task].load(language, split, SimpleNamespace(task=task, data_dir=data)))
 
 
 @pytest.fixture
@@ -328,10 +330,11 @@ def test_translations_into_chinese_are_scored_in_characters():
 
 def test_what_sacrebleu_lacks_is_said_before_training(monkeypatch):
     pytest.importorskip("sacrebleu")
-    af.require_sacrebleu(["en-de", "en-zh"])
+    for direction in ("en-de", "en-zh"):
+        af.score_translation([{"language": direction, "target": "a"}], [], ["a"])
     monkeypatch.setitem(af.BLEU_TOKENIZERS, "ja", "no-such")
     with pytest.raises(af.UserError, match=r"en-ja.*pip install"):
-        af.require_sacrebleu(["en-de", "en-ja"])
+        af.score_translation([{"language": "en-ja", "target": "a"}], [], ["a"])
 
 
 DATA = os.environ.get("ALIGNFREEZE_DATA")
@@ -384,8 +387,8 @@ def decoder_tokenizer(begin: bool, chat: bool, side: str = "right") -> PreTraine
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_prompt_is_followed_by_the_target_and_the_end_token(data, begin, chat, side):
     tokenizer, examples = decoder_tokenizer(begin, chat, side), load(data, "massive", "en")
-    train = af.encode_prompts(tokenizer, examples, 2048, True)
-    test = af.encode_prompts(tokenizer, examples, 2048, False)
+    train = list(af.encode_prompts(tokenizer, examples, 2048, True))
+    test = list(af.encode_prompts(tokenizer, examples, 2048, False))
     for number, example in enumerate(examples):
         if chat:
             prompt = f"<|system|>{example['system']}<e><|user|>{example['user']}<e><|answer|>"
@@ -396,8 +399,9 @@ def test_a_prompt_is_followed_by_the_target_and_the_end_token(data, begin, chat,
         ids, labels = (train[number][name].tolist() for name in ("input_ids", "labels"))
         assert tokenizer.decode(ids) == f"{prompt}{target}<e>"
         assert tokenizer.decode(test[number]["input_ids"]) == prompt
-        assert test[number]["labels"].shape == (0,) and test[number]["labels"].dtype == np.int64
         size = len(test[number]["input_ids"])
+        assert test[number]["labels"].tolist() == [af.IGNORE] * size
+        assert test[number]["labels"].dtype == train[number]["labels"].dtype == np.int64
         assert ids[:size] == test[number]["input_ids"].tolist()  # tokenised apart
         assert labels == [af.IGNORE] * (size - 1) + ids[size:] + [af.IGNORE]
         assert [feature["example"] for feature in train] == [0, 1]
@@ -412,7 +416,7 @@ def test_overlong_prompts_are_cut_and_said_to_be(data, chat):
     )
     size, total = len(prompt["input_ids"]), len(whole["input_ids"])
     for length in (size - 2, size, size + 3, total - 1, total, total + 1):
-        feature = af.encode_prompts(tokenizer, examples, length, True)[0]
+        feature = next(af.encode_prompts(tokenizer, examples, length, True))
         assert feature["input_ids"].tolist() == whole["input_ids"][:length].tolist()
         known = whole["labels"][: length - 1].tolist() + [af.IGNORE]
         assert feature["labels"].tolist() == known[:total]
@@ -424,10 +428,10 @@ def test_a_chat_template_that_takes_no_system_message_is_a_users_error(data):
     tokenizer = decoder_tokenizer(True, True)
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(af.UserError, match="chat template"):
-        af.encode_prompts(tokenizer, load(data, "massive", "en"), 64, True)
+        list(af.encode_prompts(tokenizer, load(data, "massive", "en"), 64, True))
     tokenizer.chat_template = "{# nothing #}"
     with pytest.raises(af.UserError, match="chat template leaves nothing"):
-        af.encode_prompts(tokenizer, load(data, "massive", "en"), 64, True)
+        list(af.encode_prompts(tokenizer, load(data, "massive", "en"), 64, True))
 
 
 def test_rows_of_tasks_that_generate():

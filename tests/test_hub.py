@@ -470,7 +470,7 @@ def test_generation_data_of_the_hub(monkeypatch, task, language, split):
     assert example["target"] == target
     monkeypatch.setattr(datasets, "load_dataset", lambda **options: [{"other": 1}])
     with pytest.raises(alignfreeze.UserError, match="row 0: no column"):
-        alignfreeze.TASKS[task].load(language, split, args)
+        list(alignfreeze.TASKS[task].load(language, split, args))
 
 
 @pytest.mark.parametrize(
@@ -478,4 +478,4 @@ def test_generation_data_of_the_hub(monkeypatch, task, language, split):
 )
 def test_generation_data_that_no_hub_has(task, language):
     with pytest.raises(alignfreeze.UserError, match=language):
-        alignfreeze.TASKS[task].load(language, "test", SimpleNamespace(task=task, data_dir=None))
+        list(alignfreeze.TASKS[task].load(language, "test", SimpleNamespace(task=task, data_dir=None)))

@@ -33,7 +33,7 @@ def tokenizer(request, world):
 
 def load(data: Path, task: str, language: str, split: str = "test") -> list[dict]:
     args = af.parse_args(["--task", task, "--data-dir", str(data)])
-    return af.TASKS[task].load(language, split, args)
+    return list(af.TASKS[task].load(language, split, args))
 
 
 def ids_alone(tokenizer, text: str) -> list[int]:
@@ -349,7 +349,7 @@ def test_sentence_pairs_are_what_the_tokenizer_makes_of_each_pair(tokenizer, wor
         load(world / "data", "xnli", "qab")[:100],
         {tokenizer.cls_token_id, tokenizer.sep_token_id},
     )
-    features, cut = af.encode_sentences(tokenizer, examples, max_length, False), 0
+    features, cut = list(af.encode_sentences(tokenizer, examples, max_length, False)), 0
     for number, (example, feature) in enumerate(zip(examples, features, strict=True)):
         pair = tokenizer(example["premise"], example["hypothesis"])
         sides = [ids_alone(tokenizer, example[side]) for side in ("premise", "hypothesis")]
@@ -380,7 +380,7 @@ def test_sentence_pairs_are_what_the_tokenizer_makes_of_each_pair(tokenizer, wor
 def test_perfect_logits_are_scored_as_perfect(tokenizer, world, task, language):
     row = af.TASKS[task]
     examples = load(world / "data", task, language)[:60]
-    features, logits = row.encode(tokenizer, examples, 128, True), []
+    features, logits = list(row.encode(tokenizer, examples, 128, True)), []
     for feature in features:
         if task == "xquad":
             logits.append(np.eye(len(feature["input_ids"]))[feature["labels"]])
@@ -423,7 +423,7 @@ def test_the_loss_in_parts_is_that_of_the_whole_batch(tokenizer, world, task):
     model = row.head.from_pretrained(
         world / "models" / tokenizer.architecture, num_labels=row.labels
     ).eval()
-    batch = row.encode(tokenizer, load(world / "data", task, "en")[:12], 48, True)[:16]
+    batch = list(row.encode(tokenizer, load(world / "data", task, "en")[:12], 48, True))[:16]
     gradients = []
     for parts in (1, 4):
         model.zero_grad()
