@@ -631,7 +631,7 @@ def encode_pairs(
     tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
-    """Turn pairs of linked words into one batch; a sentence is cut off at `how.max_length` subwords.
+    """Turn pairs of linked words into one batch; sentences are cut off at `how.max_length` subwords.
 
     process: (k, n) puts only the k-th of n equal shares of the sentences into the batch.
     """
@@ -666,10 +666,8 @@ def encode_texts(
     tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
-    """As `encode_pairs`, of pairs of sentences: plain text without a template.
-
-    A process's candidates are its own sentences, or with `how.gather` those of all processes.
-    """
+    """As `encode_pairs`, of plain text without a template. The candidates are the sentences of this
+    process, or with `how.gather` of all of them."""
     (k, n), size = process, len(pairs)
     texts = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     own = [*range(k, size, n), *range(size + k, 2 * size, n)]  # sentences; both sides of a pair
@@ -677,9 +675,9 @@ def encode_texts(
     ids = {}
     for s, row in zip(own, encoded["input_ids"]):
         ids[s] = np.array(row or [tokenizer.pad_token_id])  # a text may have no subword
-    groups = in_buckets(own, buckets, lambda s: len(ids[s]))
-    inputs = [pad_inputs([ids[s] for s in group], tokenizer.pad_token_id, device) for group in groups]
-    order = list(itertools.chain(*groups))
+    parts = in_buckets(own, buckets, lambda s: len(ids[s]))
+    inputs = [pad_inputs([ids[s] for s in part], tokenizer.pad_token_id, device) for part in parts]
+    order = list(itertools.chain(*parts))
     rows = torch.tensor(order).argsort().to(device)  # vectors are numbered in the order of `own`
     counts = [2 * len(pairs[p::n]) for p in range(n)] if how.gather else [len(own)]
     halves = [part.chunk(2) for part in torch.arange(sum(counts), device=device).split(counts)]
@@ -730,7 +728,7 @@ def task_batches(
 def task_batch(
     batch: list[dict], pad_id: int, buckets: int = 1, device: Any = "cpu", process: tuple = (0, 1)
 ) -> TaskBatch:
-    """Put features into one batch. process: (k, n) takes only the k-th of n equal shares of them."""
+    """Put features into one batch; process: (k, n) takes only the k-th of n equal shares of them."""
     count = sum(int((feature["labels"] != IGNORE).sum()) for feature in batch)
     unlabelled = batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}
     batch = batch + [unlabelled] * (process[1] - len(batch))  # for processes that get no example
@@ -769,8 +767,8 @@ def embed(model: nn.Module, buckets: Iterable[dict[str, Tensor]]) -> list[dict[s
 
 
 def in_buckets(items: list, buckets: int, length: Callable, process: tuple = (0, 1)) -> list[list]:
-    """Split a batch, or the share k of n, (k, n), that a process has of its short and long items, into
-    buckets of equal size and similar length, so that hardly any padding is computed."""
+    """Split a batch into buckets of equal size and similar length: hardly any padding is computed.
+    process: (k, n) takes only the k-th of n equal shares, each with short and long items."""
     k, n = process
     own = sorted(items, key=length)[k::n]
     return list(in_chunks(iter(own), math.ceil(len(own) / buckets)))
@@ -822,7 +820,7 @@ def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> It
 
 
 def sentence_pairs(language: str, data_dir: Path | None, limit: int, seed: int) -> Iterator[Pair]:
-    """Endless pairs of plain sentences, the first `limit` of the text; every reading is shuffled anew."""
+    """Endless pairs of the first `limit` sentences of a text, which every reading shuffles anew."""
     for reading in itertools.count(1):
         lines = itertools.islice(parallel_text(language, data_dir), limit)
         for english, other in shuffled(lines, f"{seed} {language} {reading}"):
@@ -872,8 +870,8 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
 def parallel_text(
     language: str, data_dir: Path | None, part: str = "train"
 ) -> Iterator[tuple[str, str]]:
-    """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100; with
-    part `dev`, for the probe, of `parallel/en-XX.dev.tsv`, or of the validation split."""
+    """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100. The
+    part `dev`, for the probe, is `parallel/en-XX.dev.tsv`, or the validation split."""
     if not data_dir:
         yield from streamed_text(language, "validation" if part == "dev" else "train")
         return
