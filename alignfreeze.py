@@ -800,10 +800,10 @@ OPUS_LINES = 100_000  # that are read of a language's million; no run of the pap
 
 
 def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> Iterator[Pair]:
-    """Endless sentence pairs with one-to-one links, of what `linker` returned for the language.
+    """Endless sentence pairs, of what `linker` returned for the language; words with one-to-one links.
 
-    Each reading of the text is shuffled anew. Pairs without a link are passed over and counted.
-    UserError if the whole text has no link.
+    Each reading of the text is shuffled anew. Words without a link are passed over, and their sentence
+    pairs counted. UserError if the whole text has no link.
     """
     skipped = 0
     for reading in itertools.count(1):
@@ -811,20 +811,12 @@ def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> It
         for lines in in_chunks(shuffled(text(), f"{seed} {language} {reading}"), 32):
             for pair in link(lines):
                 links = one_to_one(pair.links, pair.source, pair.target)
-                if links:
+                if links or isinstance(pair.source, str):
                     yield pair._replace(links=links, skipped=skipped, reading=reading)
                     found, skipped = True, 0
                 else:
                     skipped += 1
         check(found, f"{SOURCE}-{language}", "no sentence pair of the whole text gets a link")
-
-
-def sentence_pairs(language: str, data_dir: Path | None, limit: int, seed: int) -> Iterator[Pair]:
-    """Endless pairs of the first `limit` sentences of a text, which every reading shuffles anew."""
-    for reading in itertools.count(1):
-        lines = itertools.islice(parallel_text(language, data_dir), limit)
-        for english, other in shuffled(lines, f"{seed} {language} {reading}"):
-            yield Pair(language, english, other, reading=reading)
 
 
 def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
@@ -927,11 +919,12 @@ def linker(
     """(`link`, which splits lines into words and links these; `text`, which gives all the lines).
 
     aligner: `dictionary`; `awesome`, with the function that links pairs of word lists; `fastalign`,
-    which learns from the whole text now; or a folder of Pharaoh files. limit: how many lines to read.
+    which learns from the whole text now; a folder of Pharaoh files; or `none`, for whole sentences.
+    limit: how many lines to read.
     Local text is read to its end here, so that what is malformed is found before training.
     """
     forward, backward = {}, {}
-    if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
+    if aligner == "dictionary" or (language in UNSPACED_LANGUAGES and aligner != "none"):
         forward, backward = read_dictionary(language, data_dir)
     stored: Iterable[Links | None] = itertools.repeat(None)  # of each line, where known beforehand
 
@@ -942,6 +935,8 @@ def linker(
         return split_words(line[0], SOURCE), split_words(line[1], language, backward)
 
     def link(chunk: list[tuple[Links | None, tuple[str, str]]]) -> list[Pair]:
+        if aligner == "none":
+            return [Pair(language, *line) for _, line in chunk]
         links, pairs = [known for known, _ in chunk], [words(line) for _, line in chunk]
         if aligner == "dictionary":
             links = [dictionary_links(*pair, forward, backward) for pair in pairs]
@@ -952,7 +947,7 @@ def linker(
     if aligner == "fastalign":
         learnt = map(words, itertools.chain(lines(part), lines("train") if part == "dev" else []))
         stored = fast_align(tuple([word.lower() for word in side] for side in pair) for pair in learnt)
-    elif aligner not in ALIGNERS:
+    elif aligner not in (*ALIGNERS, "none"):
         path = Path(aligner) / links_file(language, part)
         stored = read_pharaoh(path, map(words, lines(part)), bool(data_dir), limit)
     elif data_dir:
@@ -2404,21 +2399,15 @@ def load_pairs(
 ) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
     """(endless sentence pairs, all languages in turn; {language: pairs for the probe}), all checked."""
     streams, probed = [], {}
+    options = {"limit": args.limit_links, "awesome": awesome}
     for code in args.realign_languages or []:
-        if args.unit == "sentence":
-            stream = sentence_pairs(code, args.data_dir, args.limit_links, args.seed)
-            dev = itertools.islice(parallel_text(code, args.data_dir, "dev"), PROBE_PAIRS)
-        else:
-            options = {"limit": args.limit_links, "awesome": awesome}
-            both = linker(code, args.aligner, args.data_dir, **options)
-            stream = linked_pairs(code, *both, args.seed)
         if args.strategy != "baseline":
+            text = linker(code, args.aligner, args.data_dir, **options)
+            stream = linked_pairs(code, *text, args.seed)
             streams.append(itertools.chain([next(stream)], stream))  # the first now, for its errors
-        if args.probe and args.unit == "word":
+        if args.probe:
             dev = linker(code, args.aligner, args.data_dir, part="dev", **options)
             probed[code] = probe_pairs(code, *dev)
-        elif args.probe:
-            probed[code] = [Pair(code, *sides) for sides in dev]
     return itertools.chain.from_iterable(zip(*streams)), probed
 
 
@@ -2541,7 +2530,7 @@ def probe_pairs(language: str, link: Callable, text: Callable) -> list[Pair]:
             if not words & linked:
                 links.append((i, j))
                 linked |= words
-        if links and len(chosen) < PROBE_PAIRS:
+        if (links or isinstance(pair.source, str)) and len(chosen) < PROBE_PAIRS:
             chosen.append(pair._replace(links=links))
     check(chosen, "--probe", f"no line of the {language} text for it gets a link from the aligner")
     return chosen

@@ -410,7 +410,10 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
         how = af.Alignment(
             unit="sentence", layer=layer, batch_size=args.realign_batch_size, max_length=longest
         )
-        streams = [af.sentence_pairs(code, args.data_dir, 1000, 1) for code in codes(args.data_dir)]
+        streams = []
+        for code in codes(args.data_dir):
+            text = af.linker(code, "none", args.data_dir, limit=1000)
+            streams.append(af.linked_pairs(code, *text, 1))
         pairs = itertools.chain.from_iterable(zip(*streams))
         batch = next(af.alignment_batches(tokenizer, pairs, how, device))
         projection = af.projection_head(config.hidden_size, how.unit)
