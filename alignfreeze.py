@@ -39,7 +39,7 @@ import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -388,7 +388,7 @@ def evaluate(
             if task.new_tokens:  # it generates
                 found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
             else:
-                inputs, _ = collate(rows, tokenizer.pad_token_id, model.device)
+                (inputs,) = task_batch(rows, tokenizer.pad_token_id, device=model.device).inputs
                 found = task_logits(model, inputs).float().cpu().numpy()
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
@@ -408,19 +408,17 @@ BUCKETS = {"cpu": 8}  # of similar length, in a batch; on a GPU padding costs le
 def frozen_layers(spec: str, depth: int) -> list[int]:
     """The numbers of the layers, of `depth` in all, that a spec names. UserError if there is none."""
     half, numbers = depth // 2, set()
-    named = {"front": range(half), "back": range(half, depth)}
+    named = {"front": range(half), "back": range(half, depth), "none": [], "full": [], "emb": []}
     for part in spec.split(","):
-        check(half or part not in named, f"cannot freeze '{part}'", f"{depth} layer has no halves")
-        span = regex.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if part in named:
-            numbers.update(named[part])
-        elif span:
+        where, span = f"cannot freeze '{part}'", regex.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if span:
             low, high = int(span[1]), int(span[2] or span[1])
-            there = low <= high < depth
-            check(there, f"cannot freeze '{part}'", f"the model has layers 0 to {depth - 1}")
+            check(low <= high < depth, where, f"the model has layers 0 to {depth - 1}")
             numbers.update(range(low, high + 1))
-        elif part not in ("none", "full", "emb"):
-            raise UserError(f"cannot freeze '{part}': use front, back, or a list such as emb,0-2,11")
+        else:
+            check(part in named, where, "use front, back, or a list such as emb,0-2,11")
+            check(half or part not in ("front", "back"), where, f"{depth} layer has no halves")
+            numbers.update(named[part])
     return sorted(numbers)
 
 
@@ -446,6 +444,7 @@ def embeddings(encoder: nn.Module) -> nn.Module:
 @contextmanager
 def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
     """In here a forward pass ends where this module begins; its input is then in the list."""
+    found: list[Tensor] = []
 
     class Reached(Exception): ...
 
@@ -453,14 +452,8 @@ def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
         found.append(args[0] if args else kwargs["hidden_states"])
         raise Reached
 
-    found: list[Tensor] = []
-    hook = module.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with suppress(Reached), module.register_forward_pre_hook(stop, with_kwargs=True):
         yield found
-    except Reached:
-        pass
-    finally:
-        hook.remove()
 
 
 def finetune_steps(examples: int, epochs: int, batch_size: int, schedule: str, accumulate: int) -> int:
@@ -539,11 +532,9 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     if processes()[1] == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = nn.utils.parameters_to_vector(gradients)
     dist.all_reduce(flat)
-    flat /= processes()[1]
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(part.view_as(gradient))
+    nn.utils.vector_to_parameters(flat / processes()[1], gradients)
 
 
 def from_all_processes(rows: Tensor, counts: list[int]) -> Tensor:
@@ -610,16 +601,12 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B sentence pairs for the model: 2B sentences, or a process's share, in buckets of similar length.
-
-    Its N vectors are numbered from 0, those of all processes one after the other; `sentences` tells
-    where a sentence is, for a loss of another kind.
-    """
+    """B sentence pairs for the model: 2B sentences, or a process's share, in buckets of similar length."""
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
     sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
     rows: Tensor  # (N,) where its vectors are, among all buckets' subwords, or among their rows
-    counts: list[int]  # N in each process
+    counts: list[int]  # N in each process; vectors are numbered from 0 through all processes
     queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
     targets: Tensor  # (Q,) and what they are linked to
     candidates: Tensor | None  # (C,) numbers of the English sentences; None for words
@@ -648,80 +635,69 @@ def alignment_batches(
     tokenizer: Any, pairs: Iterable[Pair], how: Alignment, device: Any = "cpu"
 ) -> Iterator[Batch]:
     """One batch of sentence pairs after the other. A list of pairs is gone through again and again."""
+    encode = encode_pairs if how.unit == "word" else encode_texts
     buckets = BUCKETS.get(torch.device(device).type, 1)
     pairs = itertools.cycle(pairs) if isinstance(pairs, Sequence) else iter(pairs)
     while len(chunk := list(itertools.islice(pairs, how.batch_size))) == how.batch_size:
-        if how.unit == "word":
-            yield encode_pairs(tokenizer, chunk, how.max_length, buckets, device, processes())
-        else:
-            yield encode_texts(tokenizer, chunk, how, buckets, device, processes())
+        yield encode(tokenizer, chunk, how, buckets, device, processes())
 
 
 def encode_pairs(
-    tokenizer: Any, pairs: list[Pair], max_length: int = 96, buckets: int = 1, device: Any = "cpu",
+    tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
-    """Turn linked sentence pairs into one batch; a sentence is cut off at `max_length` subwords.
+    """Turn pairs of linked words into one batch; sentences are cut off at `how.max_length` subwords.
 
     process: (k, n) puts only the k-th of n equal shares of the sentences into the batch.
     """
+    k, n = process
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
-    windows = encode_words(tokenizer, sentences, max_length)
-    shares = shared_out(windows, buckets, process[1], lambda window: len(window.ids))
+    windows = encode_words(tokenizer, sentences, how.max_length)
+    shares = [in_buckets(windows, buckets, lambda w: len(w.ids), (p, n)) for p in range(n)]
     number: dict[tuple[int, int], int] = {}  # (sentence, word) -> its number among all words
-    counts = []
+    counts: list[int] = []
     for share in shares:
-        before = len(number)
         for window in itertools.chain(*share):
             for word in window.words[window.first].tolist():
                 number[window.sentence, word] = len(number)
-        counts.append(len(number) - before)
-    linked, cut = [], [0] * len(pairs)
-    for k, pair in enumerate(pairs):
-        for i, j in pair.links:
-            source, target = number.get((k, i)), number.get((k + len(pairs), j))
-            if source is None or target is None:
-                cut[k] += 1
-            else:
-                linked.append((source, target))
-    own = shares[process[0]]
-    inputs = [pad_inputs([w.ids for w in bucket], tokenizer.pad_token_id, device) for bucket in own]
-    first = torch.cat([pad([w.first for w in bucket], False).flatten() for bucket in own])
-    rows = [window.sentence for window in itertools.chain(*own)]
+        counts.append(len(number) - sum(counts))
+    linked, cut = [], []
+    for p, pair in enumerate(pairs):
+        ends = [((p, i), (p + len(pairs), j)) for i, j in pair.links]
+        kept = [(number[s], number[t]) for s, t in ends if s in number and t in number]
+        linked += kept
+        cut.append(len(ends) - len(kept))
+    own = shares[k]
+    inputs = [pad_inputs([w.ids for w in group], tokenizer.pad_token_id, device) for group in own]
+    first = torch.cat([pad([w.first for w in group], False).flatten() for group in own])
+    rows = first.nonzero().squeeze(1).to(device)
+    order = [window.sentence for window in itertools.chain(*own)]
     source, target = torch.tensor(linked, dtype=torch.long, device=device).reshape(-1, 2).T
     queries, targets = torch.cat([source, target]), torch.cat([target, source])
-    words = first.nonzero().squeeze(1).to(device)
-    return Batch(inputs, rows, words, counts, queries, targets, None, cut, pairs)
+    return Batch(inputs, order, rows, counts, queries, targets, None, cut, pairs)
 
 
 def encode_texts(
     tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
     process: tuple[int, int] = (0, 1),
 ) -> Batch:  # fmt: skip
-    """Turn sentence pairs, plain text without a template, into one batch. process: as `encode_pairs`.
-
-    A process's candidates are its own sentences, or with `how.gather` those of all processes.
-    """
-    k, n = process
-    own = pairs[k::n]
-    texts = [pair.source for pair in own] + [pair.target for pair in own]
-    encoded = tokenizer(texts, truncation=True, max_length=how.max_length)["input_ids"]
-    encoded = [ids or [tokenizer.pad_token_id] for ids in encoded]  # a text may have no subword
-    groups = shared_out(list(range(len(texts))), buckets, 1, lambda s: len(encoded[s]))[0]
-    inputs = []
-    for group in groups:
-        ids = [np.array(encoded[s]) for s in group]
-        inputs.append(pad_inputs(ids, tokenizer.pad_token_id, device))
-    place = np.argsort(np.concatenate(groups))  # of sentence s among the rows of all buckets
-    english, other, counts = [], [], []
-    for share in [pairs[p::n] for p in range(n)] if how.gather else [own]:
-        start = sum(counts)
-        english += range(start, start + len(share))
-        other += range(start + len(share), start + 2 * len(share))
-        counts.append(2 * len(share))
-    rows, english, other = (torch.as_tensor(x, device=device) for x in (place, english, other))
-    sentences = [k + n * (s % len(own)) + len(pairs) * (s >= len(own)) for s in itertools.chain(*groups)]
-    return Batch(inputs, sentences, rows, counts, other, english, english, [0] * len(pairs), pairs)
+    """As `encode_pairs`, of plain text without a template. The candidates are the sentences of this
+    process, or with `how.gather` of all of them."""
+    (k, n), size = process, len(pairs)
+    texts = [pair.source for pair in pairs] + [pair.target for pair in pairs]
+    own = [*range(k, size, n), *range(size + k, 2 * size, n)]  # sentences; both sides of a pair
+    encoded = tokenizer([texts[s] for s in own], truncation=True, max_length=how.max_length)
+    ids = {}
+    for s, row in zip(own, encoded["input_ids"]):
+        ids[s] = np.array(row or [tokenizer.pad_token_id])  # a text may have no subword
+    parts = in_buckets(own, buckets, lambda s: len(ids[s]))
+    inputs = [pad_inputs([ids[s] for s in part], tokenizer.pad_token_id, device) for part in parts]
+    order = list(itertools.chain(*parts))
+    rows = torch.tensor(order).argsort().to(device)  # vectors are numbered in the order of `own`
+    counts = [2 * len(pairs[p::n]) for p in range(n)] if how.gather else [len(own)]
+    halves = [part.chunk(2) for part in torch.arange(sum(counts), device=device).split(counts)]
+    english, other = (torch.cat(side) for side in zip(*halves))
+    return Batch(inputs, order, rows, counts, other, english, english, [0] * size, pairs)
 
 
 def encode_words(
@@ -733,7 +709,10 @@ def encode_words(
     first *visible* subword represents the word. With `windows`, what does not fit goes on in further
     windows; without, it is cut off.
     """
-    start, end, blank = special_tokens(tokenizer)
+    alone = tokenizer(["a"], is_split_into_words=True)  # special tokens such as [CLS] on both sides
+    start, _, end = np.split(np.array(alone["input_ids"]), alone.word_to_tokens(0))
+    mark = alone.tokens()[len(start)][0]  # of what is in between, perhaps a blank: `▁` or `Ġ`
+    blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
     edges, room = (len(start), len(end)), max_length - len(start) - len(end)
     options = {"add_special_tokens": False, "return_attention_mask": False}
     encoded = tokenizer(sentences, is_split_into_words=True, **options)
@@ -746,19 +725,9 @@ def encode_words(
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
             inside = np.pad(words[part], edges, constant_values=-1)
-            shown = np.pad(first[part], edges, constant_values=False)
+            shown = np.pad(first[part], edges)
             result.append(Window(k, np.concatenate([start, ids[part], end]), inside, shown))
     return result
-
-
-def special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray, int | None]:
-    """Ids in front of and behind a sentence, such as [CLS] and [SEP], and of a lone blank (`▁` or `Ġ`)."""
-    encoded = tokenizer(["a"], is_split_into_words=True, return_special_tokens_mask=True)
-    special = np.array(encoded["special_tokens_mask"], bool)
-    ids, at = np.array(encoded["input_ids"], dtype=np.int64), special.argmin()  # at: of the "a"
-    mark = encoded.tokens()[at][0]
-    blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
-    return ids[:at][special[:at]], ids[at:][special[at:]], blank
 
 
 def task_batches(
@@ -774,33 +743,24 @@ def task_batches(
 def task_batch(
     batch: list[dict], pad_id: int, buckets: int = 1, device: Any = "cpu", process: tuple = (0, 1)
 ) -> TaskBatch:
-    """Put features into one batch. process: (k, n) takes only the k-th of n equal shares of them.
-
-    Where there are fewer examples than processes, some get an example without labels.
-    """
-    k, n = process
+    """Put features into one batch; process: (k, n) takes only the k-th of n equal shares of them."""
     count = sum(int((feature["labels"] != IGNORE).sum()) for feature in batch)
     unlabelled = batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}
-    batch = batch + [unlabelled] * (n - len(batch))
-    groups = shared_out(batch, buckets, n, lambda feature: len(feature["input_ids"]))[k]
-    inputs, labels = zip(*(collate(group, pad_id, device) for group in groups))
+    batch = batch + [unlabelled] * (process[1] - len(batch))  # for processes that get no example
+    inputs, labels = [], []
+    for group in in_buckets(batch, buckets, lambda row: len(row["input_ids"]), process):
+        read = pad_inputs([row["input_ids"] for row in group], pad_id, device)
+        if "token_type_ids" in group[0]:
+            read["token_type_ids"] = pad([row["token_type_ids"] for row in group], 0).to(device)
+        inputs.append(read)
+        labels.append(pad([row["labels"] for row in group], IGNORE).to(device))
     return TaskBatch(inputs, labels, torch.tensor(max(1, count), device=device))
-
-
-def collate(features: list[dict], pad_id: int, device: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """(what the model reads, (B, T) tensors; labels, (B, T) or (B, labels of an example))."""
-    inputs = pad_inputs([feature["input_ids"] for feature in features], pad_id, device)
-    if "token_type_ids" in features[0]:
-        types = pad([feature["token_type_ids"] for feature in features], 0)
-        inputs["token_type_ids"] = types.to(device)
-    return inputs, pad([feature["labels"] for feature in features], IGNORE).to(device)
 
 
 def pad_inputs(ids: list[np.ndarray], pad_id: int, device: Any) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
-    lengths = torch.tensor([len(row) for row in ids])
     # The library looks into it, a wait on a GPU; not into a 4-D one, but that ends sliding windows.
-    mask = (torch.arange(lengths.max()) < lengths[:, None]).long()
+    mask = pad([np.ones_like(row) for row in ids], 0)
     return {"input_ids": pad(ids, pad_id).to(device), "attention_mask": mask.to(device)}
 
 
@@ -821,15 +781,12 @@ def embed(model: nn.Module, buckets: Iterable[dict[str, Tensor]]) -> list[dict[s
     return embedded
 
 
-def shared_out(items: list, buckets: int, count: int, length: Callable[[Any], int]) -> list[list[list]]:
-    """Split a batch among `count` processes, each with short and long items, and every share into
-    buckets of equal size and similar length, so that hardly any padding is computed."""
-    shares, items = [], sorted(items, key=length)
-    for k in range(count):
-        own = items[k::count]
-        size = math.ceil(len(own) / buckets)
-        shares.append([own[start : start + size] for start in range(0, len(own), size)])
-    return shares
+def in_buckets(items: list, buckets: int, length: Callable, process: tuple = (0, 1)) -> list[list]:
+    """Split a batch into buckets of equal size and similar length: hardly any padding is computed.
+    process: (k, n) takes only the k-th of n equal shares, each with short and long items."""
+    k, n = process
+    own = sorted(items, key=length)[k::n]
+    return list(in_chunks(iter(own), math.ceil(len(own) / buckets)))
 
 
 def in_chunks(items: Iterator, size: int) -> Iterator[list]:
@@ -857,16 +814,11 @@ OPUS = "Helsinki-NLP/opus-100"
 OPUS_LINES = 100_000  # that are read of a language's million; no run of the paper's reads more
 
 
-def interleave(streams: Iterable[Iterator[Pair]]) -> Iterator[Pair]:
-    """One pair of each language in turn."""
-    return itertools.chain.from_iterable(zip(*streams))
-
-
 def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> Iterator[Pair]:
-    """Endless sentence pairs with one-to-one links, of what `linker` returned for the language.
+    """Endless sentence pairs, of what `linker` returned for the language; words with one-to-one links.
 
-    Each reading of the text is shuffled anew. Pairs without a link are passed over and counted.
-    UserError if the whole text has no link.
+    Each reading of the text is shuffled anew. Words without a link are passed over, and their sentence
+    pairs counted. UserError if the whole text has no link.
     """
     skipped = 0
     for reading in itertools.count(1):
@@ -874,24 +826,12 @@ def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> It
         for lines in in_chunks(shuffled(text(), f"{seed} {language} {reading}"), 32):
             for pair in link(lines):
                 links = one_to_one(pair.links, pair.source, pair.target)
-                if links:
+                if links or isinstance(pair.source, str):
                     yield pair._replace(links=links, skipped=skipped, reading=reading)
                     found, skipped = True, 0
                 else:
                     skipped += 1
         check(found, f"{SOURCE}-{language}", "no sentence pair of the whole text gets a link")
-
-
-def sentence_pairs(
-    language: str, data_dir: Path | None, limit: int, seed: int | None, part: str = "train"
-) -> Iterator[Pair]:
-    """Pairs of plain sentences: endless, shuffled by `seed`; or with no seed once, in their order."""
-    for reading in itertools.count(1):
-        lines = itertools.islice(parallel_text(language, data_dir, part), limit)
-        for english, other in lines if seed is None else shuffled(lines, f"{seed} {language} {reading}"):
-            yield Pair(language, english, other, [], 0, reading)
-        if seed is None:
-            return
 
 
 def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
@@ -904,14 +844,12 @@ def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
 
 def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     """Shuffle a stream through a buffer of `size` items, as the authors do."""
-    rng, buffer = random.Random(seed), []
+    rng, items = random.Random(seed), iter(items)
+    buffer = list(itertools.islice(items, size))
     for item in items:
-        if len(buffer) < size:
-            buffer.append(item)
-        else:
-            k = rng.randrange(size)
-            yield buffer[k]
-            buffer[k] = item
+        k = rng.randrange(size)
+        yield buffer[k]
+        buffer[k] = item
     rng.shuffle(buffer)
     yield from buffer
 
@@ -939,10 +877,8 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
 def parallel_text(
     language: str, data_dir: Path | None, part: str = "train"
 ) -> Iterator[tuple[str, str]]:
-    """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100.
-
-    part: `dev` is other text, for the probe: `parallel/en-XX.dev.tsv`, or the validation split.
-    """
+    """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100. The
+    part `dev`, for the probe, is `parallel/en-XX.dev.tsv`, or the validation split."""
     if not data_dir:
         yield from streamed_text(language, "validation" if part == "dev" else "train")
         return
@@ -998,10 +934,11 @@ def linker(
     """(`link`, which splits lines into words and links these; `text`, which gives all the lines).
 
     aligner: `dictionary`; `awesome`, with the function that links pairs of word lists; `fastalign`,
-    which learns from the whole text now; or a folder of Pharaoh files. limit: how many lines to read.
+    which learns from the whole text now; a folder of Pharaoh files; or `none`, for whole sentences.
+    Local text is read to its end here, so that what is malformed is found before training.
     """
     forward, backward = {}, {}
-    if aligner == "dictionary" or language in UNSPACED_LANGUAGES:
+    if aligner == "dictionary" or (language in UNSPACED_LANGUAGES and aligner != "none"):
         forward, backward = read_dictionary(language, data_dir)
     stored: Iterable[Links | None] = itertools.repeat(None)  # of each line, where known beforehand
 
@@ -1012,6 +949,8 @@ def linker(
         return split_words(line[0], SOURCE), split_words(line[1], language, backward)
 
     def link(chunk: list[tuple[Links | None, tuple[str, str]]]) -> list[Pair]:
+        if aligner == "none":
+            return [Pair(language, *line) for _, line in chunk]
         links, pairs = [known for known, _ in chunk], [words(line) for _, line in chunk]
         if aligner == "dictionary":
             links = [dictionary_links(*pair, forward, backward) for pair in pairs]
@@ -1022,7 +961,7 @@ def linker(
     if aligner == "fastalign":
         learnt = map(words, itertools.chain(lines(part), lines("train") if part == "dev" else []))
         stored = fast_align(tuple([word.lower() for word in side] for side in pair) for pair in learnt)
-    elif aligner not in ALIGNERS:
+    elif aligner not in (*ALIGNERS, "none"):
         path = Path(aligner) / links_file(language, part)
         stored = read_pharaoh(path, map(words, lines(part)), bool(data_dir), limit)
     elif data_dir:
@@ -1194,7 +1133,7 @@ def awesome_links(
     sentences = [source for source, _ in pairs] + [target for _, target in pairs]
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     hidden: list = [None] * len(windows)  # of each sentence, without padding: (T, hidden)
-    for group in shared_out(windows, math.ceil(len(windows) / 16), 1, lambda window: len(window.ids))[0]:
+    for group in in_buckets(windows, math.ceil(len(windows) / 16), lambda window: len(window.ids)):
         inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id, encoder.device)
         for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
             hidden[window.sentence] = states[: len(window.ids)]
@@ -2349,22 +2288,16 @@ def load_pairs(
 ) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
     """(endless sentence pairs, all languages in turn; {language: pairs for the probe}), all checked."""
     streams, probed = [], {}
+    options = {"limit": args.limit_links, "awesome": awesome}
     for code in args.realign_languages or []:
-        if args.unit == "sentence":
-            stream = sentence_pairs(code, args.data_dir, args.limit_links, args.seed)
-            chosen = sentence_pairs(code, args.data_dir, PROBE_PAIRS, None, "dev")
-        else:
-            options = {"limit": args.limit_links, "awesome": awesome}
-            both = linker(code, args.aligner, args.data_dir, **options)
-            stream = linked_pairs(code, *both, args.seed)
         if args.strategy != "baseline":
+            text = linker(code, args.aligner, args.data_dir, **options)
+            stream = linked_pairs(code, *text, args.seed)
             streams.append(itertools.chain([next(stream)], stream))  # the first now, for its errors
-        if args.probe and args.unit == "word":
+        if args.probe:
             dev = linker(code, args.aligner, args.data_dir, part="dev", **options)
             probed[code] = probe_pairs(code, *dev)
-        elif args.probe:
-            probed[code] = list(chosen)
-    return interleave(streams), probed
+    return itertools.chain.from_iterable(zip(*streams)), probed
 
 
 def load_awesome(args: argparse.Namespace, device: torch.device) -> Callable[[list], list[Links]]:
@@ -2453,7 +2386,7 @@ def retrieval(
     """
     buckets, found = math.ceil(len(pairs) / 16), defaultdict(list)
     if how.unit == "word":
-        batch = encode_pairs(tokenizer, pairs, how.max_length, buckets, model.device)
+        batch = encode_pairs(tokenizer, pairs, how, buckets, model.device)
         half = len(batch.queries) // 2  # then the same links the other way round
     else:
         batch = encode_texts(tokenizer, pairs, how, buckets, model.device)
@@ -2491,7 +2424,7 @@ def probe_pairs(language: str, link: Callable, text: Callable) -> list[Pair]:
             if not words & linked:
                 links.append((i, j))
                 linked |= words
-        if links and len(chosen) < PROBE_PAIRS:
+        if (links or isinstance(pair.source, str)) and len(chosen) < PROBE_PAIRS:
             chosen.append(pair._replace(links=links))
     check(chosen, "--probe", f"no line of the {language} text for it gets a link from the aligner")
     return chosen

@@ -93,7 +93,8 @@ def real(model: str, data_dir: Path) -> tuple[PreTrainedTokenizerFast, Iterator[
     for code in codes(data_dir, "dictionary/en-{}.txt"):
         streams.append(af.linked_pairs(code, *af.linker(code, "dictionary", data_dir), 31))
     examples = af.load_udpos("en", "train", af.parse_args(["--data-dir", str(data_dir)]))[:2000]
-    return tokenizer, af.interleave(streams), list(af.encode_tokens(tokenizer, examples, 96, True))
+    pairs = itertools.chain.from_iterable(zip(*streams))
+    return tokenizer, pairs, list(af.encode_tokens(tokenizer, examples, 96, True))
 
 
 def codes(data_dir: Path, *wanted: str) -> list[str]:
@@ -181,7 +182,7 @@ def steps_of(model, tokenizer, pairs, features, device, spec="none", precision="
     """(a step of alignment, one of fine-tuning): forward and backward pass, without the optimiser."""
     parts, how = parts or af.BUCKETS.get(device.type, 1), af.Alignment()
     projection = af.projection_head(model.config.hidden_size).to(device)
-    batch = af.encode_pairs(tokenizer, pairs, how.max_length, parts, device)
+    batch = af.encode_pairs(tokenizer, pairs, how, parts, device)
     examples = af.task_batch(features, tokenizer.pad_token_id, parts, device)
 
     def run(loss: Callable) -> None:
@@ -198,7 +199,7 @@ def steps_of(model, tokenizer, pairs, features, device, spec="none", precision="
 
 def plain(model, tokenizer, pairs: list, device, parts: int) -> Callable[[], None]:
     """A forward and backward pass of the whole encoder over the sentences of a batch, and nothing else."""
-    batch = af.encode_pairs(tokenizer, pairs, buckets=parts, device=device)
+    batch = af.encode_pairs(tokenizer, pairs, af.Alignment(), parts, device)
 
     def run() -> None:
         model.zero_grad()
@@ -257,7 +258,7 @@ def shares_table(features: list[dict]) -> None:
 
     chunks = list(af.in_chunks(iter(random.Random(0).sample(features, len(features))), 32))
     groups = {"training, batches of 32": chunks}
-    parts = [af.shared_out(chunk, af.BUCKETS["cpu"], 1, length)[0] for chunk in chunks]
+    parts = [af.in_buckets(chunk, af.BUCKETS["cpu"], length) for chunk in chunks]
     groups["training, in 8 parts of similar length"] = [*itertools.chain(*parts)]
     groups["evaluation"] = list(af.in_chunks(iter(sorted(features, key=length)), 32))
     rows = {}
@@ -320,7 +321,7 @@ def memory_of(name: str, model: str, data_dir: str, device: str, precision: str)
 def encoders(args: argparse.Namespace, device: torch.device) -> None:
     tokenizer, pairs, features = real(args.model, args.data_dir) if args.model else invented()
     chunk, examples = list(itertools.islice(pairs, 16)), features[:32]
-    whole = af.encode_pairs(tokenizer, chunk)
+    whole = af.encode_pairs(tokenizer, chunk, af.Alignment())
     useful, padded = (
         int(whole.inputs[0]["attention_mask"].sum()),
         whole.inputs[0]["attention_mask"].numel(),
@@ -410,9 +411,11 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
         how = af.Alignment(
             unit="sentence", layer=layer, batch_size=args.realign_batch_size, max_length=longest
         )
-        pairs = af.interleave(
-            [af.sentence_pairs(code, args.data_dir, 1000, 1) for code in codes(args.data_dir)]
-        )
+        streams = []
+        for code in codes(args.data_dir):
+            text = af.linker(code, "none", args.data_dir, limit=1000)
+            streams.append(af.linked_pairs(code, *text, 1))
+        pairs = itertools.chain.from_iterable(zip(*streams))
         batch = next(af.alignment_batches(tokenizer, pairs, how, device))
         projection = af.projection_head(config.hidden_size, how.unit)
         step = lambda: af.alignment_loss(model.base_model, projection, batch, how)  # noqa: E731

@@ -372,7 +372,8 @@ def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(
     for size in (2, 16):
         pairs = random_pairs(rng, size)
         options = [{"process": (k, processes)} for k in range(processes)]
-        batches = [af.encode_pairs(tokenizer, pairs, max_length, buckets, **one) for one in options]
+        how = af.Alignment(max_length=max_length)
+        batches = [af.encode_pairs(tokenizer, pairs, how, buckets, **one) for one in options]
         sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
         read = [slow_places(tokenizer, words, max_length) for words in sentences]
 
@@ -419,7 +420,7 @@ def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(
 def test_a_link_within_one_sentence_pair_is_never_mixed_up_with_another_pair(by_hand):
     pairs = [af.Pair("xx", ["the", "cat"], ["cats", "the"], [(0, 1), (1, 0)])]
     pairs += [af.Pair("xx", ["cat"], ["the", "the", "the", "，"], [(0, 3)])]
-    batch = af.encode_pairs(by_hand["xlmr"], pairs, 96)
+    batch = af.encode_pairs(by_hand["xlmr"], pairs, af.Alignment())
     ids = torch.cat([part["input_ids"].flatten() for part in batch.inputs])[batch.rows]
     tokens = np.array(by_hand["xlmr"].convert_ids_to_tokens(ids))
     links = sorted(zip(tokens[batch.queries].tolist(), tokens[batch.targets].tolist()))
@@ -430,10 +431,11 @@ def test_a_link_within_one_sentence_pair_is_never_mixed_up_with_another_pair(by_
 def test_links_beyond_the_cut_are_dropped_and_counted(by_hand):
     unlinked = af.Pair("xx", ["cats", "cat"], ["the", "unbelievable", "cat"], [(1, 2)])
     half = af.Pair("xx", ["the", "cat", "cats"], ["cat", "the"], [(0, 1), (2, 0)])
-    batch = af.encode_pairs(by_hand["bert"], [unlinked, half, unlinked], 5)  # room for 3 subwords
+    how = af.Alignment(max_length=5)  # room for 3 subwords
+    batch = af.encode_pairs(by_hand["bert"], [unlinked, half, unlinked], how)
     assert batch.cut == [1, 0, 1]  # `cats` of the second pair: its first subword is the last that fits
     assert len(batch.queries) == len(batch.targets) == 4
-    batch = af.encode_pairs(by_hand["bert"], [unlinked], 5)
+    batch = af.encode_pairs(by_hand["bert"], [unlinked], how)
     assert (batch.cut, len(batch.queries), len(batch.targets), len(batch.rows)) == ([1], 0, 0, 4)
 
 
@@ -495,7 +497,7 @@ def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
 def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, buckets, processes, sizes):
     lengths = random.Random(count).choices(range(50), k=count)
     items = ["x" * length + str(k) for k, length in enumerate(lengths)]
-    shares = af.shared_out(items, buckets, processes, len)
+    shares = [af.in_buckets(items, buckets, len, (k, processes)) for k in range(processes)]
     assert [[len(group) for group in share] for share in shares] == sizes
     assert sorted(item for share in shares for group in share for item in group) == sorted(items)
     for share in shares:
@@ -506,7 +508,7 @@ def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, buckets, p
 def test_eight_parts_hold_hardly_any_padding():
     lengths, padding = random.Random(0).choices(range(5, 96), k=32), {}
     for buckets in (1, 8):
-        (groups,) = af.shared_out(lengths, buckets, 1, int)
+        groups = af.in_buckets(lengths, buckets, int)
         padding[buckets] = sum(max(group) * len(group) - sum(group) for group in groups)
     assert padding[1] > 0.5 * sum(lengths) and padding[8] < 0.1 * sum(lengths)
 
@@ -515,25 +517,27 @@ def feature(ids: list[int], labels: list[int], **more: list[int]) -> dict:
     return {name: np.array(row) for name, row in {"input_ids": ids, "labels": labels, **more}.items()}
 
 
-def test_collated_features_are_padded_at_their_end():
-    """A subword that looks like padding is still attended to."""
-    inputs, labels = af.collate([feature([5, 9, 9], [1, af.IGNORE, 2]), feature([8], [3])], 9, "cpu")
+def test_features_of_a_batch_are_padded_at_their_end():
+    """The shorter one first. A subword that looks like padding is still attended to."""
+    batch = af.task_batch([feature([5, 9, 9], [1, af.IGNORE, 2]), feature([8], [3])], 9)
+    (inputs,), (labels,) = batch.inputs, batch.labels
     assert {name: tensor.tolist() for name, tensor in inputs.items()} == {
-        "input_ids": [[5, 9, 9], [8, 9, 9]],
-        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "input_ids": [[8, 9, 9], [5, 9, 9]],
+        "attention_mask": [[1, 0, 0], [1, 1, 1]],
     }
-    assert labels.tolist() == [[1, af.IGNORE, 2], [3, af.IGNORE, af.IGNORE]]
+    assert labels.tolist() == [[3, af.IGNORE, af.IGNORE], [1, af.IGNORE, 2]]
 
 
-def test_segments_and_labels_of_whole_examples_are_collated_too():
+def test_segments_and_labels_of_whole_examples_are_padded_too():
     """Sentence pairs have segments, and one label for an example of any length."""
     rows = [
         feature([5, 6, 7], [2], token_type_ids=[0, 1, 1]),
         feature([8, 4], [0], token_type_ids=[0, 1]),
     ]
-    inputs, labels = af.collate(rows, 9, "cpu")
-    assert inputs["token_type_ids"].tolist() == [[0, 1, 1], [0, 1, 0]]
-    assert labels.tolist() == [[2], [0]]
+    batch = af.task_batch(rows, 9)
+    (inputs,), (labels,) = batch.inputs, batch.labels
+    assert inputs["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
+    assert labels.tolist() == [[0], [2]]
 
 
 @pytest.mark.parametrize("examples, processes", [(5, 1), (5, 2), (2, 3), (1, 2)])

@@ -110,7 +110,7 @@ def test_a_batch_in_buckets_has_the_loss_and_the_gradient_of_the_whole_batch(arc
     model = tiny.build(architecture, torch.float64)
     projection, results = af.projection_head(tiny.HIDDEN).double(), []
     for buckets in (1, 3, 8):
-        batch = encode_pairs(tokenizer, tiny.word_pairs(), buckets=buckets)
+        batch = encode_pairs(tokenizer, tiny.word_pairs(), Alignment(), buckets)
         loss = af.alignment_loss(model.base_model, projection, batch, Alignment())
         results.append((loss.item(), tiny.gradient_of(loss, model)))
     for loss, gradient in results[1:]:
@@ -295,8 +295,8 @@ def test_during_fine_tuning_frozen_layers_get_the_gradient_of_the_task_alone(spe
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_task_loss_in_buckets_is_the_librarys_loss_of_the_whole_batch(architecture):
     model, batch = tiny.build(architecture, torch.float64), tiny.tagged(10)
-    inputs, labels = af.collate(batch, 1, "cpu")
-    loss = model(**inputs, labels=labels).loss
+    whole = af.task_batch(batch, 1)
+    loss = model(**whole.inputs[0], labels=whole.labels[0]).loss
     expected = loss.item(), tiny.gradient_of(loss, model)
     for buckets in (1, 3, 10):
         loss = af.task_loss(model, af.task_batch(batch, 1, buckets))

@@ -399,7 +399,8 @@ def test_adapters_of_another_model_are_refused(tmp_path, tokenizer):
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_loss_of_the_targets_is_the_librarys(architecture, parts):
     model, features = tiny.build(architecture, torch.float64, 0.2), tiny.written(7)
-    inputs, labels = af.collate(features, 1, "cpu")
+    whole = af.task_batch(features, 1)
+    (inputs,), (labels,) = whole.inputs, whole.labels
     shifted = F.pad(labels, (1, 0), value=af.IGNORE)[:, :-1]  # the library shifts them back
     loss = model(**inputs, labels=shifted).loss
     expected = loss.item(), tiny.gradient_of(loss, model)

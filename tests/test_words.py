@@ -322,7 +322,7 @@ def test_pharaoh_links_are_read_one_sentence_pair_a_line(tmp_path):
     assert af.read_pharaoh(path, iter(text[:2]), True, 2) == links[:2]
 
 
-# ------------------------------------------------------------------------------------------------- shuffle, interleave
+# ---------------------------------------------------------------------------------------------------------- shuffle
 
 
 @pytest.mark.parametrize(
@@ -359,12 +359,6 @@ def test_shuffling_reads_no_further_than_its_buffer():
     source = itertools.count()
     next(af.shuffled(source, "seed", 50))
     assert next(source) == 51
-
-
-def test_interleaving_takes_one_pair_of_each_language_in_turn():
-    streams = [map(lang.__add__, map(str, itertools.count())) for lang in ("de", "fi", "zh")]
-    taken = list(itertools.islice(af.interleave(streams), 7))
-    assert taken == ["de0", "fi0", "zh0", "de1", "fi1", "zh1", "de2"]
 
 
 # ---------------------------------------------------------------------------------------------------- endless pairs
@@ -435,10 +429,24 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_another_order(data_
     assert [p.source for p in take(40, "fi", "dictionary", data_dir, 31)] != [p.source for p in pairs]
 
 
+def of_all(data_dir: Path, *languages: str) -> Iterator[af.Pair]:
+    """The pairs of a run, of several languages."""
+    flags = ["--data-dir", str(data_dir), "--seed", "31", "--realign-languages", *languages]
+    return af.load_pairs(af.parse_args(flags), None)[0]
+
+
+def test_one_pair_of_each_language_is_taken_in_turn(data_dir):
+    for folder in ("dictionary/en-{}.txt", "parallel/en-{}.tsv"):
+        lines = (data_dir / folder.format("fi")).read_text("utf-8").splitlines()
+        write(data_dir / folder.format("sv"), *lines)
+    pairs = list(itertools.islice(of_all(data_dir, "de", "fi", "sv"), 40))
+    for k, lang in enumerate(("de", "fi", "sv")):
+        assert pairs[k::3] == take(len(pairs[k::3]), lang, "dictionary", data_dir, 31)
+
+
 def test_languages_alternate_evenly_however_long_their_texts(data_dir):
     write(data_dir / "parallel/en-fi.tsv", "word0\tfi0", "word1\tfi1")
-    streams = [stream(lang, "dictionary", data_dir, 31) for lang in ("de", "fi")]
-    pairs = list(itertools.islice(af.interleave(streams), 40))
+    pairs = list(itertools.islice(of_all(data_dir, "de", "fi"), 40))
     assert [pair.language for pair in pairs] == ["de", "fi"] * 20
     assert pairs[-1].reading == 10
 
