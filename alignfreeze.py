@@ -1,25 +1,22 @@
 #!/usr/bin/env python3
 """Two methods that carry a task to other languages by aligning a model's hidden states, in one file.
 
-AlignFreeze (Bakos et al. 2025). A multilingual encoder is fine-tuned on English and tested in other
-languages. Before that it is *realigned*: words that translate each other, by a word aligner, are
-pulled together by a contrastive loss. That helps some languages and harms others; freezing half of
-the layers meanwhile (`requires_grad = False`) keeps most of the gain and avoids most of the harm.
+AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
+fine-tuned on English and tested in other languages. Before that it is *realigned*: words that
+translate each other, by a word aligner, are pulled together by a contrastive loss. That helps some
+languages and harms others; freezing half of the layers meanwhile (`requires_grad = False`) keeps
+most of the gain and avoids most of the harm.
 
-Middle-layer alignment (Liu and Niehues 2025). A decoder-only language model learns a task in a few
-languages, by low-rank adapters. Batches of the task alternate with batches for the same contrastive
-loss, now on sentences: mean hidden states of a sentence and of its translation, at a middle layer.
+Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
+language model learns a task in a few languages, by low-rank adapters. Batches of the task alternate
+with batches for the same contrastive loss, now on sentences: mean hidden states of a sentence and of
+its translation, at a middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
 One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
 what frozen. Sections 1 and 2 are the methods; sections 3 to 9, from batches to flags, serve them.
-
-Bakos, Gaschi, Guzmán, More, Li, Lee. AlignFreeze: Navigating the Impact of Realignment on the Layers
-of Multilingual Models Across Diverse Languages. NAACL 2025. https://arxiv.org/abs/2502.12959
-Liu, Niehues. Middle-Layer Representation Alignment for Cross-Lingual Transfer in Fine-Tuned LLMs.
-ACL 2025. https://arxiv.org/abs/2502.14830
 """
 
 from __future__ import annotations
@@ -209,11 +206,24 @@ class Training(NamedTuple):
     seed: int = 31
 
 
+class Batch(NamedTuple):
+    """B sentence pairs: 2B sentences, or a process's share of them, in buckets of similar length."""
+
+    inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
+    sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
+    rows: Tensor  # (N,) where this process's vectors are: among all buckets' subwords, or their rows
+    counts: list[int]  # N in each process; vectors are numbered from 0 through all of them
+    queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
+    targets: Tensor  # (Q,) and what they are linked to
+    candidates: Tensor | None  # (C,) numbers of the English sentences; None for words: all of them
+    cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
+    pairs: list[Pair]  # what was encoded, all B of them
+
+
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
     """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords.
 
-    hidden: (B, T, hidden) of each bucket (sentences of similar length) of the batch. `batch.rows` says
-    which to take, counted through all buckets: for words, which subwords; for sentences, in which order.
+    hidden: (its sentences, T, hidden) of each bucket of the batch.
     """
     if how.unit == "word":
         return torch.cat([states.flatten(0, 1) for states in hidden])[batch.rows]
@@ -225,15 +235,6 @@ def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
         weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
         means.append((states.float() * weights[:, :, None]).sum(1))
     return torch.cat(means)[batch.rows]
-
-
-def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
-    """Maps words to where they are compared, and is thrown away afterwards; sentences stay as they are."""
-    if unit == "sentence":
-        return nn.Identity()
-    return nn.Sequential(
-        nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False)
-    )
 
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
@@ -287,12 +288,12 @@ def finetune(
     weight = 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        name, examples, linked = batch
+        name, examples, sentences = batch
         total = task_loss(model, examples) if examples else 0.0
-        if linked:
-            tally(seen, linked)
+        if sentences:
+            tally(seen, sentences)
             with frozen(model, how.frozen):  # what is frozen now stays out of `backward` later
-                total = total + weight * alignment_loss(model.base_model, projection, linked, how)
+                total = total + weight * alignment_loss(model.base_model, projection, sentences, how)
         return name, total
 
     task = task_batches(tokenizer, features, epochs, batch_size, training.seed, model.device)
@@ -306,12 +307,12 @@ def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tupl
     """(name of the loss, batch of the task or None, batch of sentence pairs or None) in their order."""
     if schedule == "before":  # alignment is over
         aligned = itertools.repeat(None)
-    for examples, linked in zip(task, aligned):
+    for examples, sentences in zip(task, aligned):
         if schedule == "alternate":
             yield "task", examples, None
-            yield "align", None, linked
+            yield "align", None, sentences
         else:
-            yield "finetune", examples, linked
+            yield "finetune", examples, sentences
 
 
 # ---- 2. Training and testing --------------------------------------------------------------------
@@ -330,8 +331,7 @@ def optimize(
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
-    warmup = warmup_steps(training, steps)
-    rate = transformers.get_scheduler(training.decay, optimizer, warmup, steps)
+    rate = transformers.get_scheduler(training.decay, optimizer, warmup_steps(training, steps), steps)
     if (rank := processes()[0]) > 0:  # processes differ in their dropout; their weights were drawn alike
         torch.manual_seed(training.seed + 1000 * rank)
     needed = prefetched(itertools.islice(batches, steps * training.accumulate))  # by a thread
@@ -380,7 +380,7 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
     model.eval()
-    outputs: list = [None] * len(features)  # (T, labels), (labels,), (2, T) of answer spans, or text
+    outputs: list = [None] * len(features)  # of each what `task_logits` says, without B; or a text
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
     for chunk in in_chunks(iter(order), batch_size):
         rows = [features[k] for k in chunk]
@@ -392,8 +392,7 @@ def evaluate(
                 found = task_logits(model, inputs).float().cpu().numpy()
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
-            table = np.ndim(output) == 2  # has T labels: cut the padding; or 2: cut none
-            outputs[k] = output[: len(features[k]["labels"])] if table else output
+            outputs[k] = output
     scores = task.score(examples, features, outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}
 
@@ -462,6 +461,15 @@ def finetune_steps(examples: int, epochs: int, batch_size: int, schedule: str, a
     if schedule == "alternate":
         batches *= 2
     return math.ceil(batches / accumulate)
+
+
+def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
+    """Maps words to where they are compared, and is thrown away afterwards; sentences stay as they are."""
+    if unit == "sentence":
+        return nn.Identity()
+    return nn.Sequential(
+        nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False)
+    )
 
 
 def warmup_steps(training: Training, steps: int) -> int:
@@ -598,20 +606,6 @@ class Pair(NamedTuple):
     links: Links = ()  # (index in source, index in target)
     skipped: int = 0  # pairs of this language that had no link, passed over since the last one
     reading: int = 1  # 2 when this language's text is being read for the second time, and so on
-
-
-class Batch(NamedTuple):
-    """B sentence pairs for the model: 2B sentences, or a process's share, in buckets of similar length."""
-
-    inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
-    rows: Tensor  # (N,) where its vectors are, among all buckets' subwords, or among their rows
-    counts: list[int]  # N in each process; vectors are numbered from 0 through all processes
-    queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
-    targets: Tensor  # (Q,) and what they are linked to
-    candidates: Tensor | None  # (C,) numbers of the English sentences; None for words
-    cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
-    pairs: list[Pair]  # what was encoded, all B of them
 
 
 class TaskBatch(NamedTuple):
@@ -1263,8 +1257,13 @@ def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) ->
 def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[str, float]:
     """The share of labels that are predicted: of words (PoS), or of sentence pairs (NLI)."""
     labels = np.concatenate([feature["labels"] for feature in features])
-    predictions = np.concatenate([row.argmax(-1).reshape(-1) for row in logits])
+    predictions = np.concatenate([*map(predicted_labels, features, logits)])
     return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
+
+
+def predicted_labels(feature: dict, logits: np.ndarray) -> np.ndarray:
+    """(T,) or (1,), as the labels. logits: (T or longer, labels) or (labels,)."""
+    return logits.argmax(-1).reshape(-1)[: len(feature["labels"])]
 
 
 def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]]:
@@ -1293,7 +1292,7 @@ def score_entities(examples: list, features: list[dict], logits: list) -> dict[s
         words = feature["labels"] != IGNORE
         gap = [] if feature["example"] == sentence else [0]  # an O between sentences
         gold += [gap, feature["labels"][words]]
-        predicted += [gap, row.argmax(-1)[words]]
+        predicted += [gap, predicted_labels(feature, row)[words]]
         sentence = feature["example"]
     gold = entities(np.concatenate(gold).astype(int))
     predicted = entities(np.concatenate(predicted).astype(int), repair=True)
