@@ -139,7 +139,8 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
-        self.base_layer, self.scale, self.dropout = base_layer, alpha / rank, nn.Dropout(dropout)
+        self.base_layer, self.scale = base_layer, alpha / rank
+        self.dropout = nn.Dropout(dropout)
         with base_layer.weight.device:  # on the GPU, say, if W is there
             self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False)
             self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False)
@@ -647,20 +648,22 @@ def encode_pairs(
     k, n = process
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     windows = encode_words(tokenizer, sentences, how.max_length)
-    shares = [in_buckets(windows, buckets, lambda w: len(w.ids), (p, n)) for p in range(n)]
     number: dict[tuple[int, int], int] = {}  # (sentence, word) -> its number among all words
-    counts: list[int] = []
-    for share in shares:
-        for window in itertools.chain(*share):
+    shares, counts = [], []
+    for p in range(n):
+        shares.append(in_buckets(windows, buckets, lambda window: len(window.ids), (p, n)))
+        for window in itertools.chain(*shares[p]):
             for word in window.words[window.first].tolist():
                 number[window.sentence, word] = len(number)
         counts.append(len(number) - sum(counts))
     linked, cut = [], []
     for p, pair in enumerate(pairs):
-        ends = [((p, i), (p + len(pairs), j)) for i, j in pair.links]
-        kept = [(number[s], number[t]) for s, t in ends if s in number and t in number]
-        linked += kept
-        cut.append(len(ends) - len(kept))
+        before = len(linked)
+        for i, j in pair.links:
+            source, target = (p, i), (p + len(pairs), j)
+            if source in number and target in number:
+                linked.append((number[source], number[target]))
+        cut.append(len(pair.links) - (len(linked) - before))
     own = shares[k]
     inputs = [pad_inputs([w.ids for w in group], tokenizer.pad_token_id, device) for group in own]
     first = torch.cat([pad([w.first for w in group], False).flatten() for group in own])
@@ -712,7 +715,8 @@ def encode_words(
     encoded = tokenizer(sentences, is_split_into_words=True, **options)
     result = []
     for k, ids in enumerate(encoded["input_ids"]):
-        ids, words = np.array(ids, dtype=np.int64), np.array(encoded.word_ids(k), dtype=np.int64)
+        ids = np.array(ids, dtype=np.int64)
+        words = np.array(encoded.word_ids(k), dtype=np.int64)
         lone = (ids == blank) & (words == np.append(words[1:], -1))  # more of its word is behind it
         ids, words = ids[~lone], words[~lone]
         first = np.diff(words, prepend=-1) != 0
@@ -1874,8 +1878,10 @@ def keep_best(
         loss = mean_loss("validation", [torch.tensor(total / labels / processes()[1])])
         best["losses"].append(round(loss, 6))
         if loss < best["loss"]:
-            trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-            best.update(loss=loss, step=step, weights={name: p.detach().clone() for name, p in trained})
+            best.update(loss=loss, step=step, weights={})
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    best["weights"][name] = parameter.detach().clone()
         return step >= best["step"] + 5 * args.validate
 
     return stop
@@ -2048,8 +2054,6 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     ]:  # fmt: skip
         if wrong:
             raise UserError(problem)
-    for direction in [*args.train_languages, *args.languages] if args.task == "translation" else []:
-        score_translation([{"language": direction, "target": "a"}], [], ["a"])  # if it can
     check_languages(args)
     check_folder("--out", args.out)
     if args.save_model:
@@ -2059,7 +2063,7 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
 
 
 def check_languages(args: argparse.Namespace) -> None:
-    """UserError for a code that is none, or that the hub's data do not have."""
+    """UserError for a code that is none, that the hub's data do not have, or that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
         flag = f"--{name.replace('_', '-')}"
         for code in getattr(args, name) or []:
@@ -2067,6 +2071,9 @@ def check_languages(args: argparse.Namespace) -> None:
             needs = name == "realign_languages" or args.task == "udpos"
             there = args.data_dir or not needs or code in TREEBANKS
             check(there, flag, f"no '{code}' on the hub; take some of {' '.join(TREEBANKS)}")
+    if args.task == "translation":  # what sacrebleu lacks for a language is said now, not after training
+        for direction in [*args.train_languages, *args.languages]:
+            score_translation([{"language": direction, "target": "a"}], [], ["a"])
 
 
 def check_folder(flag: str, folder: Path) -> None:
@@ -2197,8 +2204,8 @@ def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
         fits = isinstance(layer, nn.Linear) and low.shape == (rank, layer.in_features)
         fits = fits and high.shape == (layer.out_features, rank)
         check(fits, flag, f"this model has no linear layer {name} of that size and rank")
-        base = layer.weight
-        base.data = (base.float() + weight * scale * (high @ low).to(base.device)).to(base.dtype)
+        change = weight * scale * (high @ low).to(layer.weight.device)
+        layer.weight.data = (layer.weight.float() + change).to(layer.weight.dtype)
     say(f"{flag}: merged with weight {weight:g}")
 
 
@@ -2506,7 +2513,8 @@ def adapter(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
-NATURAL, RATE, SHARE, BATCH = number(int), number(float), number(float, 0, 1), number(int, 1, 10_001)
+NATURAL, BATCH = number(int), number(int, 1, 10_001)
+RATE, SHARE = number(float), number(float, 0, 1)
 DECAYS = ("constant", "linear", "inverse_sqrt")
 FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, bool a switch, a list takes many
     "what to run": [
