@@ -2,15 +2,13 @@
 """Two methods that carry a task to other languages by aligning a model's hidden states, in one file.
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
-fine-tuned on English and tested in other languages. Before that it is *realigned*: words that
-translate each other, by a word aligner, are pulled together by a contrastive loss. That helps some
-languages and harms others; freezing half of the layers meanwhile (`requires_grad = False`) keeps
-most of the gain and avoids most of the harm.
+fine-tuned on English and tested in other languages. Before that it is *realigned*: a contrastive
+loss pulls words together that translate each other. That helps some languages and harms others;
+freezing half of the layers (`requires_grad = False`) keeps most of the gain and avoids most harm.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, by low-rank adapters. Batches of the task alternate
-with batches for the same contrastive loss, now on sentences: mean hidden states of a sentence and of
-its translation, at a middle layer.
+with batches for the same loss, now on a sentence's and its translation's mean state in a middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
@@ -54,15 +52,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers.models.auto import modeling_auto
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
-METHODS = ("alignfreeze", "mid-align")
-SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS, by the end of a name, and flags override
+SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and flags override all
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # layers to freeze; `full`: none; `baseline`: do not align
+    "strategy": ("front", "full"),  # layers to freeze meanwhile; `full`: none; `baseline`: do not align
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
@@ -74,7 +70,7 @@ SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS, by the end of a 
     "accumulate": (1, 4),  # batches that make one update
     "lr": (2e-5, 5e-4),
     "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
-    "realign_decay": ("constant", "inverse_sqrt"),  # of the learning rate in alignment before it
+    "realign_decay": ("constant", "inverse_sqrt"),  # and in alignment, --schedule before
     "warmup": (0.1, 0.03),  # share of the updates in which the rate rises, unless it is constant
     "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
     "seed": (31, 1),
@@ -152,13 +148,9 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Put adapters beside every linear layer of every block; return the names of what still trains.
-
-    That is the adapters, and a classifier if the model has one; embeddings, norms and the head of a
-    language model are frozen.
-    """
-    classifies = model.get_output_embeddings() is None  # its classifier goes on training
-    (model.base_model if classifies else model).requires_grad_(False)
+    """Put adapters beside all linear layers of the blocks, and freeze the rest; names of what trains."""
+    classifies = model.get_output_embeddings() is None
+    (model.base_model if classifies else model).requires_grad_(False)  # a classifier trains on
     for layer in transformer_layers(model.base_model):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
@@ -169,7 +161,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
     """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's.
 
-    No layer above is computed: `hidden_states[k]` is the input of layer k, counted from 0.
+    The pass stops before layer k, counted from 0: its input is `hidden_states[k]`.
     """
     layers = transformer_layers(encoder)
     depth = len(layers)
@@ -177,9 +169,9 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as reached:  # by an exception, which goes no further
+    with pass_ends_at(layers[layer]) as arguments:  # by an exception, which is caught there
         encoder(**inputs)
-    return reached[0]  # the input of that layer
+    return arguments[0]
 
 
 class Alignment(NamedTuple):
@@ -192,7 +184,7 @@ class Alignment(NamedTuple):
     batch_size: int = 16
     max_length: int = 96
     pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # whether the candidates come from all processes; words always do
+    gather: bool = False  # sentences: compare with those of all processes (words: always)
 
 
 class Training(NamedTuple):
@@ -211,40 +203,46 @@ class Batch(NamedTuple):
     """B sentence pairs: 2B sentences, or a process's share of them, in buckets of similar length."""
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
-    rows: Tensor  # (N,) where this process's vectors are: among all buckets' subwords, or their rows
-    counts: list[int]  # N in each process; vectors are numbered from 0 through all of them
+    rows: Tensor  # (N,) where the vectors are: words among all buckets' subwords, sentences among rows
     queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
     targets: Tensor  # (Q,) and what they are linked to
     candidates: Tensor | None  # (C,) numbers of the English sentences; None for words: all of them
+    counts: list[int]  # N of each process: vectors are numbered from 0 through all processes
+    sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
     cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
     pairs: list[Pair]  # what was encoded, all B of them
 
 
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
-    """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords.
-
-    hidden: (its sentences, T, hidden) of each bucket of the batch.
-    """
+    """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords. In
+    `hidden` are the states of each bucket, (its sentences, T, hidden)."""
     if how.unit == "word":
         return torch.cat([states.flatten(0, 1) for states in hidden])[batch.rows]
     means = []
     for states, inputs in zip(hidden, batch.inputs):
         inside = inputs["attention_mask"]
         if not how.pool_first:
-            inside = inside * (inside.cumsum(1) > 1)  # without the first that is no padding
+            inside = inside * (inside.cumsum(1) > 1)  # but the first (padding may be on the left)
         weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
         means.append((states.float() * weights[:, :, None]).sum(1))
-    return torch.cat(means)[batch.rows]
+    return torch.cat(means)[batch.rows]  # in the order of their numbers
+
+
+def projection_head(hidden: int, unit: str = "word") -> nn.Module:
+    """Maps words to where they are compared; it trains along, and is dropped. Sentences stay as they are."""
+    if unit == "sentence":
+        return nn.Identity()
+    first, second = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, 128, bias=False)
+    return nn.Sequential(first, nn.ReLU(), second)
 
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # input_ids -> inputs_embeds, one look-up for all
+    buckets = embed(encoder, batch.inputs)  # all at once: the embeddings get one gradient, not eight
     hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # counts: N of each; all indices are into these
+    vectors = from_all_processes(vectors, batch.counts)  # queries, targets, candidates are indices here
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -254,8 +252,8 @@ def realign(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Align a model in place: `steps` updates, with the layers of `how.frozen` frozen.
 
-    Only the encoder (`base_model`) changes. pairs: a list, gone through again and again, or a stream;
-    UserError if it ends early. Returns the loss curve, and what was seen of each language.
+    Of the model only the encoder, `base_model`, changes. pairs: a list, gone through again and again, or
+    a stream; UserError if it ends early. Returns the loss curve, and what was seen of each language.
     """
     torch.manual_seed(training.seed)
     encoder, seen = model.base_model.train(), {}
@@ -278,9 +276,9 @@ def finetune(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Train a model on a task in place, on the features that the task's `encode` made.
 
-    schedule: `before`, the task alone; `during`, each batch of the task with a batch of `pairs`, whose loss
-    weighs 0.1; `alternate`, a batch of the task, then one of `pairs` (`accumulate` counts both).
-    The loss of the pairs does not change the layers of `how.frozen`. stop: see `optimize`.
+    schedule: `before`, the task alone, after `realign`, with nothing frozen; `during`, each batch of the
+    task with a batch of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of
+    `pairs`. The loss of the pairs does not change the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
     torch.manual_seed(training.seed)  # the task's draws do not depend on the projection's
@@ -289,31 +287,31 @@ def finetune(
     weight = 0.1 if schedule == "during" else 1.0
 
     def loss(batch: tuple) -> tuple[str, Tensor]:
-        name, examples, sentences = batch
+        name, examples, translations = batch
         total = task_loss(model, examples) if examples else 0.0
-        if sentences:
-            tally(seen, sentences)
-            with frozen(model, how.frozen):  # what is frozen now stays out of `backward` later
-                total = total + weight * alignment_loss(model.base_model, projection, sentences, how)
+        if translations:
+            tally(seen, translations)
+            with frozen(model, how.frozen):  # the graph of this loss is built without these weights
+                total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
 
     task = task_batches(tokenizer, features, epochs, batch_size, training.seed, model.device)
-    aligned = alignment_batches(tokenizer, pairs, how, model.device)
+    aligned = alignment_batches(tokenizer, pairs, how, model.device)  # made when asked for, if at all
     batches = scheduled(schedule, task, aligned)
     steps = finetune_steps(len(features), epochs, batch_size, schedule, training.accumulate)
     return optimize("fine-tune", [model, projection], batches, loss, steps, training, stop), seen
 
 
 def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tuple]:
-    """(name of the loss, batch of the task or None, batch of sentence pairs or None) in their order."""
+    """(name of the loss, batch of the task or None, batch of translations or None) in their order."""
     if schedule == "before":  # alignment is over
         aligned = itertools.repeat(None)
-    for examples, sentences in zip(task, aligned):
+    for examples, translations in zip(task, aligned):
         if schedule == "alternate":
             yield "task", examples, None
-            yield "align", None, sentences
+            yield "align", None, translations
         else:
-            yield "finetune", examples, sentences
+            yield "finetune", examples, translations
 
 
 # ---- 2. Training and testing --------------------------------------------------------------------
@@ -333,9 +331,11 @@ def optimize(
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
     rate = transformers.get_scheduler(training.decay, optimizer, warmup_steps(training, steps), steps)
-    if (rank := processes()[0]) > 0:  # processes differ in their dropout; their weights were drawn alike
+    if (rank := processes()[0]) > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    needed = prefetched(itertools.islice(batches, steps * training.accumulate))  # by a thread
+    needed = prefetched(
+        itertools.islice(batches, steps * training.accumulate)
+    )  # made beforehand, by a thread
     bar = progress(in_chunks(needed, training.accumulate), stage, steps)
     losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(bar, 1):
@@ -354,22 +354,22 @@ def optimize(
             bar.set_postfix({key: mean_loss(stage, values[-20:]) for key, values in losses.items()})
         if stop and stop(step):
             break
-    else:  # not stopped
+    else:  # no break
         check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
     return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels: what all processes return averages to it."""
+    """Mean cross-entropy over a batch's labels; with several processes, the mean of what they return."""
     logits, labels = [], []  # of each bucket (examples of similar length)
     for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
-        if model.get_output_embeddings() is None:
+        if model.get_output_embeddings() is None:  # a classifier
             logits.append(task_logits(model, inputs).flatten(0, -2))
             labels.append(wanted.flatten())
         else:  # labels are shifted: at each position, the token that follows
             logits.append(token_logits(model, inputs, wanted != IGNORE))
             labels.append(wanted[wanted != IGNORE])
-    logits, labels = concatenate(logits).float(), torch.cat(labels)
+    logits, labels = pad_and_concatenate(logits).float(), torch.cat(labels)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total * processes()[1] / batch.count  # count: labels of all processes
 
@@ -381,7 +381,7 @@ def evaluate(
 ) -> dict[str, float]:  # fmt: skip
     """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
     model.eval()
-    outputs: list = [None] * len(features)  # of each what `task_logits` says, without B; or a text
+    outputs: list = [None] * len(features)  # of each its row of `task_logits`, or a text
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
     for chunk in in_chunks(iter(order), batch_size):
         rows = [features[k] for k in chunk]
@@ -389,7 +389,7 @@ def evaluate(
             if task.new_tokens:  # it generates
                 found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
             else:
-                (inputs,) = task_batch(rows, tokenizer.pad_token_id, device=model.device).inputs
+                [inputs] = task_batch(rows, tokenizer.pad_token_id, device=model.device).inputs
                 found = task_logits(model, inputs).float().cpu().numpy()
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
@@ -464,15 +464,6 @@ def finetune_steps(examples: int, epochs: int, batch_size: int, schedule: str, a
     return math.ceil(batches / accumulate)
 
 
-def projection_head(hidden: int, unit: str = "word", size: int = 128) -> nn.Module:
-    """Maps words to where they are compared, and is thrown away afterwards; sentences stay as they are."""
-    if unit == "sentence":
-        return nn.Identity()
-    return nn.Sequential(
-        nn.Linear(hidden, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False)
-    )
-
-
 def warmup_steps(training: Training, steps: int) -> int:
     """In how many of the updates the rate rises; as the authors of each method round it."""
     share = training.warmup * steps
@@ -481,7 +472,7 @@ def warmup_steps(training: Training, steps: int) -> int:
     return int(share + 1e-9)  # as 0.29 * 100 is less than 29
 
 
-def concatenate(logits: list[Tensor]) -> Tensor:
+def pad_and_concatenate(logits: list[Tensor]) -> Tensor:
     """All rows of the buckets. Those of answers are as wide as their bucket is long: filled up with -inf."""
     width = max(rows.shape[-1] for rows in logits)
     return torch.cat([F.pad(rows, (0, width - rows.shape[-1]), value=-math.inf) for rows in logits])
@@ -671,7 +662,7 @@ def encode_pairs(
     order = [window.sentence for window in itertools.chain(*own)]
     source, target = torch.tensor(linked, dtype=torch.long, device=device).reshape(-1, 2).T
     queries, targets = torch.cat([source, target]), torch.cat([target, source])
-    return Batch(inputs, order, rows, counts, queries, targets, None, cut, pairs)
+    return Batch(inputs, rows, queries, targets, None, counts, order, cut, pairs)
 
 
 def encode_texts(
@@ -694,7 +685,7 @@ def encode_texts(
     counts = [2 * len(pairs[p::n]) for p in range(n)] if how.gather else [len(own)]
     halves = [part.chunk(2) for part in torch.arange(sum(counts), device=device).split(counts)]
     english, other = (torch.cat(side) for side in zip(*halves))
-    return Batch(inputs, order, rows, counts, other, english, english, [0] * size, pairs)
+    return Batch(inputs, rows, other, english, english, counts, order, [0] * size, pairs)
 
 
 def encode_words(
@@ -2092,12 +2083,14 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         options = {} if generates else {"add_prefix_space": True}
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         tokenizer("a")  # fails if its settings are of odd types
-    kinds = set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)  # encoders
-    wanted, fine = "an encoder such as xlm-roberta-base", not getattr(config, "is_decoder", False)
+    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
     if generates:
-        kinds = set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - kinds
-        wanted, fine = "a decoder-only language model", True
-    fine = fine and config.model_type in kinds and not config.is_encoder_decoder
+        wanted = "a decoder-only language model"
+        fine = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not encoder
+    else:
+        wanted = "an encoder such as xlm-roberta-base"
+        fine = encoder and not getattr(config, "is_decoder", False)
+    fine = fine and not config.is_encoder_decoder
     check(fine, flag, f"{config.model_type} is not what this task takes; give {wanted}")
     fine = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
     check(fine, flag, "has no fast tokenizer with words; are its files missing?")
@@ -2513,6 +2506,7 @@ def adapter(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
+METHODS = ("alignfreeze", "mid-align")
 NATURAL, BATCH = number(int), number(int, 1, 10_001)
 RATE, SHARE = number(float), number(float, 0, 1)
 DECAYS = ("constant", "linear", "inverse_sqrt")
