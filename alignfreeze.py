@@ -2384,23 +2384,20 @@ def retrieval(
     sides to their 4 nearest (Artetxe and Schwenk 2019, https://arxiv.org/abs/1811.01136).
     """
     buckets, found = math.ceil(len(pairs) / 16), defaultdict(list)
-    if how.unit == "word":
-        batch = encode_pairs(tokenizer, pairs, how, buckets, model.device)
-        half = len(batch.queries) // 2  # then the same links the other way round
-    else:
-        batch = encode_texts(tokenizer, pairs, how, buckets, model.device)
-        half = len(batch.queries)
+    encode = encode_pairs if how.unit == "word" else encode_texts
+    batch = encode(tokenizer, pairs, how, buckets, model.device)
+    size = len(batch.queries) // (2 if how.unit == "word" else 1)  # words: the second half is reversed
     language = pairs[0].language
-    check(half, "--probe", f"no linked word of {language} within {how.max_length} subwords")
+    check(size, "--probe", f"no linked word of {language} within {how.max_length} subwords")
     model.eval()
     outputs = [model.base_model(**bucket, output_hidden_states=True) for bucket in batch.inputs]
     states = [output.hidden_states for output in outputs]
     for layer in zip(*states):  # (sentences, T, hidden) of each bucket
         vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
-        cosine = vectors[batch.queries[:half]] @ vectors[batch.targets[:half]].T
+        cosine = vectors[batch.queries[:size]] @ vectors[batch.targets[:size]].T
         found["retrieval"].append(nearest_right(cosine))
         if how.unit == "sentence":
-            near = min(4, half)
+            near = min(4, size)
             around = cosine.topk(near, 1).values.mean(1)[:, None] + cosine.topk(near, 0).values.mean(0)
             found["margin"].append(nearest_right(2 * cosine / around))
     return found
