@@ -4,7 +4,7 @@
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
 fine-tuned on English and tested in other languages. Before that it is *realigned*: a contrastive
 loss pulls words together that translate each other. That helps some languages and harms others;
-freezing half of the layers (`requires_grad = False`) keeps most of the gain and avoids most harm.
+freezing half of the layers meanwhile (`requires_grad = False`) keeps most of the gain, not the harm.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, by low-rank adapters. Batches of the task alternate
@@ -55,10 +55,10 @@ from tqdm import tqdm
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
-SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and flags override all
+SETTINGS = {  # name: (alignfreeze, mid-align); then MODEL_SETTINGS, by the model's name; then flags
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # layers to freeze meanwhile; `full`: none; `baseline`: do not align
+    "strategy": ("front", "full"),  # layers frozen in alignment; `full`: none; `baseline`: no alignment
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
@@ -150,7 +150,7 @@ class LoraLinear(nn.Module):
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
     """Put adapters beside all linear layers of the blocks, and freeze the rest; names of what trains."""
     classifies = model.get_output_embeddings() is None
-    (model.base_model if classifies else model).requires_grad_(False)  # a classifier trains on
+    (model.base_model if classifies else model).requires_grad_(False)  # a classifier's head trains
     for layer in transformer_layers(model.base_model):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
@@ -169,9 +169,9 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as arguments:  # by an exception, which is caught there
+    with pass_ends_at(layers[layer]) as reached:  # by an exception, which is caught there
         encoder(**inputs)
-    return arguments[0]
+    return reached[0]  # the hidden states that this layer was called with
 
 
 class Alignment(NamedTuple):
@@ -184,7 +184,7 @@ class Alignment(NamedTuple):
     batch_size: int = 16
     max_length: int = 96
     pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # sentences: compare with those of all processes (words: always)
+    gather: bool = False  # sentences: candidates of all processes, not one (words: always)
 
 
 class Training(NamedTuple):
@@ -203,7 +203,7 @@ class Batch(NamedTuple):
     """B sentence pairs: 2B sentences, or a process's share of them, in buckets of similar length."""
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    rows: Tensor  # (N,) where the vectors are: words among all buckets' subwords, sentences among rows
+    rows: Tensor  # (N,) in all buckets: the first subword of every word, or the row of every sentence
     queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
     targets: Tensor  # (Q,) and what they are linked to
     candidates: Tensor | None  # (C,) numbers of the English sentences; None for words: all of them
@@ -222,10 +222,10 @@ def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
     for states, inputs in zip(hidden, batch.inputs):
         inside = inputs["attention_mask"]
         if not how.pool_first:
-            inside = inside * (inside.cumsum(1) > 1)  # but the first (padding may be on the left)
+            inside = inside * (inside.cumsum(1) > 1)  # drop the first real position
         weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
         means.append((states.float() * weights[:, :, None]).sum(1))
-    return torch.cat(means)[batch.rows]  # in the order of their numbers
+    return torch.cat(means)[batch.rows]  # in the order in which queries count
 
 
 def projection_head(hidden: int, unit: str = "word") -> nn.Module:
@@ -238,11 +238,11 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # all at once: the embeddings get one gradient, not eight
+    buckets = embed(encoder, batch.inputs)  # ids -> embeddings, for all buckets at once
     hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # queries, targets, candidates are indices here
+    vectors = from_all_processes(vectors, batch.counts)  # what queries, targets, candidates count
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -264,7 +264,7 @@ def realign(
         return "realign", alignment_loss(encoder, projection, batch, how)
 
     batches = alignment_batches(tokenizer, pairs, how, model.device)
-    with frozen(encoder, how.frozen) as names:
+    with frozen(model, how.frozen) as names:
         stage = f"realign, {len(names)} of its tensors frozen"
         return optimize(stage, [encoder, projection], batches, loss, steps, training), seen
 
@@ -278,9 +278,9 @@ def finetune(
 
     schedule: `before`, the task alone, after `realign`, with nothing frozen; `during`, each batch of the
     task with a batch of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of
-    `pairs`. The loss of the pairs does not change the layers of `how.frozen`. stop: see `optimize`.
+    `pairs`. The loss of pairs does not change the layers of `how.frozen`. stop: see `optimize`.
     """
-    projection = projection_head(model.config.hidden_size, how.unit).to(model.device)
+    projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # if need be
     torch.manual_seed(training.seed)  # the task's draws do not depend on the projection's
     model.train()
     seen: dict = {}
@@ -291,7 +291,7 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
-            with frozen(model, how.frozen):  # the graph of this loss is built without these weights
+            with frozen(model, how.frozen):  # counts when the graph is built; backward comes later
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
 
@@ -331,11 +331,10 @@ def optimize(
     check(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
     rate = transformers.get_scheduler(training.decay, optimizer, warmup_steps(training, steps), steps)
-    if (rank := processes()[0]) > 0:  # the weights were drawn alike, but dropout is to differ
+    rank, _ = processes()
+    if rank > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    needed = prefetched(
-        itertools.islice(batches, steps * training.accumulate)
-    )  # made beforehand, by a thread
+    needed = prefetched(itertools.islice(batches, steps * training.accumulate))  # by a thread
     bar = progress(in_chunks(needed, training.accumulate), stage, steps)
     losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(bar, 1):
@@ -350,7 +349,7 @@ def optimize(
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # the last losses are waited for, and checked
+        if step % 20 == 0:  # reading losses waits for the device
             bar.set_postfix({key: mean_loss(stage, values[-20:]) for key, values in losses.items()})
         if stop and stop(step):
             break
@@ -366,10 +365,10 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
         if model.get_output_embeddings() is None:  # a classifier
             logits.append(task_logits(model, inputs).flatten(0, -2))
             labels.append(wanted.flatten())
-        else:  # labels are shifted: at each position, the token that follows
+        else:  # at each position, the label is the token that follows
             logits.append(token_logits(model, inputs, wanted != IGNORE))
             labels.append(wanted[wanted != IGNORE])
-    logits, labels = pad_and_concatenate(logits).float(), torch.cat(labels)
+    logits, labels = pad_and_concatenate(logits).float(), torch.cat(labels)  # answers: of any width
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total * processes()[1] / batch.count  # count: labels of all processes
 
@@ -379,7 +378,7 @@ def evaluate(
     model: nn.Module, tokenizer: Any, task: Task, examples: list[dict], features: list[dict], *,
     precision: str = "fp32", batch_size: int = 32,
 ) -> dict[str, float]:  # fmt: skip
-    """Scores of the model on the examples of one language: {metric: value between 0 and 1}."""
+    """Scores of a model on examples, of which `task.encode` made the features: {metric: 0 to 1}."""
     model.eval()
     outputs: list = [None] * len(features)  # of each its row of `task_logits`, or a text
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
@@ -1014,7 +1013,8 @@ def fast_align(pairs: Iterable[Words]) -> list[Links]:
     shapes = [code.shape for code in codes]
     codes = np.concatenate(codes, axis=None)
     places, table = pd.factorize(codes)  # where in the t-table, and what stands there
-    parts = np.split(places.astype(np.int32), np.cumsum([n * m for n, m in shapes])[:-1])
+    ends = np.cumsum([n * m for n, m in shapes])
+    parts = np.split(places.astype(np.int32), ends[:-1])
     grids = [part.reshape(shape) for part, shape in zip(parts, shapes)]
     words = table >> 32, table & (2**32 - 1)
     forward = train_and_link([grid[:, 1:] for grid in grids], *words)
