@@ -1795,9 +1795,9 @@ def train(
     pairs: Iterator[Pair], probed: dict[str, list[Pair]], seconds: dict[str, float],
 ) -> dict:  # fmt: skip
     """Align and fine-tune a model in the order of --schedule; what the record says of it."""
-    how = Alignment(
-        "none" if args.strategy == "baseline" else args.strategy, args.unit, args.layer, args.temperature,
-        args.realign_batch_size, args.realign_max_length, args.pool_first == "yes", args.gather,
+    how = Alignment(  # a baseline aligns nothing, and so freezes nothing
+        args.strategy, args.unit, args.layer, args.temperature, args.realign_batch_size,
+        args.realign_max_length, args.pool_first == "yes", args.gather,
     )  # fmt: skip
     training = Training(*(getattr(args, name) for name in Training._fields))
     updates = finetune_steps(len(features), args.epochs, args.batch_size, args.schedule, args.accumulate)
