@@ -1844,10 +1844,8 @@ def evaluate_all(args: argparse.Namespace, model: nn.Module, tokenizer: Any, tes
 def keep_best(
     args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list[dict], best: dict
 ) -> Callable[[int], bool]:
-    """What stops a training after five checks without a lower loss on the validation examples.
-
-    Every --validate updates it is asked; `best` then holds the lowest loss so far, and its weights.
-    """
+    """What stops a training after five checks, one every --validate updates, without a lower loss on the
+    validation examples; `best` then holds the lowest loss, and its weights."""
     features = sorted(features, key=lambda row: len(row["input_ids"]))
     chunks = in_chunks(iter(features), args.batch_size)
     batches = [task_batch(chunk, tokenizer.pad_token_id, device=model.device) for chunk in chunks]
@@ -1881,10 +1879,8 @@ def load_best(model: nn.Module, best: dict) -> None:
 
 
 def set_up_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms.
-
-    Where torchrun started several processes, they meet here, and each takes the GPU of its number.
-    """
+    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms. Where
+    torchrun started several processes, they meet here, and each takes the GPU of its number."""
     with as_user_error(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and (device.index is None or dist.is_torchelastic_launched()):
@@ -1912,10 +1908,8 @@ def fast_precision(device: torch.device) -> str:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in what depends on the machine, and empty the settings that do not matter for this run.
-
-    One baseline, say, serves all aligners. UserError for a flag that was given but does not matter.
-    """
+    """Fill in what depends on the machine; empty the settings that do not matter for this run, so that
+    one baseline serves all aligners. UserError for a flag that was given but does not matter."""
     args.device = set_up_device(args.device)
     args.precision = args.precision or gather_objects(fast_precision(args.device))[0]
     aligned, words = args.strategy != "baseline", args.unit == "word"
@@ -2271,11 +2265,9 @@ def load_pairs(args: argparse.Namespace, awesome: Callable | None) -> tuple[Iter
 
 
 def load_awesome(args: argparse.Namespace) -> Callable[[list], list[Links]]:
-    """The function that links pairs of word lists by the encoder of --aligner-model.
-
-    In float32 whatever --precision says: leaving autocast in the thread that makes batches would empty
-    the cache of the training step beside it, and its sums would depend on the moment.
-    """
+    """The function that links pairs of word lists by the encoder of --aligner-model. In float32 whatever
+    --precision says: leaving autocast in the thread that makes batches would empty the cache of the
+    training step beside it, and its sums would depend on the moment."""
     tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
     layer, depth = args.aligner_layer, config.num_hidden_layers
     check(0 <= layer <= depth, f"--aligner-layer {layer}", f"must be 0 to {depth}")
@@ -2308,11 +2300,9 @@ def store_links(args: argparse.Namespace) -> None:
 
 
 def probing(model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, seconds: dict) -> tuple:
-    """(`measure`, to be called after each stage of training, what it finds); it now measures `before`.
-
-    Of each layer `retrieval`, see there, and `drift`: the norm of the change of its weights since
-    `before`, relative to their norm then. Without pairs (no --probe) nothing is measured.
-    """
+    """(`measure`, to be called after each stage of training; what it finds): of each layer `retrieval`,
+    see there, and `drift`, the norm of the change of its weights since `before`, relative to their norm
+    then. `before` is measured here; without pairs (no --probe) nothing is."""
     start, found = {}, defaultdict(lambda: defaultdict(dict))
     parts = {"emb": embeddings(model.base_model)}
     parts |= {str(k): layer for k, layer in enumerate(transformer_layers(model.base_model))}
