@@ -1752,7 +1752,7 @@ def fetch(url: str) -> Path:
     return path
 
 
-# ---- 8. One run: check everything, align, fine-tune, evaluate, write the record ----------------------
+# ---- 8. One run: check everything, align, fine-tune, evaluate, write the record ------------------
 
 SCRIPT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
 RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
@@ -1760,11 +1760,10 @@ PROBE_PAIRS = 100  # sentence pairs of each language that --probe looks at
 
 
 def run(args: argparse.Namespace) -> Path:
-    """Do one run and write its record; return its path. A run whose record exists is not repeated."""
-    device = set_up_device(args.device)
+    """Do one run and write its record; return its path. One whose record exists is not repeated."""
     settle(args)
     path = args.out / f"{record_name(args)}.json"
-    check(len(os.fsencode(path.name)) <= 240, path.name, "too long a name; rename the model's folder")
+    check(len(os.fsencode(path.name)) <= 240, path.name, "too long; rename the model's folder")
     if is_done(args, path):
         return path
     seconds: dict[str, float] = {}
@@ -1774,8 +1773,8 @@ def run(args: argparse.Namespace) -> Path:
             setattr(args, name, min(args.defaults[name], tokenizer.model_max_length))
     check_flags(args, config, tokenizer.model_max_length)
     with timed(seconds, "model"):
-        model = build_model(args, tokenizer, device)
-        awesome = load_awesome(args, device) if args.aligner == "awesome" else None
+        model = build_model(args, tokenizer)
+        awesome = load_awesome(args) if args.aligner == "awesome" else None
     with timed(seconds, "data"):
         training, validation, tests = load_data(args, tokenizer)
     with timed(seconds, "pairs"):
@@ -1787,7 +1786,7 @@ def run(args: argparse.Namespace) -> Path:
     if any(count is not None for count in malformed.values()):
         results["malformed"] = malformed
     results = {"scores": scores, "config": settings_of(args), "seconds": seconds} | results
-    write_record(path, results, device)
+    write_record(path, results, args.device)
     return path
 
 
@@ -1796,18 +1795,15 @@ def train(
     pairs: Iterator[Pair], probed: dict[str, list[Pair]], seconds: dict[str, float],
 ) -> dict:  # fmt: skip
     """Align and fine-tune a model in the order of --schedule; what the record says of it."""
-    how = Alignment(
-        "none" if args.strategy == "baseline" else args.strategy, args.unit, args.layer, args.temperature,
-        args.realign_batch_size, args.realign_max_length, args.pool_first == "yes", args.gather,
+    how = Alignment(  # a baseline aligns nothing, and so freezes nothing
+        args.strategy, args.unit, args.layer, args.temperature, args.realign_batch_size,
+        args.realign_max_length, args.pool_first == "yes", args.gather,
     )  # fmt: skip
-    training = Training(
-        args.lr, args.decay, args.warmup, args.accumulate, args.clip, args.precision, args.seed
-    )
+    training = Training(*(getattr(args, name) for name in Training._fields))
     updates = finetune_steps(len(features), args.epochs, args.batch_size, args.schedule, args.accumulate)
-    enough = (args.validate or 0) <= updates
-    check(enough, "--validate", f"fine-tuning has {updates} updates; check more often")
+    check((args.validate or 0) <= updates, "--validate", f"fine-tuning has {updates} updates")
     steps, losses, seen, best = {"finetune": updates}, {}, {}, {}
-    probe = Probe(model, tokenizer, probed, how, seconds)
+    measure, found = probing(model, tokenizer, probed, how, seconds)
     if args.schedule == "during":
         steps["realign"] = updates
     if args.schedule == "before":
@@ -1815,24 +1811,23 @@ def train(
         alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
         with timed(seconds, "realign"):
             losses, seen = realign(model, tokenizer, pairs, steps["realign"], how, alone)
-        probe.measure("realigned")
+        measure("realigned")
     generates = TASKS[args.task].new_tokens > 0
     if args.save_model and not generates:
         save_model(args, model, tokenizer)
     if args.epochs:
         stop = keep_best(args, model, tokenizer, validation, best) if args.validate else None
-        schedule = "before" if args.schedule == "none" else args.schedule
         with timed(seconds, "finetune"):
             curves, also = finetune(
-                model, tokenizer, features, args.epochs, training, batch_size=args.batch_size,
-                schedule=schedule, pairs=pairs, how=how, stop=stop,
+                model, tokenizer, features, args.epochs, training, batch_size=args.batch_size, stop=stop,
+                schedule="before" if args.schedule == "none" else args.schedule, pairs=pairs, how=how,
             )  # fmt: skip
         losses, seen = losses | curves, seen | also
         load_best(model, best)
-        probe.measure("finetuned")
+        measure("finetuned")
     if args.save_model and generates:
         save_model(args, model, tokenizer)
-    results = {"steps": steps, "losses": losses, "pairs": seen, "validation": best, "probe": probe.found}
+    results = {"steps": steps, "losses": losses, "pairs": seen, "validation": best, "probe": found}
     return {key: value for key, value in results.items() if value or key in ("losses", "pairs")}
 
 
@@ -1849,10 +1844,8 @@ def evaluate_all(args: argparse.Namespace, model: nn.Module, tokenizer: Any, tes
 def keep_best(
     args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list[dict], best: dict
 ) -> Callable[[int], bool]:
-    """What stops a training after five checks without a lower loss on the validation examples.
-
-    Every --validate updates it is asked; `best` then holds the lowest loss so far, and its weights.
-    """
+    """What stops a training after five checks, one every --validate updates, without a lower loss on the
+    validation examples; `best` then holds the lowest loss, and its weights."""
     features = sorted(features, key=lambda row: len(row["input_ids"]))
     chunks = in_chunks(iter(features), args.batch_size)
     batches = [task_batch(chunk, tokenizer.pad_token_id, device=model.device) for chunk in chunks]
@@ -1879,18 +1872,15 @@ def keep_best(
 
 
 def load_best(model: nn.Module, best: dict) -> None:
-    """Give the model back the weights of the best check; `best` then is what the record says of it."""
+    """Give the model the weights of the best check; `best` then is what the record says of it."""
     if best:
-        for name, weights in best.pop("weights").items():
-            model.get_parameter(name).data.copy_(weights)
+        model.load_state_dict(best.pop("weights"), strict=False)
         say(f"validation: loss {best['loss']:.4f} after {best['step']} updates, whose weights are kept")
 
 
 def set_up_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms.
-
-    Where torchrun started several processes, they meet here, and each takes the GPU of its number.
-    """
+    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms. Where
+    torchrun started several processes, they meet here, and each takes the GPU of its number."""
     with as_user_error(f"--device {name}: not to be had here"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and (device.index is None or dist.is_torchelastic_launched()):
@@ -1909,20 +1899,18 @@ def set_up_device(name: str | None) -> torch.device:
     return device
 
 
-def fast_precision(name: str | None) -> str:
+def fast_precision(device: torch.device) -> str:
     """bf16 where the hardware multiplies matrices faster so, else fp32."""
-    kind = (name or ("cuda" if torch.cuda.is_available() else "cpu")).split(":")[0]
-    if kind == "cuda":
+    if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    features = torch.cpu.get_capabilities() if kind == "cpu" else {}
+    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in what depends on the machine, and empty the settings that do not matter for this run.
-
-    One baseline, say, serves all aligners. UserError for a flag that was given but does not matter.
-    """
+    """Fill in what depends on the machine; empty the settings that do not matter for this run, so that
+    one baseline serves all aligners. UserError for a flag that was given but does not matter."""
+    args.device = set_up_device(args.device)
     args.precision = args.precision or gather_objects(fast_precision(args.device))[0]
     aligned, words = args.strategy != "baseline", args.unit == "word"
     before = aligned and args.schedule == "before"
@@ -1951,7 +1939,7 @@ def settle(args: argparse.Namespace) -> None:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """The settings as a record shows them: of a path only the last part, and not where things go."""
+    """The settings as a record shows them: of a path the last part, and not where things go."""
     elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "defaults")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
     for key in ("model", "aligner", "aligner_model", "data_dir"):
@@ -1968,16 +1956,15 @@ def fingerprint(args: argparse.Namespace) -> str:
         folders += [args.data_dir / name for name in ("parallel", "dictionary", args.task)]
     sizes = []
     for folder in folders:
-        for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        for path in sorted(folder.rglob("*")):
             check(path.is_file() or path.is_dir() or not path.exists(), path, "is no regular file")
             if path.is_file():
                 sizes.append([str(path.relative_to(folder)), path.stat().st_size])
-    text = json.dumps(sizes, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8] if sizes else ""
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:8] if sizes else ""
 
 
 def record_name(args: argparse.Namespace) -> str:
-    """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits for what is no default."""
+    """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits for other settings."""
     values = settings_of(args)
     name = "_".join(str(values[key]) for key in RECORD_KEYS)
     changed = {}
@@ -1989,7 +1976,7 @@ def record_name(args: argparse.Namespace) -> str:
 
 
 def is_done(args: argparse.Namespace, path: Path) -> bool:
-    """Whether a run's record is there, whole and of the same data; says so. UserError if of other data."""
+    """Whether a run's record is there and whole; says so. UserError if it is of other data."""
     check(path.is_file() or not path.exists(), path, "a folder or no plain file; move it away")
     if args.overwrite or not gather_objects(path.exists())[0]:
         return False
@@ -2000,8 +1987,7 @@ def is_done(args: argparse.Namespace, path: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         say(f"{path} is no whole record of a run: the run is done again")
         return False
-    fine = made_of == fingerprint(args)
-    check(fine, path, "made with other files of the same names; take another --out")
+    check(made_of == fingerprint(args), path, "made of other files of the same names; change --out")
     check(not args.save_model, path, "exists; add --overwrite, or nothing is trained or stored")
     other = "" if revision == SCRIPT else "; ANOTHER REVISION of alignfreeze.py made it"
     say(f"{path} exists: nothing to do (--overwrite repeats the run){other}")
@@ -2014,10 +2000,9 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
     aligned = args.strategy != "baseline"
     paired, words = aligned or args.probe, args.unit == "word"
     shortest = 40 if args.task == "xquad" else 8
-    frozen_layers(args.strategy if aligned else "none", depth)
-    freezes = frozen_layers(args.strategy, depth) if aligned else []
+    freezes = frozen_layers(args.strategy if aligned else "none", depth)
     most = 2 * args.realign_batch_size if aligned else args.batch_size
-    below = set(range((args.layer or 0) % (depth + 1)))  # layers that the alignment's gradient reaches
+    below = set(range((args.layer or 0) % (depth + 1)))  # layers that get a gradient of alignment
     stuck = below <= set(freezes) and ("emb" in args.strategy.split(",") or args.lora > 0)
     for wrong, problem in [
         (paired and not -depth - 1 <= args.layer <= depth,
@@ -2034,12 +2019,10 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
          f"--realign-batch-size {args.realign_batch_size}: no multiple of {processes()[1]} processes"),
         (args.checkpointing and freezes and args.schedule in ("during", "alternate"),
          f"--checkpointing: not with layers frozen in --schedule {args.schedule}"),
-        (args.adapter and not task.new_tokens, "--adapter: only for a task that generates"),
-        (args.validate and not task.new_tokens, "--validate: only for a task that generates"),
-        (not args.epochs and ((aligned and args.schedule != "before") or args.validate),
-         f"--epochs 0: nothing is trained; not with --schedule {args.schedule} or --validate"),
-        (not args.epochs and args.schedule == "before" and not args.realign_steps,
-         "--epochs 0: say with --realign-steps for how long to align"),
+        ((args.adapter or args.validate) and not task.new_tokens,
+         "--adapter, --validate: only for a task that generates"),
+        (not args.epochs and (args.validate or (aligned and not args.realign_steps)),
+         "--epochs 0: not with --validate; to align, give --schedule before and --realign-steps"),
         (args.save_model and args.schedule == "during" and not task.new_tokens,
          "--save-model: with --schedule during, no encoder is realigned before fine-tuning"),
     ]:  # fmt: skip
@@ -2054,7 +2037,7 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
 
 
 def check_languages(args: argparse.Namespace) -> None:
-    """UserError for a code that is none, that the hub's data do not have, or that cannot be scored."""
+    """UserError for a code that is none, that the hub has no data of, or that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
         flag = f"--{name.replace('_', '-')}"
         for code in getattr(args, name) or []:
@@ -2062,7 +2045,7 @@ def check_languages(args: argparse.Namespace) -> None:
             needs = name == "realign_languages" or args.task == "udpos"
             there = args.data_dir or not needs or code in TREEBANKS
             check(there, flag, f"no '{code}' on the hub; take some of {' '.join(TREEBANKS)}")
-    if args.task == "translation":  # what sacrebleu lacks for a language is said now, not after training
+    if args.task == "translation":  # what sacrebleu lacks is said now, not after training
         for direction in [*args.train_languages, *args.languages]:
             score_translation([{"language": direction, "target": "a"}], [], ["a"])
 
@@ -2075,7 +2058,7 @@ def check_folder(flag: str, folder: Path) -> None:
 
 
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
-    """(tokenizer, config) of a model. UserError, before anything is computed, if it cannot be used."""
+    """(tokenizer, config) of a model. UserError, before anything is computed, if it is of no use."""
     flag = f"{flag} {name}"
     with as_user_error(f"{flag}: no hub id and no local directory that loads"):
         config = transformers.AutoConfig.from_pretrained(name)
@@ -2084,13 +2067,10 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
         tokenizer("a")  # fails if its settings are of odd types
     encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    if generates:
-        wanted = "a decoder-only language model"
-        fine = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not encoder
-    else:
-        wanted = "an encoder such as xlm-roberta-base"
-        fine = encoder and not getattr(config, "is_decoder", False)
+    decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not encoder
+    fine = decoder if generates else encoder and not getattr(config, "is_decoder", False)
     fine = fine and not config.is_encoder_decoder
+    wanted = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
     check(fine, flag, f"{config.model_type} is not what this task takes; give {wanted}")
     fine = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
     check(fine, flag, "has no fast tokenizer with words; are its files missing?")
@@ -2100,30 +2080,29 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     fine = tokenizer.pad_token_id is not None and (whole or tokenizer.unk_token_id is not None)
     check(fine, flag, "its tokenizer has no token for padding or for unknown words")
     highest = max(tokenizer.vocab_size - 1, tokenizer.pad_token_id, *tokenizer("a")["input_ids"])
-    fine = highest < config.vocab_size
-    check(fine, flag, f"its tokenizer has ids to {highest}, the model {config.vocab_size}")
+    check(highest < config.vocab_size, flag, f"its tokenizer has ids to {highest}, the model fewer")
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
     tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
     fine = longest >= 8 and config.num_hidden_layers > 0
-    check(fine, flag, "has no layer, or reads fewer than 8 subwords; see its config and tokenizer files")
+    check(fine, flag, "has no layer, or reads fewer than 8 subwords; see its config and tokenizer")
     return tokenizer, config
 
 
 def load_model(
     name: str, head: type = transformers.AutoModel, flag: str = "--model", **options
 ) -> nn.Module:
-    """A pretrained model. UserError if weights are missing, unless of the task's head or a pooler."""
+    """A pretrained model. UserError if weights are missing, but for the task's head or a pooler."""
     flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with as_user_error(f"{flag}: cannot load its weights"):
         model, found = head.from_pretrained(name, **options)
     prefix = "" if head in (transformers.AutoModel, Generator) else f"{model.base_model_prefix}."
     misfit = [key for key, *_ in found["mismatched_keys"]]
-    lacking = [key for key in [*sorted(found["missing_keys"]), *misfit] if key.startswith(prefix)]
+    lacking = [key for key in [*found["missing_keys"], *misfit] if key.startswith(prefix)]
     lacking = [key for key in lacking if "pooler" not in key]
-    first = f"{len(lacking)} tensors of the model, {lacking[0]} first" if lacking else ""
-    check(not lacking, flag, f"its files lack {first}")
+    first = min(lacking, default="")
+    check(not lacking, flag, f"its files lack {len(lacking)} tensors of the model, {first} first")
     if misfit:
         say(f"{flag}: a classifier of another size is left out ({', '.join(misfit)})")
     surplus = [key for key in found["unexpected_keys"] if regex.search(r"layers?\.\d+\.", key)]
@@ -2132,27 +2111,26 @@ def load_model(
     return model
 
 
-def build_model(args: argparse.Namespace, tokenizer: Any, device: torch.device) -> nn.Module:
+def build_model(args: argparse.Namespace, tokenizer: Any) -> nn.Module:
     """The model of a run, with its task's head, its adapters merged and new ones added."""
     torch.manual_seed(args.seed)  # for the first weights of the classifier and of adapters
     task = TASKS[args.task]
     options = {} if task.new_tokens else {"num_labels": task.labels}
     if args.lora and args.precision == "bf16":  # the weights that stay need no more
         options["dtype"] = torch.bfloat16
-    model = load_model(args.model, task.head, **options).to(device)
+    model = load_model(args.model, task.head, **options).to(args.device)
     for folder, weight in args.adapter:
         merge_adapter(model, folder, weight)
     if args.lora:
-        trained = add_lora(model, args.lora, args.lora_alpha, args.lora_dropout)
-        for name in trained:  # a classifier too
+        for name in add_lora(model, args.lora, args.lora_alpha, args.lora_dropout):  # a classifier too
             model.get_parameter(name).data = model.get_parameter(name).data.float()
-        count = sum(model.get_parameter(name).numel() for name in trained)
+        count = model.num_parameters(only_trainable=True)
         say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
     if args.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     with as_user_error(f"--model {args.model}: this architecture does not run here"):
         try_out(args, model.eval(), tokenizer)
-    size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
+    size = f"{model.num_parameters() / 1e6:.1f}M parameters on {args.device}"
     say(f"{args.model}: {size}; strategy {args.strategy}")
     return model
 
@@ -2176,7 +2154,7 @@ def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
 
 
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
-    """Add `weight` x scale x B A of a folder in PEFT's format to the weights beside which they stand."""
+    """Add `weight` x scale x B A, of a folder in PEFT's format, to the weights beside them."""
     flag = f"--adapter {folder}"
     with as_user_error(f"{flag}: cannot be read"):
         config = json.loads((folder / "adapter_config.json").read_bytes())
@@ -2197,8 +2175,7 @@ def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
         fits = isinstance(layer, nn.Linear) and low.shape == (rank, layer.in_features)
         fits = fits and high.shape == (layer.out_features, rank)
         check(fits, flag, f"this model has no linear layer {name} of that size and rank")
-        change = weight * scale * (high @ low).to(layer.weight.device)
-        layer.weight.data = (layer.weight.float() + change).to(layer.weight.dtype)
+        layer.weight.data += weight * scale * (high @ low).to(layer.weight.device)  # summed in float32
     say(f"{flag}: merged with weight {weight:g}")
 
 
@@ -2206,13 +2183,24 @@ def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> No
     """Write a folder, whole or absent: adapters in PEFT's format, or a model that --model takes."""
     if processes()[0] > 0:  # one of them writes
         return
-    trained = model if TASKS[args.task].new_tokens else model.base_model
+    generates = TASKS[args.task].new_tokens > 0
+    trained = model if generates else model.base_model
     problem = f"--save-model {args.save_model}: cannot be written"
     with as_user_error(problem), tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch:
         folder = Path(scratch) / "model"
         if args.lora:
             folder.mkdir()
-            write_adapter(args, trained, folder)
+            weights = trained.state_dict(prefix="base_model.model.")
+            tensors = {name: weight for name, weight in weights.items() if ".lora_" in name}
+            config = {
+                "peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
+                "task_type": "CAUSAL_LM" if generates else "FEATURE_EXTRACTION",
+                "r": args.lora, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
+                "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+                "base_model_name_or_path": settings_of(args)["model"],
+            }  # fmt: skip
+            save_file(tensors, folder / "adapter_model.safetensors")
+            (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
         else:
             trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -2220,29 +2208,8 @@ def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> No
     say(f"--save-model: {args.save_model}")
 
 
-def write_adapter(args: argparse.Namespace, model: nn.Module, folder: Path) -> None:
-    """The adapters of a model, in PEFT's format."""
-    tensors, targets = {}, set()
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLinear):
-            targets.add(name.rsplit(".", 1)[-1])
-            for part in ("lora_A", "lora_B"):
-                weight = getattr(module, part).weight.detach()
-                tensors[f"base_model.model.{name}.{part}.weight"] = weight.cpu().contiguous()
-    config = {
-        "peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
-        "task_type": "CAUSAL_LM" if TASKS[args.task].new_tokens else "FEATURE_EXTRACTION",
-        "r": args.lora, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
-        "target_modules": sorted(targets), "base_model_name_or_path": settings_of(args)["model"],
-    }  # fmt: skip
-    save_file(tensors, folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-
-
-def load_data(
-    args: argparse.Namespace, tokenizer: Any
-) -> tuple[list, list, dict[str, tuple[list, list]]]:
-    """(training features, validation features, {language: (test examples, features)}), all checked."""
+def load_data(args: argparse.Namespace, tokenizer: Any) -> tuple[list, list, dict]:
+    """(features to train, to validate, {language: (examples, features) to test}), all checked."""
     task, tests = TASKS[args.task], {}
 
     def features(split: str) -> list[dict]:
@@ -2268,7 +2235,7 @@ def load_data(
 def encode(
     task: Task, tokenizer: Any, examples: list[dict], max_length: int, training: bool, name: str = "data"
 ) -> list[dict]:
-    """The task's features of all examples of a set. UserError if there is nothing to learn or to score."""
+    """The task's features of a set of examples. UserError if there is nothing to learn or to score."""
     features = []
     for start in range(0, len(examples), 1000):  # tokenizers return large objects
         part = task.encode(tokenizer, examples[start : start + 1000], max_length, training)
@@ -2282,10 +2249,8 @@ def encode(
     return features
 
 
-def load_pairs(
-    args: argparse.Namespace, awesome: Callable | None
-) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
-    """(endless sentence pairs, all languages in turn; {language: pairs for the probe}), all checked."""
+def load_pairs(args: argparse.Namespace, awesome: Callable | None) -> tuple[Iterator[Pair], dict]:
+    """(endless sentence pairs, all languages in turn; {language: [pairs for the probe]}), checked."""
     streams, probed = [], {}
     options = {"limit": args.limit_links, "awesome": awesome}
     for code in args.realign_languages or []:
@@ -2299,29 +2264,25 @@ def load_pairs(
     return itertools.chain.from_iterable(zip(*streams)), probed
 
 
-def load_awesome(args: argparse.Namespace, device: torch.device) -> Callable[[list], list[Links]]:
-    """The function that links pairs of word lists by the encoder of --aligner-model.
-
-    In float32 whatever --precision says: leaving autocast in the thread that makes batches would empty
-    the cache of the training step beside it, and its sums would depend on the moment.
-    """
+def load_awesome(args: argparse.Namespace) -> Callable[[list], list[Links]]:
+    """The function that links pairs of word lists by the encoder of --aligner-model. In float32 whatever
+    --precision says: leaving autocast in the thread that makes batches would empty the cache of the
+    training step beside it, and its sums would depend on the moment."""
     tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
     layer, depth = args.aligner_layer, config.num_hidden_layers
     check(0 <= layer <= depth, f"--aligner-layer {layer}", f"must be 0 to {depth}")
-    encoder = load_model(args.aligner_model, flag="--aligner-model").to(device).eval()
-
+    encoder = load_model(args.aligner_model, flag="--aligner-model").to(args.device).eval()
     return lambda pairs: awesome_links(encoder, tokenizer, pairs, layer)
 
 
 def store_links(args: argparse.Namespace) -> None:
     """--write-links: align the text of every language, write its links, and train nothing."""
-    device = set_up_device(args.device)
     settle(args)
     wanted = f"needs --aligner {', '.join(ALIGNERS)}, not {args.aligner}"
     check(args.aligner in ALIGNERS, "--write-links", wanted)
     check_languages(args)
     check_folder("--write-links", args.write_links)
-    awesome = load_awesome(args, device) if args.aligner == "awesome" else None
+    awesome = load_awesome(args) if args.aligner == "awesome" else None
     parts = ("train", "dev") if args.probe else ("train",)
     for code, part in itertools.product(args.realign_languages, parts):
         path = args.write_links / links_file(code, part)
@@ -2338,45 +2299,34 @@ def store_links(args: argparse.Namespace) -> None:
         say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
 
 
-class Probe:
-    """What each layer knows and how far it moves, before and after each stage of training (--probe)."""
-
-    def __init__(self, model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, seconds: dict):
-        self.model, self.tokenizer, self.how = model, tokenizer, how
-        self.pairs, self.seconds = pairs, seconds
-        self.start = layer_weights(model) if pairs else {}
-        self.found = defaultdict(lambda: defaultdict(dict))
-        self.measure("before")
-
-    def measure(self, stage: str) -> None:
-        """Add what is found after a stage of training to `found`."""
-        if not self.pairs:  # no --probe
-            return
-        with timed(self.seconds, "probe"):
-            for code, pairs in self.pairs.items():
-                for kind, shares in retrieval(self.model, self.tokenizer, pairs, self.how).items():
-                    self.found[kind][stage][code] = shares
-            if stage != "before":
-                now = layer_weights(self.model)
-                for name, weights in self.start.items():
-                    change = (now[name] - weights).norm() / weights.norm().clamp(min=1e-12)
-                    self.found["drift"][stage][name] = round(change.item(), 6)
-
-
-def layer_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all weights of the embeddings (`emb`) and of each layer (`0`, `1`, ...), a vector each."""
+def probing(model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, seconds: dict) -> tuple:
+    """(`measure`, to be called after each stage of training; what it finds): of each layer `retrieval`,
+    see there, and `drift`, the norm of the change of its weights since `before`, relative to their norm
+    then. `before` is measured here; without pairs (no --probe) nothing is."""
+    start, found = {}, defaultdict(lambda: defaultdict(dict))
     parts = {"emb": embeddings(model.base_model)}
     parts |= {str(k): layer for k, layer in enumerate(transformer_layers(model.base_model))}
-    copies = {}
-    for name, part in parts.items():
-        copies[name] = torch.cat([p.detach().float().flatten() for p in part.parameters()]).cpu()
-    return copies
+
+    def measure(stage: str) -> None:
+        with timed(seconds, "probe"):
+            for code, chosen in pairs.items():
+                for kind, shares in retrieval(model, tokenizer, chosen, how).items():
+                    found[kind][stage][code] = shares
+            for name, part in parts.items():
+                weights = nn.utils.parameters_to_vector(part.parameters()).detach().float().cpu()
+                before = start.setdefault(name, weights)
+                if stage != "before":
+                    change = (weights - before).norm() / before.norm().clamp(min=1e-12)
+                    found["drift"][stage][name] = round(change.item(), 6)
+
+    if not pairs:
+        return lambda stage: None, found
+    measure("before")
+    return measure, found
 
 
 @torch.inference_mode()
-def retrieval(
-    model: nn.Module, tokenizer: Any, pairs: list[Pair], how: Alignment
-) -> dict[str, list[float]]:
+def retrieval(model: nn.Module, tokenizer: Any, pairs: list[Pair], how: Alignment) -> dict:
     """For each of the hidden states, how often the nearest word or sentence is the one linked to it.
 
     Among all linked words of the pairs, or all sentences, in both directions, the embeddings' output
@@ -2386,13 +2336,13 @@ def retrieval(
     buckets, found = math.ceil(len(pairs) / 16), defaultdict(list)
     encode = encode_pairs if how.unit == "word" else encode_texts
     batch = encode(tokenizer, pairs, how, buckets, model.device)
-    size = len(batch.queries) // (2 if how.unit == "word" else 1)  # words: the second half is reversed
-    language = pairs[0].language
-    check(size, "--probe", f"no linked word of {language} within {how.max_length} subwords")
+    size = len(batch.queries) // (2 if how.unit == "word" else 1)  # words: half is reversed
+    check(size, "--probe", f"no linked word of {pairs[0].language} within {how.max_length} subwords")
     model.eval()
     outputs = [model.base_model(**bucket, output_hidden_states=True) for bucket in batch.inputs]
-    states = [output.hidden_states for output in outputs]
-    for layer in zip(*states):  # (sentences, T, hidden) of each bucket
+    for layer in zip(
+        *(output.hidden_states for output in outputs)
+    ):  # (sentences, T, hidden) of each bucket
         vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
         cosine = vectors[batch.queries[:size]] @ vectors[batch.targets[:size]].T
         found["retrieval"].append(nearest_right(cosine))
@@ -2404,7 +2354,7 @@ def retrieval(
 
 
 def nearest_right(similarity: Tensor) -> float:
-    """How often the k-th of one side is the most similar to the k-th of the other; both directions."""
+    """How often the k-th of one side is the most similar to the k-th of the other, both ways."""
     place = torch.arange(len(similarity), device=similarity.device)
     right = torch.cat([similarity.argmax(0) == place, similarity.argmax(1) == place])
     return round(right.float().mean().item(), 6)
@@ -2435,7 +2385,7 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def write_record(path: Path, results: dict, device: torch.device) -> None:
-    """One JSON file for one run: what was run, with what, how long, and the scores. No path in it."""
+    """One JSON file for one run: what was run, with what, how long, the scores. No path in it."""
     if processes()[0] > 0:  # one of them writes
         return
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
@@ -2452,15 +2402,15 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
     if len(targets):
         table.loc["average"] = targets.mean()
     say(f"\npercent\n{table.to_string(float_format='%.1f')}")
-    say(f"(the average is over {len(targets)} languages, without those that the task was learned in)\n")
+    say(f"(the average is over {len(targets)} languages, without those learned in)\n")
     say(f"record: {path}")
 
 
-def say_pairs(seen: dict[str, dict[str, int]]) -> None:
+def say_pairs(seen: dict[str, Counter]) -> None:
     """What was aligned, and what was passed over."""
     if not seen:
         return
-    total = sum((Counter(counts) for counts in seen.values()), Counter())
+    total = sum(seen.values(), Counter())
     say(f"aligned {total['sentences']} sentence pairs with {total['words']} word pairs")
     if total["words"]:
         cut = f"{total['cut']} cut-off word pairs"
@@ -2470,7 +2420,7 @@ def say_pairs(seen: dict[str, dict[str, int]]) -> None:
             say(f"{SOURCE}-{code}: text shorter than the training, begun {counts['readings']} times")
 
 
-# ---- 9. Command line --------------------------------------------------------------------------------
+# ---- 9. Command line -----------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -2480,14 +2430,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def number(kind: type, low: float | None = None, high: float = 2**31) -> Callable[[str], Any]:
-    """The type of a flag: a number from `low` on, or more than 0, and less than `high`."""
+def number(kind: type, low: float, high: float = 2**31) -> Callable[[str], Any]:
+    """The type of a flag: a number from `low` on, and less than `high`."""
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not (value > 0 if low is None else value >= low) or not value < high:
-            limit = "more than 0" if low is None else f"{low} or more"
-            raise argparse.ArgumentTypeError(f"{text}: must be {limit} and less than {high}")
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text}: must be {low} or more and less than {high}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"
@@ -2504,8 +2453,8 @@ def adapter(text: str) -> tuple[Path, float]:
 
 
 METHODS = ("alignfreeze", "mid-align")
-NATURAL, BATCH = number(int), number(int, 1, 10_001)
-RATE, SHARE = number(float), number(float, 0, 1)
+NATURAL, BATCH = number(int, 1), number(int, 1, 10_001)
+RATE, SHARE = number(float, 1e-45), number(float, 0, 1)  # 1e-45: the least in float32, more than 0
 DECAYS = ("constant", "linear", "inverse_sqrt")
 FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, bool a switch, a list takes many
     "what to run": [
@@ -2570,7 +2519,7 @@ DEFAULTS = {  # of both methods
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, each with its default. Method, model and task, on which defaults depend, come first."""
+    """The flags, each with its default. Method, model and task, which set others, come first."""
     default = "(default: %(default)s)"
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument(
@@ -2606,7 +2555,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for flag in ("languages", "train_languages", "realign_languages"):
         setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
-    args.defaults = vars(parser.parse_args(["--method", method])) | {"precision": "fp32"}
+    args.defaults = vars(parser.parse_args([])) | {"precision": "fp32"}
     args.defaults["method"] = METHODS[task.new_tokens > 0]  # the other one is named in the record's name
     return args
 

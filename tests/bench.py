@@ -390,10 +390,10 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
         device,
     ]
     args = af.parse_args([*argv, *["--checkpointing"] * checkpointing])
-    device = af.set_up_device(args.device)
     af.settle(args)
+    device = args.device
     tokenizer, config = af.load_tokenizer(folder, generates=True)
-    model = af.build_model(args, tokenizer, device).train()
+    model = af.build_model(args, tokenizer).train()
     parts = af.BUCKETS.get(device.type, 1)
     if stage == "task":
         sources = sorted(path.parent.name for path in Path(data_dir, task).glob("*/train.*"))

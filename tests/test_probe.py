@@ -159,21 +159,21 @@ def test_a_word_twice_in_a_sentence_is_probed_once_and_no_link_at_all_is_an_erro
 def test_drift_is_the_norm_of_the_change_relative_to_that_of_the_weights():
     model, tokenizer, seconds = tiny.build("bert"), tiny.make_tokenizer(), {}
     pairs = {"de": tiny.word_pairs()[:2], "fr": tiny.word_pairs()[2:3]}
-    probe = af.Probe(model, tokenizer, pairs, Alignment(), seconds)
-    assert list(probe.found) == ["retrieval"]  # nothing has moved before
-    probe.measure("same")
-    assert probe.found["drift"]["same"] == dict.fromkeys(LAYERS, 0.0)
+    measure, found = af.probing(model, tokenizer, pairs, Alignment(), seconds)
+    assert list(found) == ["retrieval"]  # nothing has moved before
+    measure("same")
+    assert found["drift"]["same"] == dict.fromkeys(LAYERS, 0.0)
     with torch.no_grad():
         for parameter in af.transformer_layers(model.base_model)[1].parameters():
             parameter.mul_(1.25)
         for parameter in af.embeddings(model.base_model).parameters():
             parameter.neg_()
-    probe.measure("changed")
+    measure("changed")
     expected = dict.fromkeys(LAYERS, 0.0) | {"emb": pytest.approx(2.0), "1": pytest.approx(0.25)}
-    assert probe.found["drift"]["changed"] == expected
-    assert list(probe.found["retrieval"]) == ["before", "same", "changed"]
-    assert list(probe.found["retrieval"]["same"]) == ["de", "fr"]
-    assert probe.found["retrieval"]["same"] == probe.found["retrieval"]["before"]
+    assert found["drift"]["changed"] == expected
+    assert list(found["retrieval"]) == ["before", "same", "changed"]
+    assert list(found["retrieval"]["same"]) == ["de", "fr"]
+    assert found["retrieval"]["same"] == found["retrieval"]["before"]
     assert list(seconds) == ["probe"]
 
 
@@ -181,21 +181,23 @@ def test_drift_of_weights_that_are_all_zero_is_a_number():
     model = tiny.build("bert")
     for parameter in af.transformer_layers(model.base_model)[1].parameters():
         parameter.data.zero_()
-    probe = af.Probe(model, tiny.make_tokenizer(), {"de": tiny.word_pairs()[:2]}, Alignment(), {})
-    probe.measure("same")
-    assert probe.found["drift"]["same"]["1"] == 0.0
+    measure, found = af.probing(
+        model, tiny.make_tokenizer(), {"de": tiny.word_pairs()[:2]}, Alignment(), {}
+    )
+    measure("same")
+    assert found["drift"]["same"]["1"] == 0.0
 
 
 def test_adapters_that_train_are_drift_too():
     model, tokenizer = tiny.build("llama"), tiny.make_tokenizer()
     af.add_lora(model, 2, 4.0, 0.0)
     how = Alignment("1", "sentence", 3, batch_size=4)
-    probe = af.Probe(model, tokenizer, {"de": tiny.text_pairs()}, how, {})
+    measure, found = af.probing(model, tokenizer, {"de": tiny.text_pairs()}, how, {})
     af.realign(model, tokenizer, tiny.text_pairs(), 3, how, Training(lr=1e-2))
-    probe.measure("realigned")
-    drift = probe.found["drift"]["realigned"]
+    measure("realigned")
+    drift = found["drift"]["realigned"]
     assert {name for name, moved in drift.items() if moved} == {"0", "2"}
-    assert list(probe.found) == ["retrieval", "margin", "drift"]
+    assert list(found) == ["retrieval", "margin", "drift"]
     assert all(math.isfinite(moved) for moved in drift.values())
 
 

@@ -231,9 +231,9 @@ def test_adapters_that_are_wider_than_the_weights_keep_the_dtype_of_the_hidden_s
 def test_what_trains_is_fp32_and_what_stays_is_bf16(world):
     """The classifier of an encoder too: a rate of 2e-5 does not move a bf16 weight."""
     flags = ["--model", str(world / "models/bert"), "--lora", "2", "--precision", "bf16"]
-    args = af.parse_args(flags)
+    args = af.parse_args([*flags, "--device", "cpu"])
     tokenizer, _ = af.load_tokenizer(args.model)
-    model = af.build_model(args, tokenizer, torch.device("cpu"))
+    model = af.build_model(args, tokenizer)
     trained = {p.dtype for p in model.parameters() if p.requires_grad}
     stays = {p.dtype for p in model.parameters() if not p.requires_grad}
     assert (trained, stays) == ({torch.float32}, {torch.bfloat16})
