@@ -1801,7 +1801,8 @@ def train(
     )  # fmt: skip
     training = Training(*(getattr(args, name) for name in Training._fields))
     updates = finetune_steps(len(features), args.epochs, args.batch_size, args.schedule, args.accumulate)
-    check((args.validate or 0) <= updates, "--validate", f"fine-tuning has {updates} updates")
+    enough = (args.validate or 0) <= updates
+    check(enough, "--validate", f"fine-tuning has {updates} updates; check more often")
     steps, losses, seen, best = {"finetune": updates}, {}, {}, {}
     measure, found = probing(model, tokenizer, probed, how, seconds)
     if args.schedule == "during":
@@ -2080,7 +2081,8 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     fine = tokenizer.pad_token_id is not None and (whole or tokenizer.unk_token_id is not None)
     check(fine, flag, "its tokenizer has no token for padding or for unknown words")
     highest = max(tokenizer.vocab_size - 1, tokenizer.pad_token_id, *tokenizer("a")["input_ids"])
-    check(highest < config.vocab_size, flag, f"its tokenizer has ids to {highest}, the model fewer")
+    fine = highest < config.vocab_size
+    check(fine, flag, f"its tokenizer has ids to {highest}, the model {config.vocab_size}")
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
     tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
@@ -2340,9 +2342,8 @@ def retrieval(model: nn.Module, tokenizer: Any, pairs: list[Pair], how: Alignmen
     check(size, "--probe", f"no linked word of {pairs[0].language} within {how.max_length} subwords")
     model.eval()
     outputs = [model.base_model(**bucket, output_hidden_states=True) for bucket in batch.inputs]
-    for layer in zip(
-        *(output.hidden_states for output in outputs)
-    ):  # (sentences, T, hidden) of each bucket
+    states = [output.hidden_states for output in outputs]
+    for layer in zip(*states):  # (sentences, T, hidden) of each bucket
         vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
         cosine = vectors[batch.queries[:size]] @ vectors[batch.targets[:size]].T
         found["retrieval"].append(nearest_right(cosine))
@@ -2402,7 +2403,7 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
     if len(targets):
         table.loc["average"] = targets.mean()
     say(f"\npercent\n{table.to_string(float_format='%.1f')}")
-    say(f"(the average is over {len(targets)} languages, without those learned in)\n")
+    say(f"(the average is over {len(targets)} languages, without those that the task was learned in)\n")
     say(f"record: {path}")
 
 
@@ -2430,13 +2431,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def number(kind: type, low: float, high: float = 2**31) -> Callable[[str], Any]:
-    """The type of a flag: a number from `low` on, and less than `high`."""
+def number(kind: type, low: float | None = None, high: float = 2**31) -> Callable[[str], Any]:
+    """The type of a flag: a number from `low` on, or more than 0, and less than `high`."""
 
     def parse(text: str) -> Any:
         value = kind(text)
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"{text}: must be {low} or more and less than {high}")
+        if not (value > 0 if low is None else value >= low) or not value < high:
+            limit = "more than 0" if low is None else f"{low} or more"
+            raise argparse.ArgumentTypeError(f"{text}: must be {limit} and less than {high}")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"
@@ -2454,7 +2456,7 @@ def adapter(text: str) -> tuple[Path, float]:
 
 METHODS = ("alignfreeze", "mid-align")
 NATURAL, BATCH = number(int, 1), number(int, 1, 10_001)
-RATE, SHARE = number(float, 1e-45), number(float, 0, 1)  # 1e-45: the least in float32, more than 0
+RATE, SHARE = number(float), number(float, 0, 1)
 DECAYS = ("constant", "linear", "inverse_sqrt")
 FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, bool a switch, a list takes many
     "what to run": [

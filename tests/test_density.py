@@ -2,11 +2,11 @@
 
 import density
 
-LINES = 2650
-LONG_LINES = 0.06  # share over 100 characters
+LINES = 2601
+LONG_LINES = 0.055  # share over 100 characters
 NAMES = 4.3
-LONGEST_FUNCTION = 45
-LOSS_BEGINS = 120
+LONGEST_FUNCTION = 40
+LOSS_BEGINS = 90
 HEART_ENDS = 400
 
 
