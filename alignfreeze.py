@@ -1161,7 +1161,7 @@ def read_pharaoh(path: Path, pairs: Iterator[Words], whole: bool, limit: int | N
 
 
 # ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
-# load(language, split, args) -> examples, dicts
+# load(language, split, args) -> examples, a list or an iterator of dicts
 # encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and
 #     `labels`, the index of the `example` that they come from, and whether that is `cut`
 # score(examples, features, outputs) -> {metric: value}, the main metric first; outputs: logits of
