@@ -1,20 +1,22 @@
 #!/usr/bin/env python3
-"""Two methods that carry a task to other languages by aligning a model's hidden states, in one file.
+"""Two methods that carry a task to other languages by aligning hidden states, in one file.
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
 fine-tuned on English and tested in other languages. Before that it is *realigned*: a contrastive
-loss pulls words together that translate each other. That helps some languages and harms others;
-freezing half of the layers meanwhile (`requires_grad = False`) keeps most of the gain, not the harm.
+loss pulls words together that a dictionary, say, links. That helps some languages and harms others;
+freezing half of the layers in this stage (`requires_grad = False`) keeps the gain without the harm.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, by low-rank adapters. Batches of the task alternate
-with batches for the same loss, now on a sentence's and its translation's mean state in a middle layer.
+with batches of translated sentences, which the same contrastive loss pulls together: one vector is
+now the mean state of a whole sentence, in a middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
 One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
-what frozen. Sections 1 and 2 are the methods; sections 3 to 9, from batches to flags, serve them.
+what frozen. The first is `realign`, then `finetune`; the second `add_lora`, then `finetune` with
+schedule `alternate`. These are sections 1 and 2; sections 3 to 9, batches to flags, serve them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,10 +56,10 @@ from tqdm import tqdm
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
-SETTINGS = {  # name: (alignfreeze, mid-align); then MODEL_SETTINGS, by the model's name; then flags
+SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and flags both
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # layers frozen in alignment; `full`: none; `baseline`: no alignment
+    "strategy": ("front", "full"),  # frozen in alignment; `full` aligns all layers, `baseline` none
     "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
@@ -67,14 +68,14 @@ SETTINGS = {  # name: (alignfreeze, mid-align); then MODEL_SETTINGS, by the mode
     "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
     "lora": (0, 8),  # rank of the adapters; 0: none, all weights train
     "batch_size": (32, 32),  # examples of the task
-    "accumulate": (1, 4),  # batches that make one update
+    "accumulate": (1, 4),  # batches of one update; with `alternate` 4 are task, align, task, align
     "lr": (2e-5, 5e-4),
     "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
-    "realign_decay": ("constant", "inverse_sqrt"),  # and in alignment, --schedule before
-    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises, unless it is constant
+    "realign_decay": ("constant", "inverse_sqrt"),  # and in an alignment `before` it
+    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises; a constant one does not
     "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
     "seed": (31, 1),
-}
+}  # by the last part of a model's name, as published:
 MODEL_SETTINGS = {"xlm-roberta-base": {"lr": 7.5e-6}, "Qwen2.5-7B-Instruct": {"temperature": 1.5}}
 
 
@@ -99,15 +100,15 @@ def contrastive_loss(
         allowed = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
         allowed[candidates] = True
         similarity = similarity.masked_fill(~allowed, -math.inf)
-    return F.cross_entropy(similarity, targets, reduction="sum") / max(len(queries), 1)
+    return F.cross_entropy(similarity, targets, reduction="sum") / max(len(queries), 1)  # no links
 
 
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none`, also called
-    `full`, freezes nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`.
-    As in the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none`, or `full`,
+    freezes nothing; others are lists such as `0-5`, `emb,0-2,11`, `emb,front`. As in the authors'
+    code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -121,7 +122,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 
 @contextmanager
 def frozen(model: nn.Module, spec: str) -> Iterator[list[str]]:
-    """In here the layers that `spec` names do not train; afterwards they do again, after an error too."""
+    """In here the layers that `spec` names do not train; afterwards they do, after an error too."""
     names = freeze(model, spec)
     try:
         yield names
@@ -148,9 +149,9 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Put adapters beside all linear layers of the blocks, and freeze the rest; names of what trains."""
-    classifies = model.get_output_embeddings() is None
-    (model.base_model if classifies else model).requires_grad_(False)  # a classifier's head trains
+    """Put adapters beside the blocks' linear layers; names of what trains: they, a classifier's head."""
+    pretrained = model.base_model if is_classifier(model) else model  # a classifier's head is new
+    pretrained.requires_grad_(False)
     for layer in transformer_layers(model.base_model):
         for name, module in list(layer.named_modules()):
             if isinstance(module, nn.Linear):
@@ -159,23 +160,21 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's.
-
-    The pass stops before layer k, counted from 0: its input is `hidden_states[k]`.
-    """
+    """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's,
+    -2 what that one receives. The pass ends there: no layer above is computed or trained."""
     layers = transformer_layers(encoder)
     depth = len(layers)
     check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as reached:  # by an exception, which is caught there
+    with pass_ends_at(layers[layer]) as received:
         encoder(**inputs)
-    return reached[0]  # the hidden states that this layer was called with
+    return received[0]
 
 
 class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen; the defaults are AlignFreeze's `full`."""
+    """What is one vector, at which layer, with what frozen; by default AlignFreeze's `full`."""
 
     frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
     unit: str = "word"
@@ -183,8 +182,8 @@ class Alignment(NamedTuple):
     temperature: float = 0.1
     batch_size: int = 16
     max_length: int = 96
-    pool_first: bool = True  # whether a sentence's first position (begin of text) counts in its mean
-    gather: bool = False  # sentences: candidates of all processes, not one (words: always)
+    pool_first: bool = True  # whether begin-of-text, the first position, counts in a sentence's mean
+    gather: bool = False  # with several GPUs, compare the sentences of all (words: always)
 
 
 class Training(NamedTuple):
@@ -200,24 +199,30 @@ class Training(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B sentence pairs: 2B sentences, or a process's share of them, in buckets of similar length."""
+    """B sentence pairs as tensors: 2B sentences, in buckets of similar length, to save padding.
+
+    For example `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, with a link cat - chat:
+    vectors 0 to 3 are the words a, cat, un, chat; places 1 2 5 6, queries 1 3, targets 3 1. Of two
+    pairs of sentences 0 and 1 are the English: queries 2 3, targets 0 1, candidates 0 1.
+    """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    rows: Tensor  # (N,) in all buckets: the first subword of every word, or the row of every sentence
-    queries: Tensor  # (Q,) numbers of vectors: linked words of either side, or sentences not in English
-    targets: Tensor  # (Q,) and what they are linked to
-    candidates: Tensor | None  # (C,) numbers of the English sentences; None for words: all of them
-    counts: list[int]  # N of each process: vectors are numbered from 0 through all processes
+    places: Tensor  # (N,) the row of each vector, if all buckets' subwords or sentences are one table
+    queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
+    targets: Tensor  # (Q,) their translations
+    candidates: Tensor | None  # (C,) the English sentences; None for words: all
+    # Of several processes each has its own inputs and places; the numbers run through all vectors.
+    counts: list[int]  # N of each process
     sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
     cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
     pairs: list[Pair]  # what was encoded, all B of them
 
 
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
-    """(N, hidden): words, each its first subword, or sentences, each the mean of its subwords. In
-    `hidden` are the states of each bucket, (its sentences, T, hidden)."""
+    """(N, hidden): of a word the state of its first subword, of a sentence the mean of its states.
+    hidden: of each bucket, (its sentences, T, hidden)."""
     if how.unit == "word":
-        return torch.cat([states.flatten(0, 1) for states in hidden])[batch.rows]
+        return torch.cat([states.flatten(0, 1) for states in hidden])[batch.places]
     means = []
     for states, inputs in zip(hidden, batch.inputs):
         inside = inputs["attention_mask"]
@@ -225,11 +230,11 @@ def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
             inside = inside * (inside.cumsum(1) > 1)  # drop the first real position
         weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
         means.append((states.float() * weights[:, :, None]).sum(1))
-    return torch.cat(means)[batch.rows]  # in the order in which queries count
+    return torch.cat(means)[batch.places]  # from the order of buckets to that of the vectors
 
 
 def projection_head(hidden: int, unit: str = "word") -> nn.Module:
-    """Maps words to where they are compared; it trains along, and is dropped. Sentences stay as they are."""
+    """Maps words to where they are compared; trains along, and is dropped. Sentences stay as they are."""
     if unit == "sentence":
         return nn.Identity()
     first, second = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, 128, bias=False)
@@ -238,22 +243,22 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # ids -> embeddings, for all buckets at once
+    buckets = embed(encoder, batch.inputs)  # ids -> word embeddings; looked up together, it is faster
     hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # what queries, targets, candidates count
+    vectors = from_all_processes(vectors, batch.counts)  # (sum of counts, d): all have all
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
 def realign(
-    model: nn.Module, tokenizer: Any, pairs: Iterable[Pair], steps: int, how: Alignment = Alignment(),
+    model: nn.Module, tokenizer, pairs: Iterable[Pair], steps: int, how: Alignment = Alignment(),
     training: Training = Training(),
 ) -> tuple[dict, dict]:  # fmt: skip
     """Align a model in place: `steps` updates, with the layers of `how.frozen` frozen.
 
-    Of the model only the encoder, `base_model`, changes. pairs: a list, gone through again and again, or
-    a stream; UserError if it ends early. Returns the loss curve, and what was seen of each language.
+    Of the model only the encoder, `base_model`, changes. pairs: a list, gone through repeatedly, or a
+    stream; UserError if it ends early. Returns the loss curve, and what was seen of each language.
     """
     torch.manual_seed(training.seed)
     encoder, seen = model.base_model.train(), {}
@@ -269,19 +274,34 @@ def realign(
         return optimize(stage, [encoder, projection], batches, loss, steps, training), seen
 
 
+def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tuple]:
+    """In order (name of the loss, batch of the task or None, batch of translations or None)."""
+    if schedule == "before":  # alignment is over
+        aligned = itertools.repeat(None)
+    for examples, translations in zip(task, aligned):
+        if schedule == "alternate":
+            yield "task", examples, None
+            yield "align", None, translations
+        else:
+            yield "finetune", examples, translations
+
+
 def finetune(
-    model: nn.Module, tokenizer: Any, features: list[dict], epochs: int,
+    model: nn.Module, tokenizer, features: list[dict], epochs: int,
     training: Training = Training(decay="linear"), *, batch_size: int = 32, schedule: str = "before",
     pairs: Iterable[Pair] | None = None, how: Alignment = Alignment(), stop: Callable | None = None,
 ) -> tuple[dict, dict]:  # fmt: skip
     """Train a model on a task in place, on the features that the task's `encode` made.
 
-    schedule: `before`, the task alone, after `realign`, with nothing frozen; `during`, each batch of the
-    task with a batch of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of
-    `pairs`. The loss of pairs does not change the layers of `how.frozen`. stop: see `optimize`.
+    schedule: `before`, the task alone, after `realign`, with nothing frozen; `during`, each batch with
+    one of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of `pairs`. The
+    loss of pairs does not train the layers of `how.frozen`, although these are free again at
+    `backward`: what a loss trains is settled in its forward pass. stop: see `optimize`.
     """
-    projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # if need be
-    torch.manual_seed(training.seed)  # the task's draws do not depend on the projection's
+    projection = projection_head(model.config.hidden_size, how.unit).to(
+        model.device
+    )  # trains with pairs
+    torch.manual_seed(training.seed)  # after the head: the task's draws are alike in all schedules
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -291,27 +311,15 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
-            with frozen(model, how.frozen):  # counts when the graph is built; backward comes later
+            with frozen(model, how.frozen):
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
 
     task = task_batches(tokenizer, features, epochs, batch_size, training.seed, model.device)
-    aligned = alignment_batches(tokenizer, pairs, how, model.device)  # made when asked for, if at all
+    aligned = alignment_batches(tokenizer, pairs, how, model.device)  # not begun if `before`
     batches = scheduled(schedule, task, aligned)
     steps = finetune_steps(len(features), epochs, batch_size, schedule, training.accumulate)
     return optimize("fine-tune", [model, projection], batches, loss, steps, training, stop), seen
-
-
-def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tuple]:
-    """(name of the loss, batch of the task or None, batch of translations or None) in their order."""
-    if schedule == "before":  # alignment is over
-        aligned = itertools.repeat(None)
-    for examples, translations in zip(task, aligned):
-        if schedule == "alternate":
-            yield "task", examples, None
-            yield "align", None, translations
-        else:
-            yield "finetune", examples, translations
 
 
 # ---- 2. Training and testing --------------------------------------------------------------------
@@ -325,7 +333,7 @@ def optimize(
 
     loss: of a batch, (name, scalar). Several processes share out every batch and average gradients.
     stop: asked after every update whether to end; must leave the model as it was, in training mode.
-    UserError when a loss is not finite (see `mean_loss`), or the batches end early.
+    UserError when a loss is not finite (looked at every 20 updates), or the batches end early.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
@@ -334,8 +342,7 @@ def optimize(
     rank, _ = processes()
     if rank > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    needed = prefetched(itertools.islice(batches, steps * training.accumulate))  # by a thread
-    bar = progress(in_chunks(needed, training.accumulate), stage, steps)
+    bar = by_update(stage, batches, steps, training.accumulate)  # lists of batches, `steps` at most
     losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(bar, 1):
         for batch in group:
@@ -349,38 +356,32 @@ def optimize(
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # reading losses waits for the device
-            bar.set_postfix({key: mean_loss(stage, values[-20:]) for key, values in losses.items()})
+        if step % 20 == 0:  # look whether the losses are finite; reading them waits for the device
+            bar.set_postfix({key: finite_mean(stage, values[-20:]) for key, values in losses.items()})
         if stop and stop(step):
+            steps = step
             break
-    else:  # no break
-        check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
+    check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
     return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels; with several processes, the mean of what they return."""
-    logits, labels = [], []  # of each bucket (examples of similar length)
-    for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
-        if model.get_output_embeddings() is None:  # a classifier
-            logits.append(task_logits(model, inputs).flatten(0, -2))
-            labels.append(wanted.flatten())
-        else:  # at each position, the label is the token that follows
-            logits.append(token_logits(model, inputs, wanted != IGNORE))
-            labels.append(wanted[wanted != IGNORE])
-    logits, labels = pad_and_concatenate(logits).float(), torch.cat(labels)  # answers: of any width
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    return total * processes()[1] / batch.count  # count: labels of all processes
+    """Mean cross-entropy over a batch's labels: of words, of sentences, of an answer's two ends, or, if
+    a language model learns, of the tokens to be generated."""
+    logits, labels = logits_and_labels(model, batch)  # (labels, classes), (labels,)
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    _, number = processes()  # they share the batch, and `average_gradients` divides by their number
+    return total * number / batch.count  # count: labels of all processes
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, tokenizer: Any, task: Task, examples: list[dict], features: list[dict], *,
+    model: nn.Module, tokenizer, task: Task, examples: list[dict], features: list[dict], *,
     precision: str = "fp32", batch_size: int = 32,
 ) -> dict[str, float]:  # fmt: skip
     """Scores of a model on examples, of which `task.encode` made the features: {metric: 0 to 1}."""
     model.eval()
-    outputs: list = [None] * len(features)  # of each its row of `task_logits`, or a text
+    outputs: list = [None] * len(features)  # logits, or a generated text, for each of the features
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
     for chunk in in_chunks(iter(order), batch_size):
         rows = [features[k] for k in chunk]
@@ -388,8 +389,8 @@ def evaluate(
             if task.new_tokens:  # it generates
                 found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
             else:
-                [inputs] = task_batch(rows, tokenizer.pad_token_id, device=model.device).inputs
-                found = task_logits(model, inputs).float().cpu().numpy()
+                batch = task_batch(rows, tokenizer.pad_token_id, device=model.device)
+                found = task_logits(model, batch.inputs[0]).float().cpu().numpy()  # a single bucket
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
             outputs[k] = output
@@ -471,10 +472,25 @@ def warmup_steps(training: Training, steps: int) -> int:
     return int(share + 1e-9)  # as 0.29 * 100 is less than 29
 
 
-def pad_and_concatenate(logits: list[Tensor]) -> Tensor:
-    """All rows of the buckets. Those of answers are as wide as their bucket is long: filled up with -inf."""
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a model has the head of a task to classify, and not a language model's."""
+    return model.get_output_embeddings() is None
+
+
+def logits_and_labels(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """Logits (labels, classes) of a batch, and its labels (labels,), some of them perhaps `IGNORE`."""
+    logits, labels = [], []  # of each bucket
+    for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
+        if is_classifier(model):
+            logits.append(task_logits(model, inputs).flatten(0, -2))
+            labels.append(wanted.flatten())
+        else:  # at each position, the label is the token that follows
+            logits.append(token_logits(model, inputs, wanted != IGNORE))
+            labels.append(wanted[wanted != IGNORE])
+    # The classes of an answer's ends are the positions: as many as its bucket is long.
     width = max(rows.shape[-1] for rows in logits)
-    return torch.cat([F.pad(rows, (0, width - rows.shape[-1]), value=-math.inf) for rows in logits])
+    logits = [F.pad(rows, (0, width - rows.shape[-1]), value=-math.inf) for rows in logits]
+    return torch.cat(logits), torch.cat(labels)
 
 
 def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -494,7 +510,7 @@ def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) ->
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def generate(model: nn.Module, tokenizer: Any, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
+def generate(model: nn.Module, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
     """What the model writes behind each prompt: the likeliest token, again and again, until it ends."""
     inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
     inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
@@ -568,7 +584,13 @@ def prefetched(items: Iterator, count: int = 8) -> Iterator:
             pool.shutdown(cancel_futures=True)
 
 
-def mean_loss(stage: str, losses: list[Tensor]) -> float:
+def by_update(stage: str, batches: Iterator, steps: int, accumulate: int) -> tqdm:
+    """A bar over lists of `accumulate` batches, one for each of the steps, made by a thread beforehand."""
+    needed = prefetched(itertools.islice(batches, steps * accumulate))
+    return progress(in_chunks(needed, accumulate), stage, steps)
+
+
+def finite_mean(stage: str, losses: list[Tensor]) -> float:
     """The mean of some losses. UserError if it is not finite."""
     value = torch.stack(losses).float().mean().item()
     check(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
@@ -579,11 +601,10 @@ def loss_curves(done: str, losses: dict[str, list[Tensor]], seconds: float) -> d
     """{name of a loss: its mean over every 20 batches and all processes}; says how each one changed."""
     curves, told = {}, []
     for name, values in losses.items():
-        means = [mean_loss(done, values[k : k + 20]) for k in range(0, len(values), 20)]
+        means = [finite_mean(done, values[k : k + 20]) for k in range(0, len(values), 20)]
         curves[name] = np.mean(gather_objects(means), axis=0).round(6).tolist()
-        window = min(20, max(1, len(values) // 2))
-        first, last = mean_loss(done, values[:window]), mean_loss(done, values[-window:])
-        told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(values) > 1 else ""))
+        first, last = curves[name][0], curves[name][-1]
+        told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(means) > 1 else ""))
     say(f"{done}, {', '.join(told)}, {seconds:.1f} s")
     return curves
 
@@ -616,9 +637,7 @@ class Window(NamedTuple):
     first: np.ndarray  # whether it is the first visible subword of its word, which represents the word
 
 
-def alignment_batches(
-    tokenizer: Any, pairs: Iterable[Pair], how: Alignment, device: Any = "cpu"
-) -> Iterator[Batch]:
+def alignment_batches(tokenizer, pairs: Iterable[Pair], how: Alignment, device="cpu") -> Iterator[Batch]:
     """One batch of sentence pairs after the other. A list of pairs is gone through again and again."""
     encode = encode_pairs if how.unit == "word" else encode_texts
     buckets = BUCKETS.get(torch.device(device).type, 1)
@@ -627,10 +646,7 @@ def alignment_batches(
         yield encode(tokenizer, chunk, how, buckets, device, processes())
 
 
-def encode_pairs(
-    tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
-    process: tuple[int, int] = (0, 1),
-) -> Batch:  # fmt: skip
+def encode_pairs(tokenizer, pairs: list[Pair], how: Alignment, buckets=1, device="cpu", process=(0, 1)):
     """Turn pairs of linked words into one batch; sentences are cut off at `how.max_length` subwords.
 
     process: (k, n) puts only the k-th of n equal shares of the sentences into the batch.
@@ -664,10 +680,7 @@ def encode_pairs(
     return Batch(inputs, rows, queries, targets, None, counts, order, cut, pairs)
 
 
-def encode_texts(
-    tokenizer: Any, pairs: list[Pair], how: Alignment, buckets: int = 1, device: Any = "cpu",
-    process: tuple[int, int] = (0, 1),
-) -> Batch:  # fmt: skip
+def encode_texts(tokenizer, pairs: list[Pair], how: Alignment, buckets=1, device="cpu", process=(0, 1)):
     """As `encode_pairs`, of plain text without a template. The candidates are the sentences of this
     process, or with `how.gather` of all of them."""
     (k, n), size = process, len(pairs)
@@ -687,9 +700,7 @@ def encode_texts(
     return Batch(inputs, rows, other, english, english, counts, order, [0] * size, pairs)
 
 
-def encode_words(
-    tokenizer: Any, sentences: list[list[str]], max_length: int, windows: bool = False
-) -> list[Window]:
+def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows=False) -> list[Window]:
     """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
 
     XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that the
@@ -718,9 +729,7 @@ def encode_words(
     return result
 
 
-def task_batches(
-    tokenizer: Any, features: list, epochs: int, size: int, seed: int, device: Any
-) -> Iterator[TaskBatch]:
+def task_batches(tokenizer, features: list, epochs: int, size: int, seed: int, device) -> Iterator:
     """One batch of `size` examples after the other, which every epoch shuffles anew."""
     order, buckets = random.Random(seed), BUCKETS.get(torch.device(device).type, 1)
     for _ in range(epochs):
@@ -728,9 +737,7 @@ def task_batches(
             yield task_batch(batch, tokenizer.pad_token_id, buckets, device, processes())
 
 
-def task_batch(
-    batch: list[dict], pad_id: int, buckets: int = 1, device: Any = "cpu", process: tuple = (0, 1)
-) -> TaskBatch:
+def task_batch(batch: list[dict], pad_id: int, buckets=1, device="cpu", process=(0, 1)) -> TaskBatch:
     """Put features into one batch; process: (k, n) takes only the k-th of n equal shares of them."""
     count = sum(int((feature["labels"] != IGNORE).sum()) for feature in batch)
     unlabelled = batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}
@@ -745,7 +752,7 @@ def task_batch(
     return TaskBatch(inputs, labels, torch.tensor(max(1, count), device=device))
 
 
-def pad_inputs(ids: list[np.ndarray], pad_id: int, device: Any) -> dict[str, Tensor]:
+def pad_inputs(ids: list[np.ndarray], pad_id: int, device) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
     # The library looks into it, a wait on a GPU; not into a 4-D one, but that ends sliding windows.
     mask = pad([np.ones_like(row) for row in ids], 0)
@@ -769,7 +776,7 @@ def embed(model: nn.Module, buckets: Iterable[dict[str, Tensor]]) -> list[dict[s
     return embedded
 
 
-def in_buckets(items: list, buckets: int, length: Callable, process: tuple = (0, 1)) -> list[list]:
+def in_buckets(items: list, buckets: int, length: Callable, process=(0, 1)) -> list[list]:
     """Split a batch into buckets of equal size and similar length: hardly any padding is computed.
     process: (k, n) takes only the k-th of n equal shares, each with short and long items."""
     k, n = process
@@ -862,9 +869,7 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
     return words
 
 
-def parallel_text(
-    language: str, data_dir: Path | None, part: str = "train"
-) -> Iterator[tuple[str, str]]:
+def parallel_text(language: str, data_dir: Path | None, part="train") -> Iterator[tuple[str, str]]:
     """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100. The
     part `dev`, for the probe, is `parallel/en-XX.dev.tsv`, or the validation split."""
     if not data_dir:
@@ -957,9 +962,7 @@ def linker(
     return link, lambda: zip(stored, lines(part))
 
 
-def dictionary_links(
-    source: list[str], target: list[str], forward: Dictionary, backward: Dictionary
-) -> Links:
+def dictionary_links(source: list, target: list, forward: Dictionary, backward: Dictionary) -> Links:
     """Link words by a bilingual dictionary, only where nothing is ambiguous (Gaschi et al. 2023).
 
     (i, j) is a link if `j` is the only place in the target sentence of a translation of `source[i]`
@@ -1022,9 +1025,7 @@ def fast_align(pairs: Iterable[Words]) -> list[Links]:
     return [grow_diag_final_and(*both) for both in zip(forward, reverse)]
 
 
-def train_and_link(
-    grids: list[np.ndarray], source_word: np.ndarray, target_word: np.ndarray
-) -> list[list[int]]:
+def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray) -> list[list[int]]:
     """Fit p(target | source) by EM; which source word explains each target word of a pair, -1: NULL.
 
     grids: of each pair, (n + 1, m) places in the t-table, with the ids of the words at each place.
@@ -1109,7 +1110,7 @@ def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
 
 @torch.inference_mode()
 def awesome_links(
-    encoder: nn.Module, tokenizer: Any, pairs: list[Words], layer: int = 8, threshold: float = 1e-3
+    encoder: nn.Module, tokenizer, pairs: list[Words], layer: int = 8, threshold: float = 1e-3
 ) -> list[Links]:
     """Links of pairs of word lists by an encoder (Dou and Neubig 2021, arXiv 2101.08231).
 
@@ -1190,7 +1191,7 @@ TRAIN_STRIDE, TEST_STRIDE = 32, 128  # subwords of its context that a question's
 ANSWER_LENGTH = 15  # subwords that an answer may have
 
 
-def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict]:
+def load_udpos(language: str, split: str, args) -> list[dict]:
     """Sentences of a UD treebank, from CoNLL-U (https://universaldependencies.org/format).
 
     As in the authors' code, a multi-word range (`3-4 du _`) is a token of its own with tag `_`, 18
@@ -1219,7 +1220,7 @@ def load_udpos(language: str, split: str, args: argparse.Namespace) -> list[dict
     return examples
 
 
-def load_wikiann(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
+def load_wikiann(language: str, split: str, args) -> Iterator[dict]:
     """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
     hub = {"path": "unimelb-nlp/wikiann", "name": language, "split": split}
     for where, row in read_rows(args, language, split, hub):
@@ -1294,7 +1295,7 @@ def score_entities(examples: list, features: list[dict], logits: list) -> dict[s
     return {"f1": f1(gold, predicted)}
 
 
-def load_xnli(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
+def load_xnli(language: str, split: str, args) -> Iterator[dict]:
     """Sentence pairs of XNLI (https://aclanthology.org/D18-1269); to train, MultiNLI."""
     hub = {"path": "facebook/xnli", "name": language, "split": split}
     known = "0 (entailment), 1 (neutral) or 2 (contradiction)"
@@ -1315,7 +1316,7 @@ def encode_sentences(tokenizer, examples: list, max_length: int, training: bool)
         yield feature | {"example": k, "labels": np.array([example["label"]]), "cut": cut}
 
 
-def load_xquad(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
+def load_xquad(language: str, split: str, args) -> Iterator[dict]:
     """Questions of XQuAD (https://huggingface.co/datasets/google/xquad); to train, SQuAD."""
     hub = {"path": "google/xquad", "name": f"xquad.{language}", "split": "validation"}
     if split == "train":
@@ -1431,7 +1432,7 @@ PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"
 ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
 
 
-def load_slots(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
+def load_slots(language: str, split: str, args) -> Iterator[dict]:
     """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with
     names, of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to
     train on, it is trained on that for validation.
@@ -1487,7 +1488,7 @@ def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
     return text, [{"type": kind, "value": value} for kind, value in pairs]
 
 
-def load_translation(language: str, split: str, args: argparse.Namespace) -> Iterator[dict]:
+def load_translation(language: str, split: str, args) -> Iterator[dict]:
     """`en-de`: English into German. ALMA (https://arxiv.org/abs/2309.11674); to test, WMT23.
 
     Where a direction has no data of its own, those of the other one are turned round.
@@ -1655,7 +1656,7 @@ TASKS = {
                   labels=2, epochs=2, test_length=384),
     "massive": Task(Generator, load_slots, encode_prompts, score_commands, *MASSIVE, **LONG),
     "xsid": Task(Generator, load_slots, encode_prompts, score_commands, *XSID, **LONG),
-    "uner": Task(Generator, load_slots, encode_prompts, partial(score_commands, parse=parse_json),
+    "uner": Task(Generator, load_slots, encode_prompts, lambda *given: score_commands(*given, parse_json),
                  *NAMED, **LONG),
     "translation": Task(Generator, load_translation, encode_prompts, score_translation,
                         UNSEEN, SEEN, **LONG | {"new_tokens": 512}),
@@ -1759,7 +1760,7 @@ RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # wh
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe looks at
 
 
-def run(args: argparse.Namespace) -> Path:
+def run(args) -> Path:
     """Do one run and write its record; return its path. One whose record exists is not repeated."""
     settle(args)
     path = args.out / f"{record_name(args)}.json"
@@ -1791,7 +1792,7 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def train(
-    args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list, validation: list,
+    args, model: nn.Module, tokenizer, features: list, validation: list,
     pairs: Iterator[Pair], probed: dict[str, list[Pair]], seconds: dict[str, float],
 ) -> dict:  # fmt: skip
     """Align and fine-tune a model in the order of --schedule; what the record says of it."""
@@ -1832,7 +1833,7 @@ def train(
     return {key: value for key, value in results.items() if value or key in ("losses", "pairs")}
 
 
-def evaluate_all(args: argparse.Namespace, model: nn.Module, tokenizer: Any, tests: dict) -> dict:
+def evaluate_all(args, model: nn.Module, tokenizer, tests: dict) -> dict:
     """{language: its scores}. With several processes, each takes some of the languages."""
     task, own = TASKS[args.task], {}
     k, n = processes()
@@ -1842,9 +1843,7 @@ def evaluate_all(args: argparse.Namespace, model: nn.Module, tokenizer: Any, tes
     return {code: scores[number % n][code] for number, code in enumerate(tests)}
 
 
-def keep_best(
-    args: argparse.Namespace, model: nn.Module, tokenizer: Any, features: list[dict], best: dict
-) -> Callable[[int], bool]:
+def keep_best(args, model: nn.Module, tokenizer, features: list, best: dict) -> Callable:
     """What stops a training after five checks, one every --validate updates, without a lower loss on the
     validation examples; `best` then holds the lowest loss, and its weights."""
     features = sorted(features, key=lambda row: len(row["input_ids"]))
@@ -1860,7 +1859,7 @@ def keep_best(
         with torch.no_grad(), autocast(model.device, args.precision):
             total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
         model.train()
-        loss = mean_loss("validation", [torch.tensor(total / labels / processes()[1])])
+        loss = finite_mean("validation", [torch.tensor(total / labels / processes()[1])])
         best["losses"].append(round(loss, 6))
         if loss < best["loss"]:
             best.update(loss=loss, step=step, weights={})
@@ -1908,7 +1907,7 @@ def fast_precision(device: torch.device) -> str:
     return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
-def settle(args: argparse.Namespace) -> None:
+def settle(args) -> None:
     """Fill in what depends on the machine; empty the settings that do not matter for this run, so that
     one baseline serves all aligners. UserError for a flag that was given but does not matter."""
     args.device = set_up_device(args.device)
@@ -1939,7 +1938,7 @@ def settle(args: argparse.Namespace) -> None:
             vars(args).update(dict.fromkeys(names.split()))
 
 
-def settings_of(args: argparse.Namespace) -> dict:
+def settings_of(args) -> dict:
     """The settings as a record shows them: of a path the last part, and not where things go."""
     elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "defaults")
     values = {key: value for key, value in vars(args).items() if key not in elsewhere}
@@ -1949,7 +1948,7 @@ def settings_of(args: argparse.Namespace) -> dict:
     return values | {"fingerprint": fingerprint(args)}
 
 
-def fingerprint(args: argparse.Namespace) -> str:
+def fingerprint(args) -> str:
     """Eight digits of the names and sizes of local files that a run reads."""
     folders = [Path(name) for name in (args.model, args.aligner, args.aligner_model) if name]
     folders += [folder for folder, _ in args.adapter]
@@ -1964,7 +1963,7 @@ def fingerprint(args: argparse.Namespace) -> str:
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:8] if sizes else ""
 
 
-def record_name(args: argparse.Namespace) -> str:
+def record_name(args) -> str:
     """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits for other settings."""
     values = settings_of(args)
     name = "_".join(str(values[key]) for key in RECORD_KEYS)
@@ -1976,7 +1975,7 @@ def record_name(args: argparse.Namespace) -> str:
     return f"{name}-{digits}" if changed else name
 
 
-def is_done(args: argparse.Namespace, path: Path) -> bool:
+def is_done(args, path: Path) -> bool:
     """Whether a run's record is there and whole; says so. UserError if it is of other data."""
     check(path.is_file() or not path.exists(), path, "a folder or no plain file; move it away")
     if args.overwrite or not gather_objects(path.exists())[0]:
@@ -1995,7 +1994,7 @@ def is_done(args: argparse.Namespace, path: Path) -> bool:
     return True
 
 
-def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
+def check_flags(args, config, longest: int) -> None:
     """Whatever can be known to be wrong before any data is read. UserError."""
     depth, task = config.num_hidden_layers, TASKS[args.task]
     aligned = args.strategy != "baseline"
@@ -2037,7 +2036,7 @@ def check_flags(args: argparse.Namespace, config: Any, longest: int) -> None:
         check(fine, f"--save-model {args.save_model}", "exists, or too long; name a new directory")
 
 
-def check_languages(args: argparse.Namespace) -> None:
+def check_languages(args) -> None:
     """UserError for a code that is none, that the hub has no data of, or that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
         flag = f"--{name.replace('_', '-')}"
@@ -2091,9 +2090,7 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     return tokenizer, config
 
 
-def load_model(
-    name: str, head: type = transformers.AutoModel, flag: str = "--model", **options
-) -> nn.Module:
+def load_model(name: str, head=transformers.AutoModel, flag="--model", **options) -> nn.Module:
     """A pretrained model. UserError if weights are missing, but for the task's head or a pooler."""
     flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -2113,7 +2110,7 @@ def load_model(
     return model
 
 
-def build_model(args: argparse.Namespace, tokenizer: Any) -> nn.Module:
+def build_model(args, tokenizer) -> nn.Module:
     """The model of a run, with its task's head, its adapters merged and new ones added."""
     torch.manual_seed(args.seed)  # for the first weights of the classifier and of adapters
     task = TASKS[args.task]
@@ -2138,7 +2135,7 @@ def build_model(args: argparse.Namespace, tokenizer: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def try_out(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
+def try_out(args, model: nn.Module, tokenizer) -> None:
     """Pass the longest text that may come through the model, as training and tests will."""
     task = TASKS[args.task]
     longest = max(args.max_length, task.test_length, args.realign_max_length or 0)
@@ -2181,7 +2178,7 @@ def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
     say(f"{flag}: merged with weight {weight:g}")
 
 
-def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> None:
+def save_model(args, model: nn.Module, tokenizer) -> None:
     """Write a folder, whole or absent: adapters in PEFT's format, or a model that --model takes."""
     if processes()[0] > 0:  # one of them writes
         return
@@ -2210,7 +2207,7 @@ def save_model(args: argparse.Namespace, model: nn.Module, tokenizer: Any) -> No
     say(f"--save-model: {args.save_model}")
 
 
-def load_data(args: argparse.Namespace, tokenizer: Any) -> tuple[list, list, dict]:
+def load_data(args, tokenizer) -> tuple[list, list, dict]:
     """(features to train, to validate, {language: (examples, features) to test}), all checked."""
     task, tests = TASKS[args.task], {}
 
@@ -2235,7 +2232,7 @@ def load_data(args: argparse.Namespace, tokenizer: Any) -> tuple[list, list, dic
 
 
 def encode(
-    task: Task, tokenizer: Any, examples: list[dict], max_length: int, training: bool, name: str = "data"
+    task: Task, tokenizer, examples: list[dict], max_length: int, training: bool, name: str = "data"
 ) -> list[dict]:
     """The task's features of a set of examples. UserError if there is nothing to learn or to score."""
     features = []
@@ -2251,7 +2248,7 @@ def encode(
     return features
 
 
-def load_pairs(args: argparse.Namespace, awesome: Callable | None) -> tuple[Iterator[Pair], dict]:
+def load_pairs(args, awesome: Callable | None) -> tuple[Iterator[Pair], dict]:
     """(endless sentence pairs, all languages in turn; {language: [pairs for the probe]}), checked."""
     streams, probed = [], {}
     options = {"limit": args.limit_links, "awesome": awesome}
@@ -2266,7 +2263,7 @@ def load_pairs(args: argparse.Namespace, awesome: Callable | None) -> tuple[Iter
     return itertools.chain.from_iterable(zip(*streams)), probed
 
 
-def load_awesome(args: argparse.Namespace) -> Callable[[list], list[Links]]:
+def load_awesome(args) -> Callable[[list], list[Links]]:
     """The function that links pairs of word lists by the encoder of --aligner-model. In float32 whatever
     --precision says: leaving autocast in the thread that makes batches would empty the cache of the
     training step beside it, and its sums would depend on the moment."""
@@ -2277,7 +2274,7 @@ def load_awesome(args: argparse.Namespace) -> Callable[[list], list[Links]]:
     return lambda pairs: awesome_links(encoder, tokenizer, pairs, layer)
 
 
-def store_links(args: argparse.Namespace) -> None:
+def store_links(args) -> None:
     """--write-links: align the text of every language, write its links, and train nothing."""
     settle(args)
     wanted = f"needs --aligner {', '.join(ALIGNERS)}, not {args.aligner}"
@@ -2301,7 +2298,7 @@ def store_links(args: argparse.Namespace) -> None:
         say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
 
 
-def probing(model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, seconds: dict) -> tuple:
+def probing(model: nn.Module, tokenizer, pairs: dict, how: Alignment, seconds: dict) -> tuple:
     """(`measure`, to be called after each stage of training; what it finds): of each layer `retrieval`,
     see there, and `drift`, the norm of the change of its weights since `before`, relative to their norm
     then. `before` is measured here; without pairs (no --probe) nothing is."""
@@ -2328,7 +2325,7 @@ def probing(model: nn.Module, tokenizer: Any, pairs: dict, how: Alignment, secon
 
 
 @torch.inference_mode()
-def retrieval(model: nn.Module, tokenizer: Any, pairs: list[Pair], how: Alignment) -> dict:
+def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], how: Alignment) -> dict:
     """For each of the hidden states, how often the nearest word or sentence is the one linked to it.
 
     Among all linked words of the pairs, or all sentences, in both directions, the embeddings' output

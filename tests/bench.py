@@ -327,7 +327,8 @@ def encoders(args: argparse.Namespace, device: torch.device) -> None:
         whole.inputs[0]["attention_mask"].numel(),
     )
     print(
-        f"16 sentence pairs: {useful} subwords, {padded} with padding; {len(whole.rows)} words, ", end=""
+        f"16 sentence pairs: {useful} subwords, {padded} with padding; {len(whole.places)} words, ",
+        end="",
     )
     print(
         f"{len(whole.queries)} queries; {device}, {torch.get_num_threads()} threads, torch {torch.__version__}"

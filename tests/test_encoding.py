@@ -359,7 +359,7 @@ def places(batches: list[af.Batch]) -> list[tuple[int, int]]:
         for part in batch.inputs:
             for ids, sentence in zip(part["input_ids"], numbers):
                 own += [(sentence, position) for position in range(len(ids))]
-        found += [own[row] for row in batch.rows.tolist()]
+        found += [own[row] for row in batch.places.tolist()]
     return found
 
 
@@ -412,7 +412,7 @@ def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(
             ]
             assert queries == expected + [(b, a) for a, b in expected]
             assert batch.cut == cut and batch.candidates is None and batch.pairs == pairs
-            assert batch.counts == [len(one.rows) for one in batches]
+            assert batch.counts == [len(one.places) for one in batches]
         seen.update(kept=len(expected), cut=sum(cut))
     assert seen["kept"] > 5 and (seen["cut"] > 10 or max_length == 96)
 
@@ -421,7 +421,7 @@ def test_a_link_within_one_sentence_pair_is_never_mixed_up_with_another_pair(by_
     pairs = [af.Pair("xx", ["the", "cat"], ["cats", "the"], [(0, 1), (1, 0)])]
     pairs += [af.Pair("xx", ["cat"], ["the", "the", "the", "，"], [(0, 3)])]
     batch = af.encode_pairs(by_hand["xlmr"], pairs, af.Alignment())
-    ids = torch.cat([part["input_ids"].flatten() for part in batch.inputs])[batch.rows]
+    ids = torch.cat([part["input_ids"].flatten() for part in batch.inputs])[batch.places]
     tokens = np.array(by_hand["xlmr"].convert_ids_to_tokens(ids))
     links = sorted(zip(tokens[batch.queries].tolist(), tokens[batch.targets].tolist()))
     expected = [("▁the", "▁the")] * 2 + [("▁cat", "▁cat")] * 2 + [("▁cat", "，"), ("，", "▁cat")]
@@ -436,7 +436,7 @@ def test_links_beyond_the_cut_are_dropped_and_counted(by_hand):
     assert batch.cut == [1, 0, 1]  # `cats` of the second pair: its first subword is the last that fits
     assert len(batch.queries) == len(batch.targets) == 4
     batch = af.encode_pairs(by_hand["bert"], [unlinked], how)
-    assert (batch.cut, len(batch.queries), len(batch.targets), len(batch.rows)) == ([1], 0, 0, 4)
+    assert (batch.cut, len(batch.queries), len(batch.targets), len(batch.places)) == ([1], 0, 0, 4)
 
 
 # ---- sentence pairs
@@ -467,7 +467,7 @@ def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
                 ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
                 assert row[inside].tolist() == ids and len(ids) <= max_length
         everyone += batch.sentences
-        numbered.append([batch.sentences[row] for row in batch.rows.tolist()])
+        numbered.append([batch.sentences[row] for row in batch.places.tolist()])
         assert batch.cut == [0] * 7 and batch.pairs == pairs
     assert sorted(everyone) == list(range(14))  # each sentence once
     for k in range(processes):
