@@ -2,9 +2,9 @@
 """Two methods that carry a task to other languages by aligning hidden states, in one file.
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
-fine-tuned on English and tested in other languages. Before that it is *realigned*: a contrastive
-loss pulls words together that a dictionary, say, links. That helps some languages and harms others;
-freezing half of the layers in this stage (`requires_grad = False`) keeps the gain without the harm.
+fine-tuned on English and tested in other languages. Before that it is *realigned* on translated
+sentences, whose words a dictionary links, say: a contrastive loss pulls linked words together. Some
+languages gain, others lose; half of the layers are frozen in this stage, to keep only the gain.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, by low-rank adapters. Batches of the task alternate
@@ -15,8 +15,8 @@ now the mean state of a whole sentence, in a middle layer.
     python alignfreeze.py --method mid-align --task massive
 
 One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
-what frozen. The first is `realign`, then `finetune`; the second `add_lora`, then `finetune` with
-schedule `alternate`. These are sections 1 and 2; sections 3 to 9, batches to flags, serve them.
+what frozen. AlignFreeze calls `realign`, then `finetune`; the other method `add_lora`, then
+`finetune` with schedule `alternate`. These are sections 1 and 2, which sections 3 to 9 serve.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ from tqdm import tqdm
 SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and flags both
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # frozen in alignment; `full` aligns all layers, `baseline` none
-    "schedule": ("before", "alternate"),  # alignment before fine-tuning, `during` it, or in turn with it
+    "strategy": ("front", "full"),  # layers frozen in alignment: half, none; `baseline`: not aligned
+    "schedule": ("before", "alternate"),  # align before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
     "temperature": (0.1, 0.1),
@@ -72,10 +72,11 @@ SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, a
     "lr": (2e-5, 5e-4),
     "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
     "realign_decay": ("constant", "inverse_sqrt"),  # and in an alignment `before` it
-    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises; a constant one does not
-    "clip": (0.0, 1.0),  # largest norm of the gradient; 0: any
+    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises, unless it is constant
+    "clip": (0.0, 1.0),  # largest norm of the gradient; 0: no clipping
     "seed": (31, 1),
-}  # by the last part of a model's name, as published:
+}
+# Published exceptions; the keys are what follows the last `/` of a model's name.
 MODEL_SETTINGS = {"xlm-roberta-base": {"lr": 7.5e-6}, "Qwen2.5-7B-Instruct": {"temperature": 1.5}}
 
 
@@ -106,7 +107,7 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none`, or `full`,
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none` or `full`
     freezes nothing; others are lists such as `0-5`, `emb,0-2,11`, `emb,front`. As in the authors'
     code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
@@ -149,8 +150,9 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Put adapters beside the blocks' linear layers; names of what trains: they, a classifier's head."""
-    pretrained = model.base_model if is_classifier(model) else model  # a classifier's head is new
+    """Freeze what is pretrained, and put adapters beside the linear layers of all blocks. Returns the
+    names of what trains: the adapters, and a classifier's head, which is new."""
+    pretrained = model.base_model if is_classifier(model) else model
     pretrained.requires_grad_(False)
     for layer in transformer_layers(model.base_model):
         for name, module in list(layer.named_modules()):
@@ -161,20 +163,20 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
     """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's,
-    -2 what that one receives. The pass ends there: no layer above is computed or trained."""
+    -2 the input of the last layer. The pass ends there: no layer above is computed or trained."""
     layers = transformer_layers(encoder)
     depth = len(layers)
     check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as received:
+    with pass_ends_at(layers[layer]) as received:  # state k, from 0, is the input of layer k
         encoder(**inputs)
     return received[0]
 
 
 class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen; by default AlignFreeze's `full`."""
+    """What is one vector, at which layer, with what frozen; by default AlignFreeze's, nothing."""
 
     frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
     unit: str = "word"
@@ -182,8 +184,8 @@ class Alignment(NamedTuple):
     temperature: float = 0.1
     batch_size: int = 16
     max_length: int = 96
-    pool_first: bool = True  # whether begin-of-text, the first position, counts in a sentence's mean
-    gather: bool = False  # with several GPUs, compare the sentences of all (words: always)
+    pool_first: bool = True  # whether the first position, begin-of-text, counts in a mean
+    gather: bool = False  # with several GPUs, compare with the sentences of all (words: always)
 
 
 class Training(NamedTuple):
@@ -202,20 +204,21 @@ class Batch(NamedTuple):
     """B sentence pairs as tensors: 2B sentences, in buckets of similar length, to save padding.
 
     For example `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, with a link cat - chat:
-    vectors 0 to 3 are the words a, cat, un, chat; places 1 2 5 6, queries 1 3, targets 3 1. Of two
-    pairs of sentences 0 and 1 are the English: queries 2 3, targets 0 1, candidates 0 1.
+    vectors 0 to 3 are the words a, cat, un, chat; places 1 2 5 6, queries 1 3, targets 3 1. With
+    sentences as vectors and B = 2, vectors 0 and 1 are English, 2 and 3 their translations; queries
+    2 3, targets 0 1, candidates 0 1. Several processes have each their own inputs and places, of N
+    vectors; queries, targets and candidates number the vectors of all.
     """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    places: Tensor  # (N,) the row of each vector, if all buckets' subwords or sentences are one table
+    places: Tensor  # (N,) which subword each vector is, or which sentence, all buckets concatenated
     queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
     targets: Tensor  # (Q,) their translations
     candidates: Tensor | None  # (C,) the English sentences; None for words: all
-    # Of several processes each has its own inputs and places; the numbers run through all vectors.
     counts: list[int]  # N of each process
-    sentences: list[int]  # of each row of all buckets: k for the English side of pair k, else B + k
+    sentences: list[int]  # of each row of `inputs`: k for the English side of pair k, else B + k
     cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
-    pairs: list[Pair]  # what was encoded, all B of them
+    pairs: list[Pair]  # what was encoded: language, both sides, their links
 
 
 def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
@@ -234,7 +237,7 @@ def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
 
 
 def projection_head(hidden: int, unit: str = "word") -> nn.Module:
-    """Maps words to where they are compared; trains along, and is dropped. Sentences stay as they are."""
+    """Maps words to 128 dimensions, to compare them; dropped later. Sentences stay as they are."""
     if unit == "sentence":
         return nn.Identity()
     first, second = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, 128, bias=False)
@@ -243,11 +246,10 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # ids -> word embeddings; looked up together, it is faster
-    hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
+    hidden = [hidden_state(encoder, bucket, how.layer) for bucket in embed(encoder, batch.inputs)]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # (sum of counts, d): all have all
+    vectors = from_all_processes(vectors, batch.counts)  # sentences: with `how.gather`
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -257,8 +259,8 @@ def realign(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Align a model in place: `steps` updates, with the layers of `how.frozen` frozen.
 
-    Of the model only the encoder, `base_model`, changes. pairs: a list, gone through repeatedly, or a
-    stream; UserError if it ends early. Returns the loss curve, and what was seen of each language.
+    Of the model only the encoder, `base_model`, changes. pairs: a list, gone through repeatedly, or
+    a stream; UserError if it ends early. Returns the loss curve, and what was seen of each language.
     """
     torch.manual_seed(training.seed)
     encoder, seen = model.base_model.train(), {}
@@ -282,7 +284,7 @@ def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tupl
         if schedule == "alternate":
             yield "task", examples, None
             yield "align", None, translations
-        else:
+        else:  # before, during
             yield "finetune", examples, translations
 
 
@@ -293,15 +295,12 @@ def finetune(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Train a model on a task in place, on the features that the task's `encode` made.
 
-    schedule: `before`, the task alone, after `realign`, with nothing frozen; `during`, each batch with
-    one of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of `pairs`. The
-    loss of pairs does not train the layers of `how.frozen`, although these are free again at
-    `backward`: what a loss trains is settled in its forward pass. stop: see `optimize`.
+    schedule: `before`, the task alone, after `realign`, nothing more frozen; `during`, each batch with one
+    of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of `pairs`. The
+    loss of pairs does not train the layers of `how.frozen`. stop: see `optimize`.
     """
-    projection = projection_head(model.config.hidden_size, how.unit).to(
-        model.device
-    )  # trains with pairs
-    torch.manual_seed(training.seed)  # after the head: the task's draws are alike in all schedules
+    projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # for pairs
+    torch.manual_seed(training.seed)  # after the head: dropout starts alike with any or none
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -311,6 +310,7 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
+            # What a loss trains is settled in its forward pass: `backward` then spares the frozen.
             with frozen(model, how.frozen):
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
@@ -326,7 +326,7 @@ def finetune(
 
 
 def optimize(
-    stage: str, modules: list[nn.Module], batches: Iterator, loss: Callable[[Any], tuple[str, Tensor]],
+    stage: str, modules: list[nn.Module], batches: Iterator, loss: Callable,
     steps: int, training: Training, stop: Callable[[int], bool] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The training loop: `steps` updates of Adam; {name of a loss: its mean over every 20 batches}.
@@ -342,9 +342,9 @@ def optimize(
     rank, _ = processes()
     if rank > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    bar = by_update(stage, batches, steps, training.accumulate)  # lists of batches, `steps` at most
+    updates = by_update(stage, batches, steps, training.accumulate)  # a bar over lists of batches
     losses, start, step = defaultdict(list), time.time(), 0
-    for step, group in enumerate(bar, 1):
+    for step, group in enumerate(updates, 1):
         for batch in group:
             with autocast(parameters[0].device, training.precision):
                 name, value = loss(batch)
@@ -357,7 +357,8 @@ def optimize(
         rate.step()
         optimizer.zero_grad()
         if step % 20 == 0:  # look whether the losses are finite; reading them waits for the device
-            bar.set_postfix({key: finite_mean(stage, values[-20:]) for key, values in losses.items()})
+            means = {key: finite_mean(stage, values[-20:]) for key, values in losses.items()}
+            updates.set_postfix(means)
         if stop and stop(step):
             steps = step
             break
@@ -366,8 +367,7 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels: of words, of sentences, of an answer's two ends, or, if
-    a language model learns, of the tokens to be generated."""
+    """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, or tokens to generate."""
     logits, labels = logits_and_labels(model, batch)  # (labels, classes), (labels,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     _, number = processes()  # they share the batch, and `average_gradients` divides by their number
@@ -534,7 +534,7 @@ def processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def gather_objects(value: Any) -> list:
+def gather_objects(value) -> list:
     """The values that all processes have; the first is that of process 0."""
     values = [value] * processes()[1]
     if len(values) > 1:
@@ -1685,7 +1685,7 @@ def as_user_error(problem: str) -> Iterator[None]:
         raise UserError(f"{problem} ({why})") from None
 
 
-def check(fine: Any, where: Any, problem: str) -> None:
+def check(fine, where, problem: str) -> None:
     """UserError, which says where, unless all is fine."""
     if not fine:
         raise UserError(f"{where}: {problem}")
@@ -1724,7 +1724,7 @@ def read_rows(args, language: str, split: str, hub: dict, **kinds: type) -> Iter
         yield where, dict(zip(kinds, columns)) if kinds else row
 
 
-def typed_columns(where: str, row: Any, **kinds: type) -> list:
+def typed_columns(where: str, row, **kinds: type) -> list:
     """The values of these columns. UserError if one is missing or of another type (True is no int)."""
     check(type(row) is dict, where, f"expected named columns, found {str(row)[:60]!r}")
     for name, kind in kinds.items():
