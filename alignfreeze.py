@@ -3,7 +3,7 @@
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
 fine-tuned on English and tested in other languages. Before that it is *realigned* on translated
-sentences, whose words a dictionary links, say: a contrastive loss pulls linked words together. Some
+sentences: a contrastive loss pulls words together that a dictionary (or an aligner) links. Some
 languages gain, others lose; half of the layers are frozen in this stage, to keep only the gain.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
@@ -14,9 +14,9 @@ now the mean state of a whole sentence, in a middle layer.
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
-One frame holds both: what is one vector (word, sentence), at which layer, in which schedule, with
-what frozen. AlignFreeze calls `realign`, then `finetune`; the other method `add_lora`, then
-`finetune` with schedule `alternate`. These are sections 1 and 2, which sections 3 to 9 serve.
+They differ in what one vector is (a word, a sentence), at which layer, in which schedule, and in
+what is frozen. AlignFreeze calls `realign`, then `finetune`; the other `add_lora`, then `finetune`
+with schedule `alternate`. These are sections 1 and 2, which sections 3 to 9 serve.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from tqdm import tqdm
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
-SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and flags both
+SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and the flags override both
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # layers frozen in alignment: half, none; `baseline`: not aligned
+    "strategy": ("front", "full"),  # `front` freezes half, `full` nothing; `baseline`: no alignment
     "schedule": ("before", "alternate"),  # align before fine-tuning, `during` it, or in turn with it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
@@ -72,7 +72,7 @@ SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, a
     "lr": (2e-5, 5e-4),
     "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
     "realign_decay": ("constant", "inverse_sqrt"),  # and in an alignment `before` it
-    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises, unless it is constant
+    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises; not for a constant rate
     "clip": (0.0, 1.0),  # largest norm of the gradient; 0: no clipping
     "seed": (31, 1),
 }
@@ -107,9 +107,9 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `none` or `full`
-    freezes nothing; others are lists such as `0-5`, `emb,0-2,11`, `emb,front`. As in the authors'
-    code, embeddings train unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `full`, which
+    aligns the full model, or `none` freezes nothing; lists are `0-5`, `emb,0-2,11`, `emb,front`. As
+    in the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -170,13 +170,13 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as received:  # state k, from 0, is the input of layer k
+    with pass_ends_at(layers[layer]) as received:  # holds its input, state `layer`, and stops
         encoder(**inputs)
     return received[0]
 
 
 class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen; by default AlignFreeze's, nothing."""
+    """What is one vector, at which layer, with what frozen. By default AlignFreeze, nothing frozen."""
 
     frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
     unit: str = "word"
@@ -185,7 +185,7 @@ class Alignment(NamedTuple):
     batch_size: int = 16
     max_length: int = 96
     pool_first: bool = True  # whether the first position, begin-of-text, counts in a mean
-    gather: bool = False  # with several GPUs, compare with the sentences of all (words: always)
+    gather: bool = False  # sentences: take candidates from all GPUs; words always do
 
 
 class Training(NamedTuple):
@@ -206,18 +206,19 @@ class Batch(NamedTuple):
     For example `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, with a link cat - chat:
     vectors 0 to 3 are the words a, cat, un, chat; places 1 2 5 6, queries 1 3, targets 3 1. With
     sentences as vectors and B = 2, vectors 0 and 1 are English, 2 and 3 their translations; queries
-    2 3, targets 0 1, candidates 0 1. Several processes have each their own inputs and places, of N
-    vectors; queries, targets and candidates number the vectors of all.
+    2 3, targets 0 1, candidates 0 1. With several processes, inputs and places are a
+    process's own (N vectors); queries, targets, candidates index the vectors of all that it gathers.
     """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    places: Tensor  # (N,) which subword each vector is, or which sentence, all buckets concatenated
+    places: Tensor  # (N,) the row of each vector in all buckets' subwords (flattened), or sentences
     queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
     targets: Tensor  # (Q,) their translations
     candidates: Tensor | None  # (C,) the English sentences; None for words: all
-    counts: list[int]  # N of each process
-    sentences: list[int]  # of each row of `inputs`: k for the English side of pair k, else B + k
-    cut: list[int]  # for each sentence pair, how many links were lost behind `max_length` subwords
+    counts: list[int]  # N of each process that is gathered; a single one: none is
+    # What follows is for counting, and for losses of your own.
+    sentences: list[int]  # for each row of `inputs`: k for the English side of pair k, else B + k
+    cut: list[int]  # for each pair, how many links were lost, as a word lies beyond `max_length`
     pairs: list[Pair]  # what was encoded: language, both sides, their links
 
 
@@ -246,10 +247,11 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    hidden = [hidden_state(encoder, bucket, how.layer) for bucket in embed(encoder, batch.inputs)]
+    buckets = embed(encoder, batch.inputs)  # word embeddings for ids, in one look-up: it is faster
+    hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # sentences: with `how.gather`
+    vectors = from_all_processes(vectors, batch.counts)  # if `counts` has several
     return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
 
 
@@ -257,11 +259,9 @@ def realign(
     model: nn.Module, tokenizer, pairs: Iterable[Pair], steps: int, how: Alignment = Alignment(),
     training: Training = Training(),
 ) -> tuple[dict, dict]:  # fmt: skip
-    """Align a model in place: `steps` updates, with the layers of `how.frozen` frozen.
-
-    Of the model only the encoder, `base_model`, changes. pairs: a list, gone through repeatedly, or
-    a stream; UserError if it ends early. Returns the loss curve, and what was seen of each language.
-    """
+    """Align a model's encoder (`base_model`) in place: `steps` updates, layers of `how.frozen` frozen.
+    pairs: a list, gone through repeatedly, or a stream; UserError if it ends early. Returns the loss
+    curve, and what was seen of each language."""
     torch.manual_seed(training.seed)
     encoder, seen = model.base_model.train(), {}
     projection = projection_head(encoder.config.hidden_size, how.unit).to(model.device)
@@ -295,12 +295,12 @@ def finetune(
 ) -> tuple[dict, dict]:  # fmt: skip
     """Train a model on a task in place, on the features that the task's `encode` made.
 
-    schedule: `before`, the task alone, after `realign`, nothing more frozen; `during`, each batch with one
-    of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of `pairs`. The
+    schedule: `before`, the task alone, in all layers (`realign` came earlier); `during`, each batch with
+    one of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of `pairs`. The
     loss of pairs does not train the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # for pairs
-    torch.manual_seed(training.seed)  # after the head: dropout starts alike with any or none
+    torch.manual_seed(training.seed)  # after the head is drawn: dropout is the same without one
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -310,7 +310,7 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
-            # What a loss trains is settled in its forward pass: `backward` then spares the frozen.
+            # Autograd notes in the forward pass what gets a gradient: `backward` spares the frozen.
             with frozen(model, how.frozen):
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
@@ -367,7 +367,7 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, or tokens to generate."""
+    """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, tokens."""
     logits, labels = logits_and_labels(model, batch)  # (labels, classes), (labels,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     _, number = processes()  # they share the batch, and `average_gradients` divides by their number
@@ -389,8 +389,8 @@ def evaluate(
             if task.new_tokens:  # it generates
                 found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
             else:
-                batch = task_batch(rows, tokenizer.pad_token_id, device=model.device)
-                found = task_logits(model, batch.inputs[0]).float().cpu().numpy()  # a single bucket
+                batch = task_batch(rows, tokenizer.pad_token_id, device=model.device)  # of one bucket
+                found = task_logits(model, batch.inputs[0]).float().cpu().numpy()
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
             outputs[k] = output
