@@ -2023,8 +2023,8 @@ def check_flags(args, config, longest: int) -> None:
          "--adapter, --validate: only for a task that generates"),
         (not args.epochs and (args.validate or (aligned and not args.realign_steps)),
          "--epochs 0: not with --validate; to align, give --schedule before and --realign-steps"),
-        (args.save_model and args.schedule == "during" and not task.new_tokens,
-         "--save-model: with --schedule during, no encoder is realigned before fine-tuning"),
+        (args.save_model and args.schedule in ("during", "alternate") and not task.new_tokens,
+         f"--save-model: with --schedule {args.schedule}, no encoder is realigned before fine-tuning"),
     ]:  # fmt: skip
         if wrong:
             raise UserError(problem)

@@ -695,7 +695,9 @@ BAD_FLAGS = bad_values() | WITHOUT_EFFECT | {
     "--aligner giza": "--aligner giza",
     "--write-links here --aligner .": "--write-links", "--languages ../udpos/qaa": "no language code",
     "--train-languages a/b": "no language code", "--realign-languages a/b": "no language code",
-    "--schedule during --save-model here": "--save-model", "--adapter here": "--adapter", "--validate 5": "--validate",
+    "--schedule during --save-model here": "--save-model: with --schedule during",
+    "--schedule alternate --save-model here": "--save-model: with --schedule alternate",
+    "--adapter here": "--adapter", "--validate 5": "--validate",
     "--epochs 0 --schedule during": "--epochs 0", "--checkpointing --schedule during": "--checkpointing",
     "--write-links here --strategy baseline": "--write-links", "--batch-size 99999": "--batch-size",
     "--accumulate 10001": "--accumulate", "--lora 10001": "--lora", "--adapter here=nan": "--adapter",
@@ -708,8 +710,9 @@ def test_a_bad_flag_is_named(world, cli, tmp_path, monkeypatch, untouched, bad):
     (tmp_path / "fastalign").mkdir()
     monkeypatch.chdir(tmp_path)
     words = bad.split()
-    argv = [*flags(world, "bert", *({"baseline", "during"} & {*words})), *words]
-    argv = [word for word in argv[: -len(words)] if word not in ("baseline", "during")] + words
+    without_steps = {"baseline", "during", "alternate"}
+    argv = [*flags(world, "bert", *(without_steps & {*words})), *words]
+    argv = [word for word in argv[: -len(words)] if word not in without_steps] + words
     if "--epochs 0" in bad and "--schedule" not in bad:
         argv.remove("--realign-steps")
     assert_refused(cli(argv), BAD_FLAGS[bad], folder=tmp_path / "out")
