@@ -18,6 +18,13 @@ ROW = ["model", "task", "schedule", "aligner", "settings"]  # what the runs of a
 VALUE = ["kind", "name", "language", "x", "value"]  # x: step of a loss, layer of the probe
 NAMES = [*ROW[:4], "strategy", "name", "language"]
 STRATEGIES = ["baseline", "full", "front", "back"]  # in this order everywhere, others after them
+PROBED = (
+    "unit",
+    "layer",
+    "pool_first",
+    "realign_max_length",
+    "limit_links",
+)  # of a baseline, by --probe
 ELSEWHERE = "seed languages data_dir probe realign_cache out device overwrite fingerprint".split()
 
 
@@ -136,12 +143,17 @@ def comparable(data: pd.DataFrame) -> pd.DataFrame:
 def frame(data: pd.DataFrame) -> pd.DataFrame:
     """The values with the label of their `row` and the average (`group`) of their language.
 
-    A row is of one model, task, schedule, aligner and settings; a baseline is in all that have its own.
+    A row is of one model, task, schedule, aligner and settings; a baseline is in all that have its own,
+    where its scores and losses do not depend on what was probed.
     """
+
+    def serves(own: frozenset, row: frozenset, kind: str) -> bool:
+        return {one for one in own if kind not in ("score", "loss") or one[0] not in PROBED} <= row
+
     rows = data.loc[data.strategy != "baseline", ROW].drop_duplicates()
     base = data[data.strategy == "baseline"].reset_index()
     served = base.merge(rows, on=["model", "task"], suffixes=["_own", ""])
-    served = served.loc[[own <= row for own, row in zip(served.settings_own, served.settings)]]
+    served = served.loc[[*map(serves, served.settings_own, served.settings, served.kind)]]
     data = pd.concat([data.drop(served["index"].unique()), served], ignore_index=True)
     place = [*ROW, "strategy", "seed", *VALUE[:4]]
     twice = data.file[data.duplicated(place) & ~data.duplicated([*place, "value"])].unique()

@@ -201,6 +201,7 @@ def test_massive():
     (E5, "e5-small | before, dictionary ", E5),
     (E5, "e5-small | before  ", "Words against sentences on that encoder"),
     (GEMMA, "gemma3-270m | alternate, accumulate 1, layer 11 ", GEMMA),
+    ("gemma3-270m-massive", "gemma3-270m | alternate ", "gemma3-270m-massive"),
 ])  # fmt: skip
 def test_paired_intervals_are_those_of_the_report(folder, row, title):
     command = [sys.executable, RESULTS / "report.py", RESULTS / folder]

@@ -287,6 +287,24 @@ def test_a_change_is_that_of_seeds_that_the_baseline_has_too(tmp_path, capsys):
     assert row["front"].startswith("60.0 +10.0")
 
 
+def test_the_scores_of_a_baseline_do_not_depend_on_what_was_probed(tmp_path, capsys):
+    probed = {
+        "config": {"unit": "word", "layer": -2},
+        "probe": {"retrieval": {"before": {"de": [0.25, 0.5]}}},
+    }
+    sentences = {"config": {"unit": "sentence", "layer": 7}, "aligner": "none"}
+    runs = [
+        record("baseline", 1),
+        record("baseline", 2, scores={"en": 0.9, "de": 0.6, "fr": 0.5}, **probed),
+    ]
+    runs += [record("full", seed, **sentences) for seed in (1, 2)]
+    _, text, _ = main(capsys, write(tmp_path / "a", *runs))
+    (row,) = tables(text)["udpos: accuracy"]
+    assert row["baseline"] == "65.0 ± 14.1" and row["seeds"] == "2"
+    words = [head for head, found in tables(text).items() if "retrieval" in head and "full" in found[0]]
+    assert not words
+
+
 def test_one_seed_gets_neither_deviation_nor_interval(tmp_path, capsys):
     folder = write(
         tmp_path, record("baseline"), record("full", scores={"en": 0.9, "de": 0.9, "fr": 0.7})
