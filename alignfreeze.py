@@ -56,11 +56,11 @@ from tqdm import tqdm
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
-SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, and the flags override both
+SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, flags both
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # `front` freezes half, `full` nothing; `baseline`: no alignment
-    "schedule": ("before", "alternate"),  # align before fine-tuning, `during` it, or in turn with it
+    "strategy": ("front", "full"),  # alignment freezes half, or no layers; `baseline`: no alignment
+    "schedule": ("before", "alternate"),  # align before the task, in turn with it, or `during` it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
     "temperature": (0.1, 0.1),
@@ -107,9 +107,9 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `full`, which
-    aligns the full model, or `none` freezes nothing; lists are `0-5`, `emb,0-2,11`, `emb,front`. As
-    in the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front`: the lower half of the layers; `back`: the rest; `none`, or `full`
+    as the full model is aligned: nothing; or a list: `0-5`, `emb,0-2,11`, `emb,front`. As in the
+    authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -150,8 +150,8 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Freeze what is pretrained, and put adapters beside the linear layers of all blocks. Returns the
-    names of what trains: the adapters, and a classifier's head, which is new."""
+    """Freeze what is pretrained, and put adapters beside the linear layers of all blocks. Returns
+    the names of what trains: the adapters, and a classifier's head, which is new."""
     pretrained = model.base_model if is_classifier(model) else model
     pretrained.requires_grad_(False)
     for layer in transformer_layers(model.base_model):
@@ -170,13 +170,13 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as received:  # holds its input, state `layer`, and stops
+    with pass_ends_at(layers[layer]) as received:  # catch its input, leave out the rest
         encoder(**inputs)
     return received[0]
 
 
 class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen. By default AlignFreeze, nothing frozen."""
+    """What is one vector, at which layer, with what frozen. Defaults: AlignFreeze, none frozen."""
 
     frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
     unit: str = "word"
@@ -211,11 +211,11 @@ class Batch(NamedTuple):
     """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    places: Tensor  # (N,) the row of each vector in all buckets' subwords (flattened), or sentences
+    places: Tensor  # (N,) index of each word's first subword, or each sentence, in all buckets
     queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
     targets: Tensor  # (Q,) their translations
     candidates: Tensor | None  # (C,) the English sentences; None for words: all
-    counts: list[int]  # N of each process that is gathered; a single one: none is
+    counts: list[int]  # N of every process; a single entry: nothing is gathered
     # What follows is for counting, and for losses of your own.
     sentences: list[int]  # for each row of `inputs`: k for the English side of pair k, else B + k
     cut: list[int]  # for each pair, how many links were lost, as a word lies beyond `max_length`
@@ -247,7 +247,7 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # word embeddings for ids, in one look-up: it is faster
+    buckets = embed(encoder, batch.inputs)  # `inputs_embeds` for `input_ids`, by one look-up
     hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
@@ -260,8 +260,8 @@ def realign(
     training: Training = Training(),
 ) -> tuple[dict, dict]:  # fmt: skip
     """Align a model's encoder (`base_model`) in place: `steps` updates, layers of `how.frozen` frozen.
-    pairs: a list, gone through repeatedly, or a stream; UserError if it ends early. Returns the loss
-    curve, and what was seen of each language."""
+    pairs: a list, gone through repeatedly, or a stream; UserError if it ends early. Returns the
+    loss curve, and what was seen of each language."""
     torch.manual_seed(training.seed)
     encoder, seen = model.base_model.train(), {}
     projection = projection_head(encoder.config.hidden_size, how.unit).to(model.device)
@@ -300,7 +300,7 @@ def finetune(
     loss of pairs does not train the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # for pairs
-    torch.manual_seed(training.seed)  # after the head is drawn: dropout is the same without one
+    torch.manual_seed(training.seed)  # after the projection: dropout does not depend on it
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -333,7 +333,7 @@ def optimize(
 
     loss: of a batch, (name, scalar). Several processes share out every batch and average gradients.
     stop: asked after every update whether to end; must leave the model as it was, in training mode.
-    UserError when a loss is not finite (looked at every 20 updates), or the batches end early.
+    UserError if a loss is not finite (seen every 20 updates and at the end), or batches are too few.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     check(parameters, stage, "nothing trains; freeze fewer layers")
@@ -342,7 +342,7 @@ def optimize(
     rank, _ = processes()
     if rank > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    updates = by_update(stage, batches, steps, training.accumulate)  # a bar over lists of batches
+    updates = by_update(stage, batches, steps, training.accumulate)  # bar: `steps` lists of batches
     losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(updates, 1):
         for batch in group:
@@ -367,10 +367,10 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, tokens."""
+    """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, or tokens."""
     logits, labels = logits_and_labels(model, batch)  # (labels, classes), (labels,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    _, number = processes()  # they share the batch, and `average_gradients` divides by their number
+    _, number = processes()  # they share the batch; undo that `average_gradients` divides by it
     return total * number / batch.count  # count: labels of all processes
 
 
