@@ -205,9 +205,9 @@ class Batch(NamedTuple):
 
     For example `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, with a link cat - chat:
     vectors 0 to 3 are the words a, cat, un, chat; places 1 2 5 6, queries 1 3, targets 3 1. With
-    sentences as vectors and B = 2, vectors 0 and 1 are English, 2 and 3 their translations; queries
-    2 3, targets 0 1, candidates 0 1. With several processes, inputs and places are a
-    process's own (N vectors); queries, targets, candidates index the vectors of all that it gathers.
+    sentences as vectors and B = 2, vectors 0 and 1 are English, 2 and 3 their translations: queries
+    2 3, targets 0 1, candidates 0 1; places 0 1 2 3, if not reordered. With several processes, inputs
+    and places are each one's own (N); queries, targets, candidates index those of all processes.
     """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
@@ -360,7 +360,7 @@ def optimize(
             means = {key: finite_mean(stage, values[-20:]) for key, values in losses.items()}
             updates.set_postfix(means)
         if stop and stop(step):
-            steps = step
+            steps = step  # ended on purpose
             break
     check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
     return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
@@ -368,7 +368,7 @@ def optimize(
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
     """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, or tokens."""
-    logits, labels = logits_and_labels(model, batch)  # (labels, classes), (labels,)
+    logits, labels = logits_and_labels(model, batch)  # (L, classes), (L,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
     _, number = processes()  # they share the batch; undo that `average_gradients` divides by it
     return total * number / batch.count  # count: labels of all processes
