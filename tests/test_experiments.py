@@ -84,6 +84,28 @@ def test_786_steps():
 E5, GEMMA = "e5-small-34-languages", "gemma3-270m-xsid"
 
 
+def test_languages_up_and_down_by_the_rule_of_one_deviation():
+    command = [sys.executable, RESULTS / "report.py", RESULTS / E5]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    table = report.split("Paired by seed:")[0].splitlines()
+    counts = []  # of sentences, of words: (up, down) of full, front, back
+    for row in ("| e5-small | before  ", "| e5-small | before, dictionary "):
+        (line,) = (line for line in table if line.startswith(row))
+        counts.append([(int(up), int(down)) for up, down in re.findall(r"(\d+)/(\d+)", line)])
+    (full, front), (by_full, by_front, by_back) = counts
+    sentences = section("Words against sentences on that encoder")
+    assert (
+        f"{front[0]} are up and {front[1]} down with front, {full[0]} up and {full[1]} down with full"
+        in sentences
+    )
+    assert not any(down for _, down in counts[1])
+    told = f"{by_full[0]} languages are up with full, {by_front[0]} with front, {by_back[0]} with back"
+    assert f"{told}, and none is down" in section(E5)
+    readme = (RESULTS.parent / "README.md").read_text("utf-8")
+    assert f"languages up {by_front[0]} by front, {by_full[0]} by full, none down" in readme
+    assert f"{front[0]} up and {front[1]} down, {full[0]} up and {full[1]} down" in readme
+
+
 def test_languages_that_gain_and_lose_by_sentences():
     bases = by_strategy(E5, strategy="baseline")["baseline"]
     found = {name: by_strategy(E5, strategy=name, aligner="none")[name] for name in ("front", "full")}
