@@ -646,7 +646,7 @@ def alignment_batches(tokenizer, pairs: Iterable[Pair], how: Alignment, device="
         yield encode(tokenizer, chunk, how, buckets, device, processes())
 
 
-def encode_pairs(tokenizer, pairs: list[Pair], how: Alignment, buckets=1, device="cpu", process=(0, 1)):
+def encode_pairs(tokenizer, pairs: list[Pair], how, buckets=1, device="cpu", process=(0, 1)) -> Batch:
     """Turn pairs of linked words into one batch; sentences are cut off at `how.max_length` subwords.
 
     process: (k, n) puts only the k-th of n equal shares of the sentences into the batch.
@@ -680,7 +680,7 @@ def encode_pairs(tokenizer, pairs: list[Pair], how: Alignment, buckets=1, device
     return Batch(inputs, rows, queries, targets, None, counts, order, cut, pairs)
 
 
-def encode_texts(tokenizer, pairs: list[Pair], how: Alignment, buckets=1, device="cpu", process=(0, 1)):
+def encode_texts(tokenizer, pairs: list[Pair], how, buckets=1, device="cpu", process=(0, 1)) -> Batch:
     """As `encode_pairs`, of plain text without a template. The candidates are the sentences of this
     process, or with `how.gather` of all of them."""
     (k, n), size = process, len(pairs)
