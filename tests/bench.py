@@ -4,6 +4,7 @@
     python tests/bench.py --model e5-small --data-dir data  a real encoder, real sentences
     python tests/bench.py --paper                           the first paper's encoders with random weights; memory
     python tests/bench.py --language-model llama --data-dir data      the second method's batches, with adapters
+        --random                                            random weights, so that config and tokenizer are enough
 
 Medians over rounds in which everything is measured in turn; only the ratios mean something on another machine.
 An encoder's batch of alignment has 16 sentence pairs, one of PoS tagging 32 examples; a language model's have 32.
@@ -11,6 +12,7 @@ An encoder's batch of alignment has 16 sentence pairs, one of PoS tagging 32 exa
 
 import argparse
 import contextlib
+import gc
 import itertools
 import json
 import random
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -138,6 +141,7 @@ def measure(steps: dict[str, Callable], rounds: int, device: torch.device) -> di
 
 def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):
@@ -152,8 +156,11 @@ def peak(device: torch.device) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def alone(function: Callable, *args: object) -> list:
-    """What a function of this file returns in a process of its own, for memory is a process's."""
+def alone(device: torch.device, function: Callable, *args: object) -> Any:
+    """What a function of this file returns; on a CPU in a process of its own, for memory is a process's."""
+    if device.type == "cuda":
+        with contextlib.redirect_stdout(None):
+            return function(*args)
     code = f"import json, sys; sys.path[:0] = [{str(ROOT / 'tests')!r}]; import bench; bench.quiet(); "
     code += f"print(json.dumps(bench.{function.__name__}(*{args!r})))"
     done = subprocess.run(
@@ -341,7 +348,7 @@ def encoders(args: argparse.Namespace, device: torch.device) -> None:
             )
             for precision in ("fp32", "bf16"):
                 given = name, args.model, str(args.data_dir or ""), str(device), precision
-                memory[f"{name}, {precision}"] = f"{alone(memory_of, *given):.1f} GiB"
+                memory[f"{name}, {precision}"] = f"{alone(device, memory_of, *given):.1f} GiB"
         show("peak memory of both stages, nothing frozen", memory)
         return
     if args.model:
@@ -374,7 +381,14 @@ def logits_everywhere(model, batch: af.TaskBatch) -> torch.Tensor:
     return total / batch.count
 
 
-def language_case(name: str, folder: str, data_dir: str, device: str, rounds: int) -> list[float]:
+def untrained(folder: str, head: type, **options: Any) -> torch.nn.Module:
+    """In the place of `load_model`: random weights."""
+    return head.from_config(AutoConfig.from_pretrained(folder), **options)
+
+
+def language_case(
+    name: str, folder: str, data_dir: str, device: str, rounds: int, random_weights: bool
+) -> list[float]:
     """[loss, seconds, GiB before, GiB at the peak] of a batch of a case, forward and backward."""
     stage, everywhere, checkpointing = CASES[name]
     task = next(task for task in GENERATED if (Path(data_dir) / task).is_dir())
@@ -394,7 +408,10 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
     af.settle(args)
     device = args.device
     tokenizer, config = af.load_tokenizer(folder, generates=True)
-    model = af.build_model(args, tokenizer).train()
+    loading, af.load_model = af.load_model, untrained if random_weights else af.load_model
+    with device:
+        model = af.build_model(args, tokenizer).train()
+    af.load_model = loading
     parts = af.BUCKETS.get(device.type, 1)
     if stage == "task":
         sources = sorted(path.parent.name for path in Path(data_dir, task).glob("*/train.*"))
@@ -408,7 +425,7 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
         step = lambda: loss(model, batch)  # noqa: E731
     else:
         longest = min(args.realign_max_length, tokenizer.model_max_length)
-        layer = min(11, config.num_hidden_layers)
+        layer = min(args.layer if random_weights else 11, config.num_hidden_layers)
         how = af.Alignment(
             unit="sentence", layer=layer, batch_size=args.realign_batch_size, max_length=longest
         )
@@ -418,7 +435,7 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
             streams.append(af.linked_pairs(code, *text, 1))
         pairs = itertools.chain.from_iterable(zip(*streams))
         batch = next(af.alignment_batches(tokenizer, pairs, how, device))
-        projection = af.projection_head(config.hidden_size, how.unit)
+        projection = af.projection_head(config.hidden_size, how.unit)  # of sentences: none
         step = lambda: af.alignment_loss(model.base_model, projection, batch, how)  # noqa: E731
     losses = []
 
@@ -428,7 +445,7 @@ def language_case(name: str, folder: str, data_dir: str, device: str, rounds: in
         with torch.autocast(device.type, torch.bfloat16, args.precision == "bf16"):
             value = step()
         value.backward()
-        losses.append(value.item())
+        losses.append(value.item())  # waits for the device
 
     forget_peak(device)
     before = peak(device)
@@ -440,8 +457,8 @@ def language_model(args: argparse.Namespace, device: torch.device) -> None:
     print(f"{Path(args.language_model).name}, adapters; {device}, {torch.get_num_threads()} threads")
     print(f"{'':50}{'loss':>8}{'seconds':>10}{'GiB before':>12}{'at the peak':>13}")
     for name in CASES:
-        given = name, args.language_model, str(args.data_dir), str(device), args.rounds
-        loss, seconds, before, most = alone(language_case, *given)
+        given = name, args.language_model, str(args.data_dir), str(device), args.rounds, args.random
+        loss, seconds, before, most = alone(device, language_case, *given)
         print(f"{name:50}{loss:8.3f}{seconds:10.3f}{before:12.2f}{most:13.2f}", flush=True)
 
 
@@ -453,6 +470,9 @@ def main() -> None:
         "--model", help="folder or hub id of an encoder (default: a small BERT, random weights)"
     )
     parser.add_argument("--language-model", help="instead, folder of a decoder-only language model")
+    parser.add_argument(
+        "--random", action="store_true", help="give it random weights, of its config alone"
+    )
     parser.add_argument("--data-dir", type=Path, help="real sentences, as for alignfreeze.py")
     parser.add_argument(
         "--paper", nargs="*", choices=PAPER, help="instead, the paper's encoders (default: all)"

@@ -107,7 +107,8 @@ def started(world, tmp_path_factory) -> tuple[Path, list[dict]]:
         "2",
         HERE,
     ]
-    paths = os.pathsep.join([str(HERE.parent.parent), str(HERE.parent)])
+    paths = [str(HERE.parent.parent), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = os.pathsep.join(filter(None, paths))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*map(str, [*start, world, folder])],

@@ -196,6 +196,8 @@ def test_scores_of_answers_are_the_official_ones_and_those_of_the_authors():
 def test_official_scores_are_those_of_torchmetrics():
     squad = pytest.importorskip("torchmetrics.functional.text").squad
     for prediction, references, language in random_answers(500):
+        if not all(map(af.normalise_answer, [prediction, *references])):
+            continue  # without words SQuAD 1.1 gives an F1 of 0, and torchmetrics, as SQuAD 2.0, 1
         answers = {"text": references, "answer_start": [0] * len(references)}
         theirs = squad({"prediction_text": prediction, "id": "1"}, {"answers": answers, "id": "1"})
         found = af.compare_answers(prediction, references, language)

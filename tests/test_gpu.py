@@ -1,0 +1,176 @@
+"""A GPU computes what a CPU computes, twice the same, and a step does not wait for it. Skipped without one."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import alignfreeze as af
+from alignfreeze import Alignment, Training
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SENTENCES = Alignment(unit="sentence", layer=2, batch_size=5)
+WORDS = Alignment(batch_size=5)
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """As a run sets the GPU up, but products of float32 are not rounded to TF32."""
+    af.set_up_device("cuda")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def on(device: str, architecture: str, **options) -> torch.nn.Module:
+    return tiny.build(architecture, spread=0.1, **options).to(device)
+
+
+@pytest.mark.parametrize("how", [WORDS, SENTENCES, SENTENCES._replace(pool_first=False)])
+@pytest.mark.parametrize("architecture", tiny.CONFIGS)
+def test_the_loss_of_alignment_and_its_gradient_are_those_of_a_cpu(architecture, how):
+    found = {}
+    for device in ("cpu", "cuda"):
+        model, tokenizer = on(device, architecture), tiny.make_tokenizer()
+        torch.manual_seed(0)
+        projection = af.projection_head(tiny.HIDDEN, how.unit).to(device)
+        pairs = tiny.word_pairs() if how.unit == "word" else tiny.text_pairs()
+        batch = next(af.alignment_batches(tokenizer, pairs, how, device))
+        loss = af.alignment_loss(model.base_model, projection, batch, how)
+        gradient = tiny.gradient_of(loss, model)
+        found[device] = loss.item(), {name: value.cpu() for name, value in gradient.items()}
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-4)
+    tiny.assert_same(found["cuda"][1], found["cpu"][1], 1e-3)
+
+
+@pytest.mark.parametrize("architecture", tiny.CONFIGS)
+def test_the_loss_of_a_task_and_its_gradient_are_those_of_a_cpu(architecture):
+    found = {}
+    rows = tiny.tagged(9) if architecture in tiny.ENCODERS else tiny.written(9)
+    for device in ("cpu", "cuda"):
+        model = on(device, architecture)
+        batch = af.task_batch(rows, 1, af.BUCKETS.get(device, 1), model.device)
+        loss = af.task_loss(model, batch)
+        gradient = tiny.gradient_of(loss, model)
+        found[device] = loss.item(), {name: value.cpu() for name, value in gradient.items()}
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-4)
+    tiny.assert_same(found["cuda"][1], found["cpu"][1], 1e-3)
+
+
+@pytest.mark.parametrize("architecture", list(tiny.DECODERS))
+def test_the_same_text_is_generated(architecture):
+    prompts = [row["input_ids"][:3] for row in tiny.written(6)]
+    texts = []
+    for device in ("cpu", "cuda"):
+        model = on(device, architecture).eval()
+        texts.append(af.generate(model, tiny.make_tokenizer(), prompts, 8))
+    assert texts[0] == texts[1] and len(set(texts[0])) > 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("spec", ["front", "back", "emb,1"])
+def test_frozen_layers_stay_bit_by_bit(spec, precision):
+    model = on("cuda", "bert")
+    stays = set(af.freeze(on("cuda", "bert"), spec))
+    before, training = tiny.weights(model), Training(lr=1e-3, precision=precision)
+    af.realign(model, tiny.make_tokenizer(), tiny.word_pairs(), 3, WORDS._replace(frozen=spec), training)
+    moved = tiny.moved(before, model)
+    assert moved and not moved & stays
+
+
+def test_a_training_step_does_not_wait_for_the_gpu():
+    """Losses are read every 20 updates and at the end; in between, nothing in the loop waits, but for
+    transformers, which looks in every pass whether a mask masks anything."""
+    model, training = on("cuda", "bert"), Training(lr=1e-4)
+    batches = list(af.itertools.islice(
+        af.alignment_batches(tiny.make_tokenizer(), tiny.word_pairs(), WORDS, model.device), 12
+    ))  # fmt: skip
+    projection = af.projection_head(tiny.HIDDEN).cuda()
+
+    def loss(batch):
+        return "realign", af.alignment_loss(model.base_model, projection, batch, WORDS)
+
+    af.optimize("first", [model, projection], iter(batches), loss, 12, training)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            af.optimize("test", [model, projection], iter(batches), loss, 12, training)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [wait for wait in waits if "synchronizing" in str(wait.message)]
+    waits = [wait for wait in waits if "transformers" not in wait.filename]
+    assert len(waits) <= 1, [f"{wait.filename}:{wait.lineno}" for wait in waits]
+
+
+def command(world: Path, out: Path, *more: str, model: str = "bert", device: str = "cuda") -> list[str]:
+    flags = f"--model {world}/models/{model} --data-dir {world}/data --languages qaa qab --epochs 1"
+    flags += f" --realign-languages qaa qab --limit-train 200 --limit-test 40 --device {device}"
+    flags += f" --out {out}"
+    return [*flags.split(), *more]
+
+
+SECOND = "--method mid-align --task xsid --train-languages en --layer 1 --lora 2 --batch-size 8".split()
+RUNS = {
+    "words": ("--strategy", "front", "--realign-steps", "20"),
+    "words, float32": ("--strategy", "full", "--realign-steps", "20", "--precision", "fp32"),
+    "during": ("--strategy", "back", "--schedule", "during"),
+    "sentences": ("--strategy", "full", "--unit", "sentence", "--probe"),
+    "entities": ("--strategy", "front", "--task", "wikiann"),
+    "sentence pairs": ("--strategy", "front", "--task", "xnli"),
+    "questions": ("--strategy", "front", "--task", "xquad"),
+    "awesome": ("--strategy", "front", "--aligner", "awesome", "--aligner-layer", "1"),
+    "alternate": (*SECOND, "--realign-batch-size", "8"),
+    "alternate, checkpointing": (*SECOND, "--realign-batch-size", "8", "--checkpointing"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_gives_the_same_record_again(world, tmp_path, name):
+    found = []
+    for k in range(2):
+        more = [*RUNS[name]]
+        if name == "awesome":
+            more += ["--aligner-model", str(world / "models/bert")]
+        model = "llama" if name.startswith("alternate") else "bert"
+        if name == "sentences":
+            more += ["--layer", "1"]
+        assert af.main(command(world, tmp_path / str(k), *more, model=model)) == 0
+        (path,) = (tmp_path / str(k)).glob("*.json")
+        record = json.loads(path.read_text("utf-8"))
+        record.pop("seconds")
+        found.append(record)
+    assert found[0] == found[1]
+    assert "cpu" not in found[0]["device"]
+
+
+@pytest.mark.parametrize("strategy", ["baseline", "full"])
+def test_losses_of_a_run_are_near_those_of_a_cpu(world, tmp_path, strategy):
+    """The classifier is drawn on the CPU, and dropout differs: near, not equal."""
+    losses = {}
+    for device in ("cpu", "cuda"):
+        out, more = tmp_path / device, ["--strategy", strategy, "--precision", "fp32", "--lr", "1e-3"]
+        assert af.main(command(world, out, *more, device=device)) == 0
+        (path,) = out.glob("*.json")
+        losses[device] = json.loads(path.read_text("utf-8"))["losses"]
+    for stage, curve in losses["cpu"].items():
+        assert losses["cuda"][stage] == pytest.approx(curve, rel=0.1)
+
+
+def test_one_process_of_torchrun_uses_nccl_and_gives_the_record_of_a_plain_run(world, tmp_path):
+    more = ("--strategy", "full", "--realign-steps", "5")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    script = str(Path(af.__file__))
+    done = subprocess.run([*start, script, *command(world, tmp_path / "one", *more)], env=os.environ)
+    assert done.returncode == 0
+    plain = [sys.executable, script, *command(world, tmp_path / "plain", *more)]
+    assert subprocess.run(plain, env=os.environ).returncode == 0
+    (one,), (other,) = (list((tmp_path / name).glob("*.json")) for name in ("one", "plain"))
+    one, other = json.loads(one.read_text("utf-8")), json.loads(other.read_text("utf-8"))
+    assert (one["scores"], one["losses"]) == (other["scores"], other["losses"])
