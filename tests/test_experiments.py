@@ -102,8 +102,43 @@ def test_languages_up_and_down_by_the_rule_of_one_deviation():
     told = f"{by_full[0]} languages are up with full, {by_front[0]} with front, {by_back[0]} with back"
     assert f"{told}, and none is down" in section(E5)
     readme = (RESULTS.parent / "README.md").read_text("utf-8")
-    assert f"languages up {by_front[0]} by front, {by_full[0]} by full, none down" in readme
+    assert f"three seeds on a CPU alike, {by_front[0]} and {by_full[0]} up" in readme
     assert f"{front[0]} up and {front[1]} down, {full[0]} up and {full[1]} down" in readme
+
+
+def test_five_seeds_on_a_gpu():
+    text, found = section("e5-small-five-seeds"), by_strategy("e5-small-five-seeds")
+    averages, minutes, apart = [], [], []
+    for strategy in STRATEGIES:
+        seeds = found[strategy]
+        values = [average(run) for run in seeds.values()]
+        assert set(seeds) == {31, 42, 66, 23, 17}
+        assert {(run["device"], run["steps"]["finetune"]) for run in seeds.values()} == {
+            ("NVIDIA H200", 786)
+        }
+        averages.append(f"{strategy} {mean(values):.1f} ± {stdev(values):.1f}")
+        minutes += [sum(run["seconds"].values()) / 60 for run in seeds.values()]
+        for run in runs(E5, strategy=strategy):
+            if run["config"]["layer"] in (None, -2):
+                apart.append(abs(average(run) - average(seeds[run["seed"]])))
+    assert ", ".join(averages) in text
+    assert ", ".join(averages[:3]) in (RESULTS.parent / "README.md").read_text("utf-8")
+    assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run" in text
+    assert f"The {len(apart)} averages" in text
+    assert f"at most {max(apart):.2f}, by {mean(apart):.2f} in the mean" in text
+    command = [sys.executable, RESULTS / "report.py", RESULTS / "e5-small-five-seeds"]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    by_rule, paired = (
+        line for line in report.splitlines() if line.startswith("| e5-small | before, dict")
+    )
+    full, front, back = re.findall(r"(\d+)/0", by_rule)
+    assert f"{full}, {front} and {back} languages are up and none is down" in text
+    *gains, below = re.findall(r"(\d+)/(\d+)", paired)
+    assert [down for _, down in gains] == ["0"] * 3
+    assert "{}, {} and {} are up".format(*(up for up, _ in gains)) in text
+    assert f"front is below full in {below[1]}" in text
+    readme = (RESULTS.parent / "README.md").read_text("utf-8")
+    assert f"languages up {front} by front, {full} by full, none down" in readme
 
 
 def test_languages_that_gain_and_lose_by_sentences():
@@ -222,6 +257,7 @@ def test_massive():
 @pytest.mark.parametrize("folder, row, title", [
     (E5, "e5-small | before, dictionary ", E5),
     (E5, "e5-small | before  ", "Words against sentences on that encoder"),
+    ("e5-small-five-seeds", "e5-small | before, dictionary ", "e5-small-five-seeds"),
     (GEMMA, "gemma3-270m | alternate, accumulate 1, layer 11 ", GEMMA),
     ("gemma3-270m-massive", "gemma3-270m | alternate ", "gemma3-270m-massive"),
 ])  # fmt: skip
