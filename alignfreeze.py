@@ -56,17 +56,17 @@ from tqdm import tqdm
 
 # ---- 1. The methods -----------------------------------------------------------------------------
 
-SETTINGS = {  # name: (alignfreeze, mid-align); MODEL_SETTINGS override these, flags both
+SETTINGS = {  # name: (alignfreeze, mid-align); overridden by MODEL_SETTINGS, and both by flags
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # alignment freezes half, or no layers; `baseline`: no alignment
+    "strategy": ("front", "full"),  # front freezes the lower half, full none; baseline: no alignment
     "schedule": ("before", "alternate"),  # align before the task, in turn with it, or `during` it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
     "temperature": (0.1, 0.1),
     "realign_batch_size": (16, 32),  # sentence pairs
     "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
-    "lora": (0, 8),  # rank of the adapters; 0: none, all weights train
+    "lora": (0, 8),  # rank of adapters (alpha 16, dropout 0.1); 0: none, all weights train
     "batch_size": (32, 32),  # examples of the task
     "accumulate": (1, 4),  # batches of one update; with `alternate` 4 are task, align, task, align
     "lr": (2e-5, 5e-4),
@@ -107,9 +107,9 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front`: the lower half of the layers; `back`: the rest; `none`, or `full`
-    as the full model is aligned: nothing; or a list: `0-5`, `emb,0-2,11`, `emb,front`. As in the
-    authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front`: the lower half of the layers; `back`: the rest; `none` or `full`:
+    nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in the authors' code, embeddings
+    train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -162,15 +162,15 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """`hidden_states[layer]`, (B, T, hidden): 0 is the embeddings' output, -1 the last layer's,
-    -2 the input of the last layer. The pass ends there: no layer above is computed or trained."""
+    """`hidden_states[layer]`, (B, T, hidden): k is what enters layer k; -1 is what leaves the last
+    layer, -2 what enters it. The pass ends there: no layer above is computed or trained."""
     layers = transformer_layers(encoder)
     depth = len(layers)
     check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as received:  # catch its input, leave out the rest
+    with pass_ends_at(layers[layer]) as received:  # a hook keeps its input and raises; caught there
         encoder(**inputs)
     return received[0]
 
@@ -203,15 +203,15 @@ class Training(NamedTuple):
 class Batch(NamedTuple):
     """B sentence pairs as tensors: 2B sentences, in buckets of similar length, to save padding.
 
-    For example `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, with a link cat - chat:
-    vectors 0 to 3 are the words a, cat, un, chat; places 1 2 5 6, queries 1 3, targets 3 1. With
-    sentences as vectors and B = 2, vectors 0 and 1 are English, 2 and 3 their translations: queries
-    2 3, targets 0 1, candidates 0 1; places 0 1 2 3, if not reordered. With several processes, inputs
-    and places are each one's own (N); queries, targets, candidates index those of all processes.
+    Words: `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, laid flat: positions 0 to 7.
+    Vectors 0 1 2 3 are a, cat, un, chat: places 1 2 5 6. A link cat - chat: queries 1 3, targets 3 1.
+    Sentences, B = 2: vectors 0 1 are English, 2 3 their translations: queries 2 3, targets 0 1,
+    candidates 0 1; places are rows: 0 1 2 3, unless buckets reorder them. Of several processes, each
+    has its own inputs and places (N); queries, targets, candidates index the vectors of all.
     """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    places: Tensor  # (N,) index of each word's first subword, or each sentence, in all buckets
+    places: Tensor  # (N,) indices into all buckets laid flat: a word's first subword, or a sentence
     queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
     targets: Tensor  # (Q,) their translations
     candidates: Tensor | None  # (C,) the English sentences; None for words: all
@@ -247,7 +247,7 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = embed(encoder, batch.inputs)  # `inputs_embeds` for `input_ids`, by one look-up
+    buckets = with_embeddings(encoder, batch.inputs)  # ids -> inputs_embeds, one look-up for all
     hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
@@ -300,7 +300,7 @@ def finetune(
     loss of pairs does not train the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # for pairs
-    torch.manual_seed(training.seed)  # after the projection: dropout does not depend on it
+    torch.manual_seed(training.seed)  # anew, since the projection drew numbers
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -310,7 +310,7 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
-            # Autograd notes in the forward pass what gets a gradient: `backward` spares the frozen.
+            # Autograd skips what is frozen as the graph is built, even if it trains again by `backward`.
             with frozen(model, how.frozen):
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
@@ -342,9 +342,9 @@ def optimize(
     rank, _ = processes()
     if rank > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    updates = by_update(stage, batches, steps, training.accumulate)  # bar: `steps` lists of batches
+    bar = by_update(stage, batches, steps, training.accumulate)  # a tqdm of lists of batches
     losses, start, step = defaultdict(list), time.time(), 0
-    for step, group in enumerate(updates, 1):
+    for step, group in enumerate(bar, 1):
         for batch in group:
             with autocast(parameters[0].device, training.precision):
                 name, value = loss(batch)
@@ -356,9 +356,9 @@ def optimize(
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # look whether the losses are finite; reading them waits for the device
+        if step % 20 == 0:  # are the last ones finite? To read them is to wait for the device
             means = {key: finite_mean(stage, values[-20:]) for key, values in losses.items()}
-            updates.set_postfix(means)
+            bar.set_postfix(means)
         if stop and stop(step):
             steps = step  # ended on purpose
             break
@@ -367,11 +367,10 @@ def optimize(
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels: tags, classes, ends of answers, or tokens."""
+    """Mean cross-entropy over a batch's labels: tags, classes, both ends of answers, or tokens."""
     logits, labels = logits_and_labels(model, batch)  # (L, classes), (L,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    _, number = processes()  # they share the batch; undo that `average_gradients` divides by it
-    return total * number / batch.count  # count: labels of all processes
+    return total / batch.count  # of labels: a process's on average, as gradients are averaged
 
 
 @torch.inference_mode()
@@ -379,7 +378,7 @@ def evaluate(
     model: nn.Module, tokenizer, task: Task, examples: list[dict], features: list[dict], *,
     precision: str = "fp32", batch_size: int = 32,
 ) -> dict[str, float]:  # fmt: skip
-    """Scores of a model on examples, of which `task.encode` made the features: {metric: 0 to 1}."""
+    """Scores of a model, {metric: 0 to 1}. `task.encode` made of each example one or more features."""
     model.eval()
     outputs: list = [None] * len(features)  # logits, or a generated text, for each of the features
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
@@ -389,7 +388,7 @@ def evaluate(
             if task.new_tokens:  # it generates
                 found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
             else:
-                batch = task_batch(rows, tokenizer.pad_token_id, device=model.device)  # of one bucket
+                batch = task_batch(rows, tokenizer.pad_token_id, device=model.device)  # one bucket
                 found = task_logits(model, batch.inputs[0]).float().cpu().numpy()
                 check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
         for k, output in zip(chunk, found):
@@ -480,7 +479,7 @@ def is_classifier(model: nn.Module) -> bool:
 def logits_and_labels(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Logits (labels, classes) of a batch, and its labels (labels,), some of them perhaps `IGNORE`."""
     logits, labels = [], []  # of each bucket
-    for inputs, wanted in zip(embed(model, batch.inputs), batch.labels):
+    for inputs, wanted in zip(with_embeddings(model, batch.inputs), batch.labels):
         if is_classifier(model):
             logits.append(task_logits(model, inputs).flatten(0, -2))
             labels.append(wanted.flatten())
@@ -625,7 +624,7 @@ class TaskBatch(NamedTuple):
 
     inputs: list[dict[str, Tensor]]  # of each bucket, what the model reads, (its examples, longest T)
     labels: list[Tensor]  # of each bucket, (its examples, T) or (its examples, labels of an example)
-    count: Tensor  # how many labels there are in all processes; a scalar
+    count: Tensor  # how many labels a process has in the mean over all of them; a scalar
 
 
 class Window(NamedTuple):
@@ -749,7 +748,7 @@ def task_batch(batch: list[dict], pad_id: int, buckets=1, device="cpu", process=
             read["token_type_ids"] = pad([row["token_type_ids"] for row in group], 0).to(device)
         inputs.append(read)
         labels.append(pad([row["labels"] for row in group], IGNORE).to(device))
-    return TaskBatch(inputs, labels, torch.tensor(max(1, count), device=device))
+    return TaskBatch(inputs, labels, torch.tensor(max(1, count) / process[1], device=device))
 
 
 def pad_inputs(ids: list[np.ndarray], pad_id: int, device) -> dict[str, Tensor]:
@@ -765,8 +764,9 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def embed(model: nn.Module, buckets: Iterable[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Look up the word embeddings of all buckets at once: each gradient of it is a whole vocabulary's."""
+def with_embeddings(model: nn.Module, buckets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """`inputs_embeds` for `input_ids`: all buckets' in one look-up, each of which has a gradient as
+    large as the vocabulary."""
     shapes = [bucket["input_ids"].shape for bucket in buckets]
     ids = torch.cat([bucket["input_ids"].flatten() for bucket in buckets])
     rows = model.get_input_embeddings()(ids).split([shape.numel() for shape in shapes])
@@ -1859,7 +1859,7 @@ def keep_best(args, model: nn.Module, tokenizer, features: list, best: dict) -> 
         with torch.no_grad(), autocast(model.device, args.precision):
             total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
         model.train()
-        loss = finite_mean("validation", [torch.tensor(total / labels / processes()[1])])
+        loss = finite_mean("validation", [torch.tensor(total / labels)])
         best["losses"].append(round(loss, 6))
         if loss < best["loss"]:
             best.update(loss=loss, step=step, weights={})
@@ -2145,7 +2145,7 @@ def try_out(args, model: nn.Module, tokenizer) -> None:
     if kinds and task.head in (Sentences, Answers):
         inputs["token_type_ids"] = torch.full_like(inputs["input_ids"], max(kinds))
     with autocast(model.device, args.precision):
-        inputs = embed(model, [inputs])[0]
+        (inputs,) = with_embeddings(model, [inputs])
         for layer in (-2, -1):
             finite = hidden_state(model.base_model, inputs, layer).isfinite().all()
             check(finite, f"--model {args.model}", "its weights, or an --adapter's, give no numbers")

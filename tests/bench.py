@@ -374,7 +374,7 @@ def encoders(args: argparse.Namespace, device: torch.device) -> None:
 def logits_everywhere(model, batch: af.TaskBatch) -> torch.Tensor:
     """`task_loss` by the library's own path: logits at all positions, labels that it shifts itself."""
     total = 0.0
-    for inputs, wanted in zip(af.embed(model, batch.inputs), batch.labels):
+    for inputs, wanted in zip(af.with_embeddings(model, batch.inputs), batch.labels):
         labels = wanted.roll(1, 1)
         labels[:, 0] = af.IGNORE
         total = total + model(**inputs, labels=labels).loss * (labels != af.IGNORE).sum()

@@ -62,7 +62,9 @@ def test_a_sentence_is_the_mean_of_the_librarys_hidden_states(architecture, side
         how = SENTENCES._replace(pool_first=pool_first)
         batch = af.encode_texts(tokenizer, pairs, how, buckets=3)
         for layer in range(-1, tiny.LAYERS + 1):
-            hidden = [af.hidden_state(model, part, layer) for part in af.embed(model, batch.inputs)]
+            hidden = [
+                af.hidden_state(model, part, layer) for part in af.with_embeddings(model, batch.inputs)
+            ]
             found = af.vectors_of(hidden, batch, how)
             means = torch.stack([states[layer][0, 1 - pool_first :].mean(0) for states in expected])
             torch.testing.assert_close(found.double(), means, atol=2e-6, rtol=1e-5)
