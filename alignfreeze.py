@@ -59,14 +59,14 @@ from tqdm import tqdm
 SETTINGS = {  # name: (alignfreeze, mid-align); overridden by MODEL_SETTINGS, and both by flags
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # front freezes the lower half, full none; baseline: no alignment
+    "strategy": ("front", "full"),  # aligning freezes the lower half / no more; baseline: no alignment
     "schedule": ("before", "alternate"),  # align before the task, in turn with it, or `during` it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
     "temperature": (0.1, 0.1),
     "realign_batch_size": (16, 32),  # sentence pairs
     "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
-    "lora": (0, 8),  # rank of adapters (alpha 16, dropout 0.1); 0: none, all weights train
+    "lora": (0, 8),  # rank of adapters beside frozen weights (alpha 16, dropout 0.1); 0: none
     "batch_size": (32, 32),  # examples of the task
     "accumulate": (1, 4),  # batches of one update; with `alternate` 4 are task, align, task, align
     "lr": (2e-5, 5e-4),
@@ -107,9 +107,9 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front`: the lower half of the layers; `back`: the rest; `none` or `full`:
-    nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in the authors' code, embeddings
-    train unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front`: the lower half of the layers; `back`: the rest; `full` (all of the
+    model is aligned) or `none`: nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in
+    the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
     parts = [layers[k] for k in frozen_layers(spec, len(layers))]
@@ -170,7 +170,7 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as received:  # a hook keeps its input and raises; caught there
+    with pass_ends_at(layers[layer]) as received:  # a hook keeps its input, then raises, and is caught
         encoder(**inputs)
     return received[0]
 
@@ -206,8 +206,8 @@ class Batch(NamedTuple):
     Words: `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, laid flat: positions 0 to 7.
     Vectors 0 1 2 3 are a, cat, un, chat: places 1 2 5 6. A link cat - chat: queries 1 3, targets 3 1.
     Sentences, B = 2: vectors 0 1 are English, 2 3 their translations: queries 2 3, targets 0 1,
-    candidates 0 1; places are rows: 0 1 2 3, unless buckets reorder them. Of several processes, each
-    has its own inputs and places (N); queries, targets, candidates index the vectors of all.
+    candidates 0 1; buckets sort by length, and `places` undoes that. Several processes share out
+    the sentences; vectors are then numbered through all of them.
     """
 
     inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
@@ -215,7 +215,7 @@ class Batch(NamedTuple):
     queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
     targets: Tensor  # (Q,) their translations
     candidates: Tensor | None  # (C,) the English sentences; None for words: all
-    counts: list[int]  # N of every process; a single entry: nothing is gathered
+    counts: list[int]  # N of every process whose vectors are joined; a single one: no joining
     # What follows is for counting, and for losses of your own.
     sentences: list[int]  # for each row of `inputs`: k for the English side of pair k, else B + k
     cut: list[int]  # for each pair, how many links were lost, as a word lies beyond `max_length`
@@ -247,8 +247,7 @@ def projection_head(hidden: int, unit: str = "word") -> nn.Module:
 
 def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
     """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    buckets = with_embeddings(encoder, batch.inputs)  # ids -> inputs_embeds, one look-up for all
-    hidden = [hidden_state(encoder, bucket, how.layer) for bucket in buckets]
+    hidden = hidden_in_buckets(encoder, batch.inputs, how.layer)  # `hidden_state` of each one
     check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
     vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
     vectors = from_all_processes(vectors, batch.counts)  # if `counts` has several
@@ -310,7 +309,7 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
-            # Autograd skips what is frozen as the graph is built, even if it trains again by `backward`.
+            # The forward pass reads `requires_grad`: `backward`, later, gives these weights nothing.
             with frozen(model, how.frozen):
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
@@ -356,7 +355,7 @@ def optimize(
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # are the last ones finite? To read them is to wait for the device
+        if step % 20 == 0:  # are they finite? Seldom asked, as reading them waits for the GPU
             means = {key: finite_mean(stage, values[-20:]) for key, values in losses.items()}
             bar.set_postfix(means)
         if stop and stop(step):
@@ -370,7 +369,7 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
     """Mean cross-entropy over a batch's labels: tags, classes, both ends of answers, or tokens."""
     logits, labels = logits_and_labels(model, batch)  # (L, classes), (L,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / batch.count  # of labels: a process's on average, as gradients are averaged
+    return total / batch.count  # all labels / number of processes: gradients get averaged
 
 
 @torch.inference_mode()
@@ -476,7 +475,7 @@ def is_classifier(model: nn.Module) -> bool:
     return model.get_output_embeddings() is None
 
 
-def logits_and_labels(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+def logits_and_labels(model, batch: TaskBatch) -> tuple[Tensor, Tensor]:
     """Logits (labels, classes) of a batch, and its labels (labels,), some of them perhaps `IGNORE`."""
     logits, labels = [], []  # of each bucket
     for inputs, wanted in zip(with_embeddings(model, batch.inputs), batch.labels):
@@ -490,6 +489,11 @@ def logits_and_labels(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, Tenso
     width = max(rows.shape[-1] for rows in logits)
     logits = [F.pad(rows, (0, width - rows.shape[-1]), value=-math.inf) for rows in logits]
     return torch.cat(logits), torch.cat(labels)
+
+
+def hidden_in_buckets(encoder, buckets: list[dict], layer: int) -> list[Tensor]:
+    """`hidden_state` of each bucket."""
+    return [hidden_state(encoder, inputs, layer) for inputs in with_embeddings(encoder, buckets)]
 
 
 def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -509,7 +513,7 @@ def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) ->
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def generate(model: nn.Module, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
+def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
     """What the model writes behind each prompt: the likeliest token, again and again, until it ends."""
     inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
     inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
@@ -764,23 +768,19 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def with_embeddings(model: nn.Module, buckets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """`inputs_embeds` for `input_ids`: all buckets' in one look-up, each of which has a gradient as
-    large as the vocabulary."""
+def with_embeddings(model, buckets: list[dict]) -> Iterator[dict]:
+    """`inputs_embeds` for `input_ids`, by one look-up: its gradient is as large as the vocabulary."""
     shapes = [bucket["input_ids"].shape for bucket in buckets]
     ids = torch.cat([bucket["input_ids"].flatten() for bucket in buckets])
     rows = model.get_input_embeddings()(ids).split([shape.numel() for shape in shapes])
-    embedded = []
     for bucket, shape, vectors in zip(buckets, shapes, rows):
-        embedded.append({**bucket, "input_ids": None, "inputs_embeds": vectors.view(*shape, -1)})
-    return embedded
+        yield bucket | {"input_ids": None, "inputs_embeds": vectors.view(*shape, -1)}
 
 
 def in_buckets(items: list, buckets: int, length: Callable, process=(0, 1)) -> list[list]:
     """Split a batch into buckets of equal size and similar length: hardly any padding is computed.
     process: (k, n) takes only the k-th of n equal shares, each with short and long items."""
-    k, n = process
-    own = sorted(items, key=length)[k::n]
+    own = sorted(items, key=length)[process[0] :: process[1]]
     return list(in_chunks(iter(own), math.ceil(len(own) / buckets)))
 
 
