@@ -59,7 +59,7 @@ from tqdm import tqdm
 SETTINGS = {  # name: (alignfreeze, mid-align); overridden by MODEL_SETTINGS, and both by flags
     "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
     "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # aligning freezes the lower half / no more; baseline: no alignment
+    "strategy": ("front", "full"),  # aligning freezes the lower half / nothing; `baseline`: none is done
     "schedule": ("before", "alternate"),  # align before the task, in turn with it, or `during` it
     "unit": ("word", "sentence"),  # what one vector is
     "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
@@ -107,8 +107,8 @@ def contrastive_loss(
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
 
-    This is AlignFreeze. `front`: the lower half of the layers; `back`: the rest; `full` (all of the
-    model is aligned) or `none`: nothing; or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in
+    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `full` and `none`
+    freeze nothing (`full`: all is aligned); or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in
     the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
     """
     layers = transformer_layers(model.base_model)
@@ -299,7 +299,7 @@ def finetune(
     loss of pairs does not train the layers of `how.frozen`. stop: see `optimize`.
     """
     projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # for pairs
-    torch.manual_seed(training.seed)  # anew, since the projection drew numbers
+    torch.manual_seed(training.seed)  # so that dropout does not depend on what the projection drew
     model.train()
     seen: dict = {}
     weight = 0.1 if schedule == "during" else 1.0
@@ -309,7 +309,7 @@ def finetune(
         total = task_loss(model, examples) if examples else 0.0
         if translations:
             tally(seen, translations)
-            # The forward pass reads `requires_grad`: `backward`, later, gives these weights nothing.
+            # Autograd notes in the forward pass what trains; `backward`, after this, obeys it.
             with frozen(model, how.frozen):
                 total = total + weight * alignment_loss(model.base_model, projection, translations, how)
         return name, total
@@ -341,7 +341,7 @@ def optimize(
     rank, _ = processes()
     if rank > 0:  # the weights were drawn alike, but dropout is to differ
         torch.manual_seed(training.seed + 1000 * rank)
-    bar = by_update(stage, batches, steps, training.accumulate)  # a tqdm of lists of batches
+    bar = by_update(stage, batches, steps, training.accumulate)  # ends after `steps` lists of batches
     losses, start, step = defaultdict(list), time.time(), 0
     for step, group in enumerate(bar, 1):
         for batch in group:
@@ -369,7 +369,7 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
     """Mean cross-entropy over a batch's labels: tags, classes, both ends of answers, or tokens."""
     logits, labels = logits_and_labels(model, batch)  # (L, classes), (L,)
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / batch.count  # all labels / number of processes: gradients get averaged
+    return total / batch.count  # count: labels of all processes / number of processes
 
 
 @torch.inference_mode()
