@@ -2454,7 +2454,7 @@ def adapter(text: str) -> tuple[Path, float]:
 METHODS = ("alignfreeze", "mid-align")
 NATURAL, BATCH = number(int, 1), number(int, 1, 10_001)
 RATE, SHARE = number(float), number(float, 0, 1)
-DECAYS = ("constant", "linear", "inverse_sqrt")
+DECAYS = ("constant", "constant_with_warmup", "linear", "inverse_sqrt")
 FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, bool a switch, a list takes many
     "what to run": [
         ("strategy", str, "baseline, full, front, back, or layers to freeze as in emb,0-2"),
@@ -2485,7 +2485,7 @@ FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, b
         ("accumulate", BATCH, "batches that make one update"),
         ("lr", RATE, "highest learning rate of the task"),
         ("decay", DECAYS, "of that rate, after warm-up"),
-        ("warmup", SHARE, "share of the updates in which it rises"),
+        ("warmup", number(float, 0), "share of the updates in which it rises; more than 1: it never arrives"),
         ("clip", number(float, 0), "largest norm of the gradient; 0: any"),
         ("max-length", NATURAL, "subwords of an example"),
         ("precision", ("fp32", "bf16"), "of matrix products (default: bf16 where it is fast)"),

@@ -327,6 +327,13 @@ def test_the_learning_rate_warms_up_and_falls(monkeypatch):
     assert constant == pytest.approx([1.0] * 50)
 
 
+def test_the_learning_rate_of_the_authors_default_flags_stays_or_never_arrives(monkeypatch):
+    stays = rates_of(monkeypatch, decay="constant_with_warmup", warmup=0.8)
+    assert stays == pytest.approx([min(k / 40, 1.0) for k in range(50)])
+    rises = rates_of(monkeypatch, decay="constant_with_warmup", warmup=1.6)
+    assert rises == pytest.approx([k / 80 for k in range(50)])
+
+
 def test_the_gradient_is_clipped_at_its_norm(tokenizer):
     model, found = tiny.build("bert"), []
     with tiny.updates(model) as taken:
