@@ -1,4 +1,4 @@
-"""The toy world is what it says: gold by construction, the same for the same seed, readable by the project."""
+"""Test the toy world: its gold answers, its repeatability, and that the project can read it."""
 
 import json
 import re
@@ -48,7 +48,9 @@ def test_the_same_seed_gives_the_same_world_and_another_seed_another(data, tmp_p
 @pytest.mark.parametrize("language", TARGETS)
 def test_gold_links_belong_to_the_parallel_text(data, language):
     text = list(af.parallel_text(language, data))
-    gold = [line.split("\t") for _, line in af.read_lines(data / "goldalign" / f"en-{language}.tsv")]
+    gold = [
+        line.split("\t") for _, line in af.read_lines(data / "goldalign" / f"en-{language}.tsv")
+    ]
     assert len(text) == len(gold)
     for (english, translation), (source, target, links) in zip(text, gold):
         assert source.split() == af.split_words(english, "en")
@@ -64,7 +66,9 @@ def test_the_dictionary_aligner_finds_gold_links(data, language):
     found = right = 0
     for _, line in af.read_lines(data / "goldalign" / f"en-{language}.tsv"):
         source, target, gold = (column.split() for column in line.split("\t"))
-        links = af.one_to_one(af.dictionary_links(source, target, forward, backward), source, target)
+        links = af.one_to_one(
+            af.dictionary_links(source, target, forward, backward), source, target
+        )
         found += len(links)
         right += len(set(links) & {tuple(map(int, link.split("-"))) for link in gold})
     assert found > 2000 and right / found > 0.95
@@ -97,10 +101,13 @@ def test_answers_stand_where_they_are_said_to(data, language):
 @pytest.mark.parametrize("language", toy_world.LANGUAGES)
 def test_entities_are_well_formed_and_labels_are_in_range(data, language):
     wikiann = rows(data / "wikiann" / language / "test.jsonl")
-    tagged = [(row["tokens"], [toy_world.NER_TAGS[tag] for tag in row["ner_tags"]]) for row in wikiann]
+    tagged = [
+        (row["tokens"], [toy_world.NER_TAGS[tag] for tag in row["ner_tags"]]) for row in wikiann
+    ]
     for split in ("train", "dev", "test"):
         tagged += [
-            (row["tokens"], row["tags"]) for row in rows(data / "uner" / language / f"{split}.jsonl")
+            (row["tokens"], row["tags"])
+            for row in rows(data / "uner" / language / f"{split}.jsonl")
         ]
     for tokens, tags in tagged:
         assert len(tokens) == len(tags)
@@ -110,7 +117,7 @@ def test_entities_are_well_formed_and_labels_are_in_range(data, language):
 
 
 def first_place(words: list[str], phrase: list[str], start: int) -> int:
-    """Where the phrase stands in the words, at `start` or later; -1 if it does not."""
+    """Return the first position of the phrase at or after `start`, or -1."""
     places = range(start, len(words) - len(phrase) + 1)
     return next((i for i in places if words[i : i + len(phrase)] == phrase), -1)
 
@@ -158,7 +165,9 @@ def test_translations_go_both_ways_and_none_is_in_the_parallel_text(data, langua
         line.split("\t")[0] for code in TARGETS for line in lines(data / f"parallel/en-{code}.tsv")
     }
     for split in SPLITS:
-        there = [line.split("\t") for line in lines(data / f"translation/en-{language}/{split}.tsv")]
+        there = [
+            line.split("\t") for line in lines(data / f"translation/en-{language}/{split}.tsv")
+        ]
         back = [line.split("\t") for line in lines(data / f"translation/{language}-en/{split}.tsv")]
         assert there == [pair[::-1] for pair in back]
         assert len(there) == toy_world.GENERATION_SIZES[split]
@@ -170,7 +179,8 @@ def test_translations_go_both_ways_and_none_is_in_the_parallel_text(data, langua
 
 def test_held_out_pairs_have_the_same_english_in_all_languages(data):
     english = [
-        [line.split("\t")[0] for line in lines(data / f"parallel/en-{code}.dev.tsv")] for code in TARGETS
+        [line.split("\t")[0] for line in lines(data / f"parallel/en-{code}.dev.tsv")]
+        for code in TARGETS
     ]
     assert english[0] == english[1] == english[2]
 
@@ -186,10 +196,6 @@ def test_the_decoder_generates_and_its_tokenizer_is_that_of_a_llama(world, data)
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
         output = decoder.generate(**inputs, max_new_tokens=3, do_sample=False)
         assert output.shape[1] > len(ids)
-    special = {
-        tokenizer.bos_token_id,
-        tokenizer.eos_token_id,
-        tokenizer.pad_token_id,
-        tokenizer.unk_token_id,
-    }
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+    special = {getattr(tokenizer, name) for name in names}
     assert len(special) == 4 and None not in special

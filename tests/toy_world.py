@@ -1,23 +1,23 @@
-"""A small invented world in the project's real formats: data for four tasks, and three tiny pretrained encoders.
+"""Build a small invented world: data for every task, and tiny pretrained models.
 
-    python tests/toy_world.py toy                                   toy/data, and toy/models/{distilbert,bert,xlmr}
-    python tests/toy_world.py toy --models xlmr --seed 1            another world, with one encoder
-    python tests/toy_world.py toy --only-data                       no encoders: a few seconds
-    python tests/toy_world.py toy --pretrain-steps 0                encoders with random weights
+    python tests/toy_world.py toy                          write toy/data and toy/models
+    python tests/toy_world.py toy --models xlmr --seed 1   another world with one model
+    python tests/toy_world.py toy --only-data              no models; takes a few seconds
+    python tests/toy_world.py toy --pretrain-steps 0       models with random weights
 
-One grammar writes sentences as trees whose leaves are words of no language. Each language puts the parts of every tree
-in its own order (`ORDERS`) and gives every leaf its own form (`word_form`), so translations, word links, tags and
-answers are gold:
+All files have the formats of the project's real data. A grammar produces sentences as trees. Each
+language puts the parts of a tree in its own order (`ORDERS`) and turns every leaf into a word form
+(`word_form`). Translations, word links, tags and answers are therefore gold:
 
     en    a small English
-    qaa   the order of English, its words enciphered letter by letter
-    qab   its own words, the object before the verb, the adjective after the noun, articles fused with prepositions
-    qac   its own words in another script, the verb last, suffixes for case, tense and number, no articles
+    qaa   English word order; English words enciphered letter by letter
+    qab   its own words; object before verb, adjective after noun, articles fused with prepositions
+    qac   its own words and script; verb last, suffixes for case, tense and number, no articles
 
-Names, digits, punctuation and some loanwords are the same everywhere. The encoders learn by masked language modelling,
-from sentences written separately for each language (never from translations), for a fixed number of steps. The same
-seed gives the same files. The world lets the project run, teach and test itself without a network; it says nothing
-about real languages.
+Names, digits, punctuation and some loanwords are the same in all languages. The models are
+pretrained by language modelling for a fixed number of steps. Their sentences are written separately
+for each language and are never translations. The same seed gives the same files. The world lets the
+project run and test itself without a network. It says nothing about real languages.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 LANGUAGES = ("en", "qaa", "qab", "qac")
-SIZES = {
+SIZES = {  # task: (training examples, test examples)
     "udpos": (1500, 200),
     "wikiann": (1500, 200),
     "xnli": (3000, 200),
     "xquad": (1000, 150),
-}  # training, test
+}
 GENERATION_SIZES = {"train": 800, "valid": 100, "test": 200}
 PARALLEL_SIZE, DEV_SIZE, TEXT_SIZE = 2000, 100, 5000  # sentences per language
 NER_TAGS = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
 
-# -------------------------------------------------------------------------------------------------------------- lexicon
-# In every line the commonest word comes first. An irregular form follows its slash. Words such as "cook", "watch" and
-# "saw" stand in two lines: the part of speech of an English word cannot always be looked up.
+# --- lexicon
+# The most frequent word comes first in each line. An irregular form follows a slash.
+# Words such as "cook", "watch" and "saw" appear in two lines on purpose:
+# the part of speech of an English word cannot always be looked up.
 
 NOUNS = {  # hypernym: hyponyms
     "animal": "dog cat horse bird sheep/sheep cow wolf/wolves fox bear mouse/mice",
@@ -55,7 +56,7 @@ NOUNS = {  # hypernym: hyponyms
     "building": "house school church tower bridge barn mill castle",
     "place": "garden village forest river market valley harbour island",
 }
-VERBS = {  # class of the object ("" for none): verbs
+VERBS = {  # class of the object ("" if the verb takes none): verbs
     "food": "eat/ate buy/bought sell/sold cook fetch share",
     "animal": "see/saw feed/fed find/found lose/lost watch brush",
     "tool": "use find/found lose/lost repair fetch hammer",
@@ -78,10 +79,8 @@ FUNCTION_WORDS = {
     "NUM": "two three four five ten",
     "ADV": "slowly quickly gladly often alone carefully yesterday recently today now very where",
 }
-MANNER, TIME = (
-    "slowly quickly gladly often alone carefully",
-    {"past": "yesterday recently", "present": "today now"},
-)
+MANNER = "slowly quickly gladly often alone carefully"
+TIME = {"past": "yesterday recently", "present": "today now"}
 BE_DO = {  # (lemma, features): English form
     ("be", "past singular"): "was",
     ("be", "past plural"): "were",
@@ -95,14 +94,19 @@ HYPERNYMS = {
     noun.partition("/")[0]: kind for kind, line in NOUNS.items() for noun in [kind, *line.split()]
 }
 
-# ------------------------------------------------------------------------------------------------------------ languages
+# --- languages
 
-ORDERS = {  # kind of tree: language: its parts from left to right; a language without an entry has the order of English
+# For each kind of tree and each language, the parts from left to right.
+# A language that is not listed uses the order of English.
+ORDERS = {
     "sentence": {"en": "first comma link second stop"},
     "clause": {
-        "en": "ask do time subject aux not verb object that content degree quality manner tool place stop",
-        "qab": "time subject object ask aux not verb that content quality degree manner tool place stop",
-        "qac": "subject time place tool object manner ask degree quality verb aux not that content stop",
+        "en": "ask do time subject aux not verb object that content degree quality "
+        "manner tool place stop",
+        "qab": "time subject object ask aux not verb that content quality degree "
+        "manner tool place stop",
+        "qac": "subject time place tool object manner ask degree quality verb aux not "
+        "that content stop",
     },
     "phrase": {
         "en": "adposition determiner number adjective noun head tail",
@@ -110,11 +114,11 @@ ORDERS = {  # kind of tree: language: its parts from left to right; a language w
         "qac": "number adjective noun head tail determiner adposition",
     },
 }
-DROPPED = {
+DROPPED = {  # lemmas for which a language has no word
     "qab": {"do"},
     "qac": {"do", "be", "a", "the", "in", "from", "with"},
-}  # lemmas that a language has no word for
-SUFFIXES = {  # feature or role: suffix, in the order in which they are added
+}
+SUFFIXES = {  # feature or role: suffix, in the order in which suffixes are added
     "qab": {"plural": "na", "past": "ro", "present": "s"},
     "qac": {
         "past": "eb",
@@ -131,59 +135,67 @@ SCRIPTS = {"qac": str.maketrans("abdegiklmnopqrstuxz", "აბდეგიკლ
 LOANS = 0.3  # the share of nouns, verbs and adjectives that each language borrows from English
 
 
-@dataclass(
-    eq=False, slots=True
-)  # compared by identity: a leaf is one word of one sentence, in whichever language
+@dataclass(eq=False, slots=True)  # compared by identity, also across languages
 class Leaf:
+    """One word of one sentence, the same object in every language."""
+
     lemma: str  # the English lemma, a name, digits, or punctuation
     upos: str
-    features: str = ""  # "plural" of a noun, "past singular" of a verb ...
-    entity: str = "O"
+    features: str = ""  # such as "plural" for a noun or "past singular" for a verb
+    entity: str = "O"  # one of NER_TAGS
 
 
 @dataclass(eq=False, slots=True)
 class Tree:
+    """A sentence, a clause or a phrase, as named parts without an order."""
+
     kind: str  # a key of ORDERS
     parts: dict[str, Leaf | Tree]
 
     def but(self, **changes: Leaf | Tree | None) -> Tree:
-        """A copy with other parts; None takes a part away."""
-        return Tree(self.kind, {slot: part for slot, part in {**self.parts, **changes}.items() if part})
+        """Return a copy with some parts replaced; None removes a part."""
+        parts = {**self.parts, **changes}
+        return Tree(self.kind, {slot: part for slot, part in parts.items() if part})
 
 
 class Token(NamedTuple):
+    """A token of the text."""
+
     form: str
-    words: list[tuple[str, Leaf]]  # two in a multi-word token such as "cannot" = "can" + "not"
+    words: list[tuple[str, Leaf]]  # two for a multi-word token such as "cannot" = "can" + "not"
 
 
 @dataclass
 class World:
-    """What a seed decides: the words of the invented languages, and the names."""
+    """Everything that depends on the seed: the words of the invented languages, and the names."""
 
     rng: random.Random
-    irregular: dict[str, str] = field(default_factory=dict)  # English lemma -> its one irregular form
-    cipher: dict[int, int] = field(default_factory=dict)  # of qaa, for str.translate
-    stems: dict[tuple[str, str, str], str] = field(
-        default_factory=dict
-    )  # (language, lemma, part of speech) -> stem
+    # English lemma and part of speech -> irregular form
+    irregular: dict[str, str] = field(default_factory=dict)
+    # the letters of qaa, for str.translate
+    cipher: dict[int, int] = field(default_factory=dict)
+    # (language, lemma, part of speech) -> stem
+    stems: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    # kind of name ("first", "last" or "city") -> names
     names: dict[str, list[str]] = field(default_factory=dict)
-    forms: dict[tuple, str] = field(default_factory=dict)  # what word_form has answered before
+    # cache of word_form
+    forms: dict[tuple, str] = field(default_factory=dict)
 
 
 def make_world(seed: int) -> World:
+    """Invent the words and names of a world."""
     rng = random.Random(seed)
     world = World(rng)
     for letters in ("aeiou", "bcdfghjklmnpqrstvwxyz"):
         world.cipher |= str.maketrans(letters, "".join(rng.sample(letters, len(letters))))
     lines = [("NOUN", f"{hypernym} {line}") for hypernym, line in NOUNS.items()]
-    lines += (
-        [("VERB", line) for line in VERBS.values()]
-        + [("ADJ", ADJECTIVES)]
-        + list(FUNCTION_WORDS.items())
-    )
-    entries = {
-        (*entry.partition("/")[::2], upos): None for upos, line in lines for entry in line.split()
-    }
+    lines += [("VERB", line) for line in VERBS.values()]
+    lines += [("ADJ", ADJECTIVES), *FUNCTION_WORDS.items()]
+    entries = {}  # keys (lemma, irregular form, part of speech), in order
+    for upos, line in lines:
+        for entry in line.split():
+            lemma, _, irregular = entry.partition("/")
+            entries[lemma, irregular, upos] = None
     world.irregular = {lemma + upos: form for lemma, form, upos in entries if form}
     for language in LANGUAGES[1:]:
         used: set[str] = set()
@@ -200,7 +212,7 @@ def make_world(seed: int) -> World:
 
 
 def new_stem(rng: random.Random, language: str, syllables: int, used: set[str]) -> str:
-    """An invented stem. One in twenty is used already, so that every language has homographs of its own."""
+    """Invent a stem. One stem in twenty is a used one, so that every language has homographs."""
     consonants, vowels = SYLLABLES[language]
     longer = sorted(stem for stem in used if len(stem) > 3)
     if syllables > 1 and longer and rng.random() < 0.05:
@@ -214,6 +226,7 @@ def new_stem(rng: random.Random, language: str, syllables: int, used: set[str]) 
 
 
 def english_form(world: World, leaf: Leaf, role: str) -> str:
+    """Inflect an English word."""
     lemma, upos, features = leaf.lemma, leaf.upos, leaf.features
     irregular = world.irregular.get(lemma + upos)
     if upos == "AUX":
@@ -230,7 +243,10 @@ def english_form(world: World, leaf: Leaf, role: str) -> str:
 
 
 def word_form(world: World, language: str, leaf: Leaf, role: str) -> str:
-    """The form of a leaf in a role ("object", an adposition, "base" after an auxiliary); "" if a language drops it."""
+    """Return the form of a leaf, or "" if the language has no such word.
+
+    `role` is "object", an adposition, "base" for a verb after an auxiliary, or "".
+    """
     if leaf.upos in ("PROPN", "PUNCT") or leaf.lemma.isdigit():
         return leaf.lemma
     key = (language, leaf.lemma, leaf.upos, leaf.features, role)
@@ -239,11 +255,14 @@ def word_form(world: World, language: str, leaf: Leaf, role: str) -> str:
         if leaf.lemma in DROPPED.get(language, ()):
             form = ""
         elif language in SUFFIXES:
-            features = {*leaf.features.split(), role} if leaf.upos in ("NOUN", "PRON", "VERB") else set()
+            inflected = leaf.upos in ("NOUN", "PRON", "VERB")
+            features = {*leaf.features.split(), role} if inflected else set()
             suffixes = "".join(
                 suffix for feature, suffix in SUFFIXES[language].items() if feature in features
             )
-            form = (stem if stem == leaf.lemma else stem.translate(script)) + suffixes.translate(script)
+            if stem != leaf.lemma:  # loanwords keep the Latin script
+                stem = stem.translate(script)
+            form = stem + suffixes.translate(script)
         else:
             form = english_form(world, leaf, role)
             form = form.translate(world.cipher) if language == "qaa" and not stem else form
@@ -252,7 +271,7 @@ def word_form(world: World, language: str, leaf: Leaf, role: str) -> str:
 
 
 def in_order(language: str, tree: Tree, role: str = "") -> Iterator[tuple[Leaf, str]]:
-    """The leaves of a tree in the language's order, each with its role."""
+    """Yield the leaves of a tree in the order of the language, each with its role."""
     parts, orders = tree.parts, ORDERS[tree.kind]
     for slot in orders.get(language, orders["en"]).split():
         if slot not in parts:
@@ -269,9 +288,12 @@ def in_order(language: str, tree: Tree, role: str = "") -> Iterator[tuple[Leaf, 
 
 
 def render(world: World, language: str, tree: Tree) -> list[Token]:
-    """A tree as the tokens of a language, with a capital in front where the script has capitals."""
-    words = [(word_form(world, language, leaf, role), leaf) for leaf, role in in_order(language, tree)]
-    words = [(form, leaf) for form, leaf in words if form]
+    """Return a tree as tokens of a language; a capital begins it if the script has capitals."""
+    words = []
+    for leaf, role in in_order(language, tree):
+        form = word_form(world, language, leaf, role)
+        if form:
+            words.append((form, leaf))
     if language not in SCRIPTS:
         words[0] = (words[0][0][0].upper() + words[0][0][1:], words[0][1])
     tokens: list[Token] = []
@@ -281,7 +303,8 @@ def render(world: World, language: str, tree: Tree) -> list[Token]:
             tokens[-1] = Token(before + "n", [(before + "n", last)])
         if language in ("en", "qaa") and (last.lemma, leaf.lemma) == ("can", "not"):
             tokens[-1] = Token(before + form, [(before, last), (form, leaf)])
-        elif language == "qab" and (last.upos, leaf.lemma) == ("ADP", "the"):  # as German im = in + dem
+        elif language == "qab" and (last.upos, leaf.lemma) == ("ADP", "the"):
+            # an article fuses with the preposition, as in German "im" = "in" + "dem"
             tokens[-1] = Token(before + form[-1], [(before, last), (form, leaf)])
         else:
             tokens.append(Token(form, [(form, leaf)]))
@@ -289,29 +312,35 @@ def render(world: World, language: str, tree: Tree) -> list[Token]:
 
 
 def as_text(tokens: list[Token]) -> str:
-    return "".join(
-        ("" if token.words[0][1].upos == "PUNCT" else " ") + token.form for token in tokens
-    ).lstrip()
+    """Join tokens with spaces, but without a space before punctuation."""
+    text = ""
+    for token in tokens:
+        punctuation = token.words[0][1].upos == "PUNCT"
+        text += token.form if punctuation else " " + token.form
+    return text.lstrip()
 
 
 def gold_links(source: list[Token], target: list[Token]) -> list[tuple[int, int]]:
-    """One-to-one links: both tokens are the same leaf, and nothing else."""
+    """Link the tokens that consist of the same single leaf, one to one."""
     where = {token.words[0][1]: j for j, token in enumerate(target) if len(token.words) == 1}
     heads = [(i, token.words[0][1]) for i, token in enumerate(source) if len(token.words) == 1]
     return [(i, where[leaf]) for i, leaf in heads if leaf in where]
 
 
-# -------------------------------------------------------------------------------------------------------------- grammar
+# --- grammar
 
 
 def pick(world: World, line: str | list[str]) -> str:
-    """A word of a line, the first ones more often: it takes rare words to need subwords."""
+    """Draw a word, the first ones more often: without rare words no word would need subwords."""
     words = line.split() if isinstance(line, str) else line
     return words[int(len(words) * world.rng.random() ** 3)].partition("/")[0]
 
 
 def named(world: World, kind: str) -> Tree:
-    """A person, a place, or a company that is named after one of them: only its second word tells."""
+    """Return a named person ("PER"), place ("LOC") or company ("ORG").
+
+    A company is named after a person or a city, and only its second word shows that it is one.
+    """
     first, last, city = (pick(world, world.names[key]) for key in ("first", "last", "city"))
     if kind == "PER":
         words = [first, last]
@@ -327,15 +356,14 @@ def named(world: World, kind: str) -> Tree:
 
 
 def noun_phrase(world: World, kind: str, definite: bool = False) -> Tree:
+    """Return a noun of a kind (a key of NOUNS) with a determiner or a number."""
     rng = world.rng
     plural = rng.random() < 0.3
-    parts = {
-        "noun": Leaf(pick(world, f"{NOUNS[kind]} {kind}"), "NOUN", "plural" if plural else "singular")
-    }
+    noun = pick(world, f"{NOUNS[kind]} {kind}")
+    parts = {"noun": Leaf(noun, "NOUN", "plural" if plural else "singular")}
     if plural and not definite and rng.random() < 0.4:
-        parts["number"] = Leaf(
-            rng.choice((str(rng.randint(2, 99)), pick(world, FUNCTION_WORDS["NUM"]))), "NUM"
-        )
+        digits, word = str(rng.randint(2, 99)), pick(world, FUNCTION_WORDS["NUM"])
+        parts["number"] = Leaf(rng.choice((digits, word)), "NUM")
     else:
         determiners = "the" if definite else "the some these" if plural else "the a this every that"
         parts["determiner"] = Leaf(pick(world, determiners), "DET")
@@ -345,7 +373,7 @@ def noun_phrase(world: World, kind: str, definite: bool = False) -> Tree:
 
 
 def adjunct(world: World, slot: str, tense: str) -> Tree | Leaf:
-    """Something for the slot aux, manner, time, tool or place."""
+    """Return a filler for the slot aux, manner, time, tool or place."""
     if slot == "aux":
         return Leaf(pick(world, "can will must"), "AUX")
     if slot == "manner":
@@ -362,12 +390,17 @@ def adjunct(world: World, slot: str, tense: str) -> Tree | Leaf:
 
 
 def pronoun(world: World) -> Leaf:
+    """Return a personal pronoun of the third person, or "we"."""
     lemma = pick(world, "he she they we")
     return Leaf(lemma, "PRON", "singular" if lemma in ("he", "she") else "plural")
 
 
 def clause(world: World, plain: bool = False, inner: bool = False) -> Tree:
-    """A clause. A plain one (NLI, QA) is affirmative, about people, and definite; an inner one has no clause in it."""
+    """Return a clause.
+
+    A plain clause (for NLI and QA) is affirmative and definite, and its subject is a person. An
+    inner clause contains no other clause.
+    """
     rng, tense = world.rng, world.rng.choice(("past", "past", "present"))
     if rng.random() < 0.6:
         subject = noun_phrase(world, "person" if plain else rng.choice(("person", "animal")), plain)
@@ -375,25 +408,24 @@ def clause(world: World, plain: bool = False, inner: bool = False) -> Tree:
         subject = named(world, "PER" if plain else rng.choice(("PER", "ORG")))
     else:
         subject = pronoun(world)
-    agreement = (
-        subject if isinstance(subject, Leaf) else subject.parts.get("noun") or subject.parts["head"]
-    )
+    agreement = subject
+    if isinstance(subject, Tree):
+        agreement = subject.parts.get("noun") or subject.parts["head"]
     features, parts = f"{tense} {agreement.features}", {"subject": subject}
-    kind = rng.choice(
-        [kind for kind in (*VERBS, "be", "be") if kind != "clause" or not (plain or inner)]
-    )
+    kinds = [*VERBS, "be", "be"]
+    if plain or inner:
+        kinds.remove("clause")
+    kind = rng.choice(kinds)
     if kind == "be":
-        parts |= {"aux": Leaf("be", "AUX", features), "quality": Leaf(pick(world, ADJECTIVES), "ADJ")}
-        parts |= {"degree": Leaf("very", "ADV")} if rng.random() < 0.4 else {}
+        parts["aux"] = Leaf("be", "AUX", features)
+        parts["quality"] = Leaf(pick(world, ADJECTIVES), "ADJ")
+        if rng.random() < 0.4:
+            parts["degree"] = Leaf("very", "ADV")
     else:
         parts["verb"] = Leaf(pick(world, VERBS[kind]), "VERB", features)
-        for slot, chance in {
-            "manner": 0.2,
-            "time": 0.2,
-            "place": 0.4,
-            "tool": 0.1,
-            "aux": 0 if plain else 0.2,
-        }.items():
+        chances = {"manner": 0.2, "time": 0.2, "place": 0.4, "tool": 0.1}
+        chances["aux"] = 0 if plain else 0.2
+        for slot, chance in chances.items():
             if rng.random() < chance and kind != "clause":
                 parts[slot] = adjunct(world, slot, tense)
     if kind == "clause":
@@ -402,17 +434,18 @@ def clause(world: World, plain: bool = False, inner: bool = False) -> Tree:
         parts["object"] = named(world, "PER") if plain or rng.random() < 0.5 else pronoun(world)
     elif kind in NOUNS:
         parts["object"] = noun_phrase(world, kind, plain)
-    return negated(Tree("clause", parts)) if not plain and rng.random() < 0.15 else Tree("clause", parts)
+    tree = Tree("clause", parts)
+    return negated(tree) if not plain and rng.random() < 0.15 else tree
 
 
 def negated(tree: Tree) -> Tree:
-    """The contrary of a clause. English needs an auxiliary for it ("did not see")."""
+    """Negate a clause. English needs an auxiliary for this ("did not see")."""
     aux = tree.parts.get("aux") or Leaf("do", "AUX", tree.parts["verb"].features)
     return tree.but(aux=aux, **{"not": Leaf("not", "PART")})
 
 
 def sentence(world: World, first: Tree | None = None) -> Tree:
-    """The given clause with a full stop, or a new one, or two with a conjunction between them."""
+    """Return a sentence: the given clause, a new one, or two joined by a conjunction."""
     parts = {"first": first or clause(world), "stop": Leaf(".", "PUNCT")}
     if not first and world.rng.random() < 0.2:
         upos = world.rng.choice(("CCONJ", "SCONJ"))
@@ -422,11 +455,15 @@ def sentence(world: World, first: Tree | None = None) -> Tree:
     return Tree("sentence", parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------- tasks
+# --- tasks
 
 
 def hypotheses(world: World, premise: Tree, label: int) -> Iterator[Tree]:
-    """What follows (0: less, or a hypernym), what may be (1: more), or what cannot be (2: a negation, an antonym)."""
+    """Yield hypotheses for a premise.
+
+    Label 0, entailment, removes a part or replaces a noun by its hypernym. Label 1, neutral, adds a
+    part. Label 2, contradiction, negates the premise or uses an antonym.
+    """
     parts, be = premise.parts, "quality" in premise.parts
     head = "quality" if be else "verb"
     nouns = [
@@ -445,10 +482,16 @@ def hypotheses(world: World, premise: Tree, label: int) -> Iterator[Tree]:
                 yield premise.but(**{slot: phrase.but(adjective=None)})
     elif label == 1:
         for slot in (slot for slot in slots if slot not in parts):
-            more = Leaf("very", "ADV") if be else adjunct(world, slot, parts["verb"].features.split()[0])
-            yield premise.but(**{slot: more})
-        for slot, phrase in (pair for pair in nouns if "adjective" not in pair[1].parts):
-            yield premise.but(**{slot: phrase.but(adjective=Leaf(pick(world, ADJECTIVES), "ADJ"))})
+            if be:
+                added = Leaf("very", "ADV")
+            else:
+                tense = parts["verb"].features.split()[0]
+                added = adjunct(world, slot, tense)
+            yield premise.but(**{slot: added})
+        for slot, phrase in nouns:
+            if "adjective" not in phrase.parts:
+                adjective = Leaf(pick(world, ADJECTIVES), "ADJ")
+                yield premise.but(**{slot: phrase.but(adjective=adjective)})
     else:
         yield negated(premise)
         for pair in (pair.split("/") for pair in OPPOSITES.split()):
@@ -458,6 +501,7 @@ def hypotheses(world: World, premise: Tree, label: int) -> Iterator[Tree]:
 
 
 def nli_example(world: World) -> dict:
+    """Return a premise, a hypothesis and a label."""
     label, choices = world.rng.randrange(3), []
     while not choices:
         premise = clause(world, plain=True)
@@ -467,14 +511,15 @@ def nli_example(world: World) -> dict:
 
 
 def qa_example(world: World) -> dict:
-    """Clauses in the past with different verbs, and a question about one part of one of them."""
+    """Return clauses in the past with different verbs, and a question about a part of one."""
     clauses, length = {}, world.rng.randint(3, 8)
     while len(clauses) < length:
         tree = clause(world, plain=True)
         if "verb" in tree.parts and tree.parts["verb"].features.startswith("past"):
             clauses.setdefault(tree.parts["verb"].lemma, tree)
     asked = world.rng.choice(list(clauses.values()))
-    slot = world.rng.choice([slot for slot in ("subject", "object", "place") if slot in asked.parts])
+    slots = [slot for slot in ("subject", "object", "place") if slot in asked.parts]
+    slot = world.rng.choice(slots)
     answer = asked.parts[slot]
     human = "head" in answer.parts or HYPERNYMS[answer.parts["noun"].lemma] == "person"
     ask = Leaf("where", "ADV") if slot == "place" else Leaf("who" if human else "what", "PRON")
@@ -493,7 +538,7 @@ ENTITY_SLOTS = {"PER": "person", "ORG": "company", "LOC": "place"}
 
 
 def slot_example(world: World) -> dict:
-    """A command or a statement, without a stop, and the type of every part of it that is a slot."""
+    """Return a command or a statement without a full stop, and the type of each slot in it."""
     tree = clause(world, inner=True)
     if "verb" in tree.parts and world.rng.random() < 0.6:
         time = adjunct(world, "time", "present") if "time" in tree.parts else None
@@ -504,7 +549,7 @@ def slot_example(world: World) -> dict:
 
 
 def slot_type(slot: str, part: Leaf | Tree) -> str:
-    """What a part of a clause is about; "" if it is no slot, as verbs and pronouns."""
+    """Return the slot type of a part of a clause, or "" if it is not a slot, such as a verb."""
     if slot == "time":
         return "time"
     if isinstance(part, Leaf):
@@ -515,12 +560,13 @@ def slot_type(slot: str, part: Leaf | Tree) -> str:
 
 
 def person_example(world: World) -> dict:
-    """A command or a statement, without a stop; its slot is a person, whose type is what is done to them.
+    """Return a command or a statement with one slot: a person, whose slot type is the verb.
 
-    A model has to understand the verb, which differs from language to language, and to copy the name, which does not.
+    A model must understand the verb, which differs between languages, and copy the name, which does
+    not.
     """
     tree = clause(world, inner=True)
-    if world.rng.random() < 0.9:  # else mostly a clause without a slot
+    if world.rng.random() < 0.9:  # most of the others have no slot
         verbs = VERBS["person"].replace("/", " ").split()
         while "verb" not in tree.parts or tree.parts["verb"].lemma not in verbs:
             tree = clause(world, inner=True)
@@ -533,10 +579,11 @@ def person_example(world: World) -> dict:
     return {"tree": tree, "types": {"object": tree.parts["verb"].lemma} if name else {}}
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
+# --- data
 
 
 def conllu(world: World, language: str, tree: Tree) -> str:
+    """Return a sentence in CoNLL-U, with ranges for multi-word tokens."""
     tokens, index = render(world, language, tree), 0
     lines = [f"# text = {as_text(tokens)}"]
     for form, words in tokens:
@@ -549,30 +596,39 @@ def conllu(world: World, language: str, tree: Tree) -> str:
 
 
 def ner_line(world: World, language: str, tree: Tree) -> str:
+    """Return a sentence as WikiANN's JSON, with tags as numbers."""
     tokens = render(world, language, tree)
     tags = [NER_TAGS.index(words[0][1].entity) for _, words in tokens]
-    return json.dumps({"tokens": [form for form, _ in tokens], "ner_tags": tags}, ensure_ascii=False)
+    line = {"tokens": [form for form, _ in tokens], "ner_tags": tags}
+    return json.dumps(line, ensure_ascii=False)
 
 
 def nli_line(world: World, language: str, example: dict) -> str:
-    texts = {side: as_text(render(world, language, example[side])) for side in ("premise", "hypothesis")}
-    return json.dumps({**texts, "label": example["label"]}, ensure_ascii=False)
+    """Return a premise, a hypothesis and a label as XNLI's JSON."""
+    line = {side: text_line(world, language, example[side]) for side in ("premise", "hypothesis")}
+    return json.dumps({**line, "label": example["label"]}, ensure_ascii=False)
+
+
+def positions(tokens: list[Token], leaves: set[Leaf]) -> list[int]:
+    """Return the positions of the tokens of a part of the tree; they are adjacent."""
+    return [i for i, (_, words) in enumerate(tokens) if words[0][1] in leaves]
 
 
 def qa_line(world: World, language: str, example: dict) -> str:
-    inside, context, answers = {leaf for leaf, _ in in_order("en", example["answer"])}, "", {}
+    """Return a question, its context and its answer as XQuAD's JSON."""
+    leaves = {leaf for leaf, _ in in_order("en", example["answer"])}
+    context, answers = "", {}
     for tree in example["context"]:
         tokens = render(world, language, tree)
-        chosen = [
-            i for i, (_, words) in enumerate(tokens) if words[0][1] in inside
-        ]  # neighbours in every language
+        chosen = positions(tokens, leaves)
         context += " " if context else ""
         if chosen:
             start = len(context) + len(as_text(tokens[: chosen[0]])) + (chosen[0] > 0)
-            answers = {"text": [as_text(tokens[chosen[0] : chosen[-1] + 1])], "answer_start": [start]}
+            answer = as_text(tokens[chosen[0] : chosen[-1] + 1])
+            answers = {"text": [answer], "answer_start": [start]}
         context += as_text(tokens)
     line = {
-        "question": as_text(render(world, language, example["question"])),
+        "question": text_line(world, language, example["question"]),
         "context": context,
         "answers": answers,
     }
@@ -580,69 +636,70 @@ def qa_line(world: World, language: str, example: dict) -> str:
 
 
 def text_line(world: World, language: str, tree: Tree) -> str:
+    """Return a sentence as plain text."""
     return as_text(render(world, language, tree))
 
 
 def uner_line(world: World, language: str, tree: Tree) -> str:
+    """Return a sentence as UNER's JSON, with tags as strings."""
     tokens = render(world, language, tree)
     tags = [words[0][1].entity for _, words in tokens]
     return json.dumps({"tokens": [form for form, _ in tokens], "tags": tags}, ensure_ascii=False)
 
 
 def slot_line(world: World, language: str, example: dict) -> str:
+    """Return a text and its slots, in the order of the text, as JSON."""
     tokens, found = render(world, language, example["tree"]), {}
     for slot, kind in example["types"].items():
         part = example["tree"].parts[slot]
         leaves = {part} if isinstance(part, Leaf) else {leaf for leaf, _ in in_order("en", part)}
-        chosen = [
-            i for i, (_, words) in enumerate(tokens) if words[0][1] in leaves
-        ]  # neighbours in every language
+        chosen = positions(tokens, leaves)
         found[chosen[0]] = {"type": kind, "value": as_text(tokens[chosen[0] : chosen[-1] + 1])}
     slots = [found[start] for start in sorted(found)]
     return json.dumps({"text": as_text(tokens), "slots": slots}, ensure_ascii=False)
 
 
 def write(path: Path, lines: list[str]) -> None:
+    """Write lines to a file, and make its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def write_pairs(path: Path, sources: list[str], targets: list[str]) -> None:
+    """Write parallel text, one pair separated by a tab in each line."""
     write(path, [f"{source}\t{target}" for source, target in zip(sources, targets, strict=True)])
 
 
 def write_parallel(world: World, data: Path, language: str) -> None:
-    """Translations, their gold links, and a dictionary: the lexicon that the links show, a tenth of it left out."""
+    """Write translations, their gold links, and a dictionary with nine tenths of the links."""
     text, gold, lexicon = [], [], {}
     for tree in [sentence(world) for _ in range(PARALLEL_SIZE)]:
         source, target = render(world, "en", tree), render(world, language, tree)
         links = gold_links(source, target)
         text.append(f"{as_text(source)}\t{as_text(target)}")
-        columns = (
-            [token.form for token in source],
-            [token.form for token in target],
-            [f"{i}-{j}" for i, j in links],
-        )
-        gold.append("\t".join(map(" ".join, columns)))
-        pairs = [(source[i], target[j]) for i, j in links if source[i].form.isalpha()]
-        lexicon |= {
-            (s.form.lower(), t.form.lower()): None for s, t in pairs if s.words[0][1].upos != "PROPN"
-        }
+        source_words = " ".join(token.form for token in source)
+        target_words = " ".join(token.form for token in target)
+        pharaoh = " ".join(f"{i}-{j}" for i, j in links)
+        gold.append(f"{source_words}\t{target_words}\t{pharaoh}")
+        for i, j in links:
+            if source[i].form.isalpha() and source[i].words[0][1].upos != "PROPN":
+                lexicon[source[i].form.lower(), target[j].form.lower()] = None
     write(data / f"parallel/en-{language}.tsv", text)
     write(data / f"goldalign/en-{language}.tsv", gold)
     entries = [" ".join(pair) for pair in lexicon if world.rng.random() < 0.9]
     write(data / f"dictionary/en-{language}.txt", sorted(entries))
     for _ in lexicon:
-        world.rng.random()  # keeps what is written next as it was when a dictionary for the way back was drawn here
+        # An earlier revision drew a second dictionary here; the data after it must stay the same.
+        world.rng.random()
 
 
-TASKS = {  # task: (file extension, an item of the grammar, the item in a file)
+TASKS = {  # task: (file extension, function that draws an item, function that formats it)
     "udpos": ("conllu", sentence, conllu),
     "wikiann": ("jsonl", sentence, ner_line),
     "xnli": ("jsonl", nli_example, nli_line),
     "xquad": ("jsonl", qa_example, qa_line),
 }
-GENERATION_TASKS = {  # task: the same without the extension
+GENERATION_TASKS = {  # task: (function that draws an item, function that formats it)
     "xsid": (person_example, slot_line),
     "massive": (slot_example, slot_line),
     "uner": (sentence, uner_line),
@@ -650,7 +707,7 @@ GENERATION_TASKS = {  # task: the same without the extension
 
 
 def build_data(folder: str | Path, seed: int = 0) -> list[str]:
-    """Write `folder/data`. Returns the sentences that models are pretrained on: every language, no translations."""
+    """Write `folder/data`. Returns sentences of all languages, for pretraining."""
     world, data = make_world(seed), Path(folder) / "data"
     for language in LANGUAGES[1:]:
         write_parallel(world, data, language)
@@ -658,35 +715,30 @@ def build_data(folder: str | Path, seed: int = 0) -> list[str]:
         for split, size in zip(("train", "test"), SIZES[task], strict=True):
             items = [item(world) for _ in range(size)]
             if task == "xquad":
-                items = [{"id": f"{split}-{number}", **example} for number, example in enumerate(items)]
-            for language in (
-                LANGUAGES if split == "test" else LANGUAGES[:1]
-            ):  # test sets are translations of each other
-                write(
-                    data / task / language / f"{split}.{extension}",
-                    [line(world, language, item) for item in items],
-                )
-    texts = [
-        as_text(render(world, language, sentence(world)))
-        for language in LANGUAGES
-        for _ in range(TEXT_SIZE)
-    ]
+                items = [
+                    {"id": f"{split}-{number}", **example} for number, example in enumerate(items)
+                ]
+            # Only English has training data. The test sets are translations of each other.
+            for language in LANGUAGES if split == "test" else LANGUAGES[:1]:
+                path = data / task / language / f"{split}.{extension}"
+                write(path, [line(world, language, item) for item in items])
+    texts = []
+    for language in LANGUAGES:
+        texts += [text_line(world, language, sentence(world)) for _ in range(TEXT_SIZE)]
     write_generation_data(world, data, seed)
     return texts
 
 
 def write_generation_data(world: World, data: Path, seed: int) -> None:
-    """Data of the method for generators, each from dice of its own. All are translations of each other."""
+    """Write the data of the tasks for decoders; all languages are translations of each other."""
     for task, (item, line) in GENERATION_TASKS.items():
         world.rng, used = random.Random(f"{task} {seed}"), set()
         for split, size in GENERATION_SIZES.items():
             items = fresh(world, item, line, size, used)
             name = "dev" if (task, split) == ("uner", "valid") else split
             for language in LANGUAGES:
-                write(
-                    data / task / language / f"{name}.jsonl",
-                    [line(world, language, item) for item in items],
-                )
+                path = data / task / language / f"{name}.jsonl"
+                write(path, [line(world, language, item) for item in items])
     world.rng = random.Random(f"translation {seed}")
     used = {
         line.split("\t")[0]
@@ -706,7 +758,7 @@ def write_generation_data(world: World, data: Path, seed: int) -> None:
 
 
 def fresh(world: World, item: Callable, line: Callable, size: int, used: set[str]) -> list:
-    """New items of the grammar whose English lines are not in `used`, and then are."""
+    """Draw items whose English lines are not in `used`, and add their lines to it."""
     items = []
     while len(items) < size:
         new = item(world)
@@ -717,21 +769,20 @@ def fresh(world: World, item: Callable, line: Callable, size: int, used: set[str
     return items
 
 
-# --------------------------------------------------------------------------------------------------------------- models
+# --- models
 
 ENCODERS = ("distilbert", "bert", "xlmr")
 ARCHITECTURES = (*ENCODERS, "llama")
 LAYERS, HIDDEN, HEADS, VOCABULARY, MAX_LENGTH = 4, 96, 4, 1100, 512
-STEPS, TOKENS_PER_BATCH, LEARNING_RATE = (
-    2000,
-    640,
-    1.5e-3,
-)  # small batches: here it is the number of steps that counts
+STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 2000, 640, 1.5e-3  # many small steps teach more here
 DECODER_HIDDEN, DECODER_VOCABULARY = 128, 1500
 
 
 def unigram(texts: list[str], special: list[str]):
-    """Unigram as XLM-R's. Its trainer scores the rarest letters differently from run to run: here they are equal."""
+    """Train a unigram tokenizer such as XLM-R's.
+
+    The trainer scores the rarest letters differently in every run, so they get equal scores here.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.Unigram())
@@ -739,73 +790,69 @@ def unigram(texts: list[str], special: list[str]):
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     options = {"special_tokens": special, "unk_token": "<unk>", "show_progress": False}
     tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=VOCABULARY, **options))
-    scores = {
-        piece: round(score, 3) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]
-    }
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    scores = {piece: round(score, 3) for piece, score in vocabulary}
     floor = min(score for piece, score in scores.items() if len(piece) > 1)
     scores = {piece: max(score, floor) for piece, score in scores.items()}
     pieces = special + sorted(scores.keys() - {*special}, key=lambda piece: (-scores[piece], piece))
-    tokenizer.model = models.Unigram(
-        [(piece, scores[piece]) for piece in pieces], special.index("<unk>")
-    )
+    scored = [(piece, scores[piece]) for piece in pieces]
+    tokenizer.model = models.Unigram(scored, special.index("<unk>"))
     return tokenizer
 
 
 def wordpiece(texts: list[str], special: list[str]):
-    """WordPiece as BERT's, cased. Its own trainer breaks ties at random, so the pieces come from byte pairs."""
+    """Train a cased WordPiece tokenizer such as BERT's.
+
+    The WordPiece trainer breaks ties at random, so the pieces come from the BPE trainer.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     pairs = Tokenizer(models.BPE())
     pairs.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pairs.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, show_progress=False)
+    pairs.train_from_iterator(texts, trainer)
     words = {word for text in texts for word, _ in pairs.pre_tokenizer.pre_tokenize_str(text)}
     splits = [pairs.encode(word) for word in words]
     pieces = {"##" * (i > 0) + piece for split in splits for i, piece in enumerate(split.tokens)}
     pieces |= {mark + letter for letter in {*"".join(words)} for mark in ("", "##")}
     vocabulary = {piece: index for index, piece in enumerate([*special, *sorted(pieces)])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.decoder = (
-        normalizers.BertNormalizer(lowercase=False),
-        decoders.WordPiece(),
-    )
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return tokenizer
 
 
 def byte_pairs(texts: list[str], special: list[str]):
-    """Byte pairs as Llama 3's: every text has its subwords, and none is unknown."""
+    """Train a byte-level BPE tokenizer such as Llama 3's, which has no unknown subwords."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer, bytes_ = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer, tokenizer.decoder = bytes_, decoders.ByteLevel()
-    options = {
-        "special_tokens": special,
-        "initial_alphabet": sorted(bytes_.alphabet()),
-        "show_progress": False,
-    }
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=DECODER_VOCABULARY, **options))
+    options = {"special_tokens": special, "show_progress": False}
+    options["initial_alphabet"] = sorted(bytes_.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=DECODER_VOCABULARY, **options)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
 def build_decoder_tokenizer(texts: list[str]):
-    """A tokenizer that puts its first token in front of every text, and nothing behind it."""
+    """Train a decoder's tokenizer, which adds a begin-of-text token but no end-of-text token."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    begin, end, pad, unknown = special = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unk|>"]
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unk|>"]
+    begin, end, pad, unknown = special
     tokenizer = byte_pairs(texts, special)
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{begin} $A",
-        pair=f"{begin} $A {begin} $B:1",
-        special_tokens=[(begin, special.index(begin))],
-    )
+    single, pair, ids = f"{begin} $A", f"{begin} $A {begin} $B:1", [(begin, special.index(begin))]
+    tokenizer.post_processor = TemplateProcessing(single, pair, special_tokens=ids)
     names = {"bos_token": begin, "eos_token": end, "pad_token": pad, "unk_token": unknown}
     names |= {"model_input_names": ["input_ids", "attention_mask"], "model_max_length": MAX_LENGTH}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def build_tokenizer(architecture: str, texts: list[str]):
-    """A tokenizer of the architecture's kind, with its special tokens, trained on the texts."""
+    """Train the tokenizer of an encoder, with the special tokens of its architecture."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -816,46 +863,37 @@ def build_tokenizer(architecture: str, texts: list[str]):
         pad, unknown, begin, end, mask = special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         tokenizer, pair = wordpiece(texts, special), "[CLS] $A [SEP] $B:1 [SEP]:1"
     ends = [(token, special.index(token)) for token in (begin, end)]
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"{begin} $A {end}", pair=pair, special_tokens=ends
-    )
-    names = {
-        "bos_token": begin,
-        "cls_token": begin,
-        "eos_token": end,
-        "sep_token": end,
-        "unk_token": unknown,
-    }
-    names |= {"pad_token": pad, "mask_token": mask, "model_max_length": MAX_LENGTH}
+    single = f"{begin} $A {end}"
+    tokenizer.post_processor = TemplateProcessing(single, pair, special_tokens=ends)
+    names = {"bos_token": begin, "cls_token": begin, "eos_token": end, "sep_token": end}
+    names |= {"unk_token": unknown, "pad_token": pad, "mask_token": mask}
+    names["model_max_length"] = MAX_LENGTH
     inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * (architecture == "bert")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
 
 
 def build_encoder(architecture: str, tokenizer):
-    """An encoder with random weights: larger than the usual 0.02, for it is narrow, and smaller where a layer adds."""
+    """Return an encoder with random weights.
+
+    The weights are larger than the usual 0.02, because the encoder is narrow, but smaller in the
+    matrices whose output is added to the residual stream.
+    """
     from transformers import AutoModel, BertConfig, DistilBertConfig, XLMRobertaConfig
 
-    shared = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": 0.065,
-    }
+    shared = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    shared["initializer_range"] = 0.065
     sizes = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
-    sizes |= {
-        "intermediate_size": 2 * HIDDEN,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+    sizes |= {"intermediate_size": 2 * HIDDEN}
+    sizes |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     if architecture == "distilbert":
         sizes = {"dim": HIDDEN, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 2 * HIDDEN}
         config = DistilBertConfig(**shared, **sizes, dropout=0.0, attention_dropout=0.0)
     elif architecture == "bert":
         config = BertConfig(**shared, **sizes)
-    else:  # XLM-R counts positions from pad_token_id + 1
+    else:  # XLM-R numbers its positions from pad_token_id + 1
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-        config = XLMRobertaConfig(
-            **shared, **sizes, **ends, max_position_embeddings=MAX_LENGTH + 2, type_vocab_size=1
-        )
+        ends |= {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1}
+        config = XLMRobertaConfig(**shared, **sizes, **ends)
     encoder = AutoModel.from_config(config)
     for name, weight in encoder.named_parameters():
         if name.endswith(("output.dense.weight", "out_lin.weight", "lin2.weight")):
@@ -864,40 +902,25 @@ def build_encoder(architecture: str, tokenizer):
 
 
 def build_decoder(tokenizer):
-    """A Llama with random weights, two query heads to a head of keys and values."""
+    """Return a Llama with random weights and two query heads for each key-value head."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {
-        "hidden_size": DECODER_HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "intermediate_size": 2 * DECODER_HIDDEN,
-    }
-    sizes |= {
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS // 2,
-        "max_position_embeddings": MAX_LENGTH,
-    }
+    sizes = {"hidden_size": DECODER_HIDDEN, "intermediate_size": 2 * DECODER_HIDDEN}
+    sizes |= {"num_hidden_layers": LAYERS, "max_position_embeddings": MAX_LENGTH}
+    sizes |= {"num_attention_heads": HEADS, "num_key_value_heads": HEADS // 2}
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ends = {name: getattr(tokenizer, name) for name in names}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        **sizes,
-        **ends,
-        initializer_range=0.05,
-        rope_theta=1e4,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+    options = {"initializer_range": 0.05, "rope_theta": 1e4, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends, **options))
 
 
 def batches(sequences: list[list[int]], pad: int, rng: random.Random) -> Iterator:
-    """Endless batches (B, T) of about TOKENS_PER_BATCH subwords, each of sequences of similar lengths."""
+    """Yield batches (B, T) of about TOKENS_PER_BATCH subwords and similar lengths, without end."""
     import torch
 
     while True:
-        pool = sorted(
-            rng.sample(sequences, len(sequences)), key=len
-        )  # a stable sort: equal lengths stay shuffled
+        # The sort is stable, so sequences of equal length stay shuffled.
+        pool = sorted(rng.sample(sequences, len(sequences)), key=len)
         spans, end = [], 0
         while end < len(pool):
             spans.append((end, end := end + max(1, TOKENS_PER_BATCH // len(pool[end]))))
@@ -907,15 +930,15 @@ def batches(sequences: list[list[int]], pad: int, rng: random.Random) -> Iterato
 
 
 def pretrain(model, head, losses: Iterator, steps: int) -> float:
-    """Minimise the losses, one a step. Returns the mean of the last 50."""
+    """Take one training step per loss. Returns the mean of the last 50 losses."""
     import torch
 
-    optimizer = torch.optim.AdamW(
-        [*model.parameters(), *head.parameters()], lr=LEARNING_RATE, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
-    )
+    def factor(step: int) -> float:
+        return min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     last = []
     for _ in range(steps):
         loss = next(losses)
@@ -929,20 +952,24 @@ def pretrain(model, head, losses: Iterator, steps: int) -> float:
 
 
 def build_head():
-    """What stands between an encoder and its output layer while it is pretrained, and is thrown away afterwards."""
+    """Return the layers between an encoder and its output layer; only pretraining uses them."""
     from torch import nn
 
     return nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.LayerNorm(HIDDEN))
 
 
 def masked_losses(encoder, head, tokenizer, texts: list[str], seed: int) -> Iterator:
-    """Masked language modelling: of 15% of the subwords, 80% masked, 10% replaced, 10% kept."""
+    """Yield losses of masked language modelling on 15% of the subwords.
+
+    Of these, 80% are masked, 10% are replaced by random subwords, and 10% are kept.
+    """
     import torch
 
-    vocabulary = encoder.get_input_embeddings().weight  # (V, HIDDEN): the output layer too
+    vocabulary = encoder.get_input_embeddings().weight  # (V, HIDDEN), also the output layer
     special = torch.tensor(tokenizer.all_special_ids)
     for ids in batches(tokenizer(texts)["input_ids"], tokenizer.pad_token_id, random.Random(seed)):
-        chosen, dice = (torch.rand(ids.shape) < 0.15) & ~torch.isin(ids, special), torch.rand(ids.shape)
+        chosen = (torch.rand(ids.shape) < 0.15) & ~torch.isin(ids, special)
+        dice = torch.rand(ids.shape)
         noise = torch.randint(len(special), len(tokenizer), ids.shape)
         inputs = ids.masked_fill(chosen & (dice < 0.8), tokenizer.mask_token_id)
         inputs = torch.where(chosen & (dice >= 0.9), noise, inputs)
@@ -952,23 +979,21 @@ def masked_losses(encoder, head, tokenizer, texts: list[str], seed: int) -> Iter
 
 
 def next_token_losses(decoder, tokenizer, texts: list[str], seed: int) -> Iterator:
-    """Language modelling from left to right, over documents."""
+    """Yield losses of next-token prediction."""
     rng = random.Random(seed)
-    documents = [text + tokenizer.eos_token for text in documents_of(texts, rng)]
+    documents = [text + tokenizer.eos_token for text in texts]
     for ids in batches(tokenizer(documents)["input_ids"], tokenizer.pad_token_id, rng):
         mask = (ids != tokenizer.pad_token_id).long()
         yield decoder(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
 
 
-def documents_of(texts: list[str], rng: random.Random) -> list[str]:
-    """Each text with others of its language, one of them repeated: what teaches a model to copy."""
-    return texts
-
-
 def build_model(
     folder: str | Path, architecture: str, texts: list[str], steps: int = STEPS, seed: int = 0
 ) -> Path:
-    """Write `folder/models/<architecture>`: a tokenizer and a pretrained model (0 steps: random weights)."""
+    """Write a tokenizer and a pretrained model to `folder/models/<architecture>`.
+
+    With 0 steps the model has random weights. Returns the folder of the model.
+    """
     import torch
     import transformers
 
@@ -986,38 +1011,25 @@ def build_model(
     loss = f", loss {pretrain(model, head, losses, steps):.2f}" if steps else ""
     tokenizer.save_pretrained(path)
     model.save_pretrained(path)
-    print(
-        f"{architecture}: {steps} steps of language modelling{loss}, {time.time() - start:.0f} s",
-        flush=True,
-    )
+    seconds = f"{time.time() - start:.0f} s"
+    print(f"{architecture}: {steps} steps of language modelling{loss}, {seconds}", flush=True)
     return path
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="A small invented world: data for four tasks, and tiny pretrained encoders."
-    )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="where data/ and models/ go")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another world (default 0)")
-    parser.add_argument("--only-data", action="store_true", help="no encoders")
-    parser.add_argument(
-        "--pretrain-steps",
-        type=int,
-        default=STEPS,
-        metavar="N",
-        help=f"for each encoder (default {STEPS})",
-    )
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        choices=ARCHITECTURES,
-        default=ARCHITECTURES,
-        metavar="NAME",
-        help=" ".join(ARCHITECTURES),
-    )
+    """Run the command line. Returns 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("folder", metavar="DIR", type=Path, help="where to write data/ and models/")
+    add("--seed", type=int, default=0, help="seed of the world (default 0)")
+    add("--only-data", action="store_true", help="write the data, but no models")
+    steps = f"pretraining steps of each model (default {STEPS}; 0: random weights)"
+    add("--pretrain-steps", type=int, default=STEPS, metavar="N", help=steps)
+    names = {"nargs": "+", "choices": ARCHITECTURES, "default": ARCHITECTURES, "metavar": "NAME"}
+    add("--models", **names, help=f"models to write (default: {' '.join(ARCHITECTURES)})")
     args = parser.parse_args(argv)
     if args.pretrain_steps < 0:
-        parser.error("--pretrain-steps must not be negative")
+        parser.error(f"--pretrain-steps {args.pretrain_steps}: give 0 or a positive number")
     start = time.time()
     texts = build_data(args.folder, args.seed)
     print(f"data: {', '.join(LANGUAGES)}, {time.time() - start:.0f} s", flush=True)
