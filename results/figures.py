@@ -1,9 +1,10 @@
-"""Figures of the report: changes of scores by language, curves of losses, layers of the probe.
+"""Draw the figures of the report: score changes by language, loss curves, probed layers.
 
-report.py asks for them with --write: draw() makes those of a folder, save() writes them and removes
-those of earlier reports that no file shows any more. Needs matplotlib.
+report.py uses them with --write. `draw` makes the figures of a folder. `save` writes all figures
+and removes those of earlier reports that no Markdown file shows any more. Needs matplotlib.
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,35 +15,36 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-COLORS = {"baseline": "#222222", "full": "#0072B2", "front": "#D55E00", "back": "#009E73", "mean": "k"}
+COLORS = {"baseline": "#222222", "full": "#0072B2", "front": "#D55E00", "back": "#009E73"}
+COLORS["mean"] = "k"
 UNITS = {
     "loss": "loss, means of 20 steps",
     "retrieval": "nearest by cosine is right, %",
     "margin": "nearest by margin is right, %",
     "drift": "change of weights, %",
 }
-MARK = "results/report.py"  # in the metadata of every figure: it is ours
+MARK = "results/report.py"  # metadata of every figure; only figures that have it are removed
 
 
 def grid(title: str, panels: list[str], unit: str, equal: bool) -> tuple[Figure, list]:
-    """A figure with a title, and the axes of its panels; equal: all with the same limits."""
+    """Return a figure and the axes of its panels, which have the same limits if `equal`."""
     columns = 2 if len(panels) == 4 else min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / columns)
     figure = Figure((max(10, 5 * columns), 3 * rows + 1), layout="constrained")
-    places = figure.subplots(rows, columns, squeeze=False, sharex=equal, sharey=equal).flatten()
-    for spare in places[len(panels) :]:
-        spare.remove()
-    for axes, name in zip(places, panels):
+    cells = figure.subplots(rows, columns, squeeze=False, sharex=equal, sharey=equal).flatten()
+    for empty in cells[len(panels) :]:
+        empty.remove()
+    for axes, name in zip(cells, panels):
         axes.set_title(name)
         axes.tick_params(labelbottom=True)
         axes.grid(axis="y", color="#dddddd")
         axes.set_ylabel(unit if axes.get_subplotspec().is_first_col() else "")
     figure.suptitle(title.replace(": ", ":\n", 1), fontsize=10, wrap=True)
-    return figure, [*places[: len(panels)]]
+    return figure, [*cells[: len(panels)]]
 
 
 def add_legend(figure: Figure) -> None:
-    """One legend below all panels, with each line once, the baseline first."""
+    """Add one legend below all panels that names each line once, the baseline first."""
     lines = {}
     for axes in figure.axes:
         handles, names = axes.get_legend_handles_labels()
@@ -52,25 +54,26 @@ def add_legend(figure: Figure) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=9, frameon=False)
 
 
-def changes(title: str, found: SimpleNamespace, order: list[str]) -> Figure | None:
-    """The changes of a summary against the baseline, languages in this order; None of none."""
-    averaged = set().union(*found.groups.values())
+def changes(title: str, summary: SimpleNamespace, order: list[str]) -> Figure | None:
+    """Draw the changes against the baseline, by language. Returns None if there are none."""
+    averaged = set().union(*summary.groups.values())
     languages = [language for language in order if language in averaged]
-    change = found.change[languages].dropna(how="all")
+    change = summary.change[languages].dropna(how="all")
     if change.empty:
         return None
-    bar, score = found.bar.loc[change.index, languages], found.mean.loc["baseline"]
+    bar, score = summary.bar.loc[change.index, languages], summary.mean.loc["baseline"]
     title += f": {', '.join(change.index)} against the baseline (its score below the language)"
     if bar.notna().any(axis=None):
         title += "; bars: the larger of the two standard deviations"
     figure, (axes,) = grid(title, [""], "change in points", equal=True)
     axes.axhline(0, color="#666666", linewidth=1)
-    apart = min(0.2, 0.012 * len(languages))  # of the strategies of a language
+    distance = min(0.2, 0.012 * len(languages))  # between the strategies of a language
     for i, strategy in enumerate(change.index):
-        x = np.arange(len(languages)) + apart * (i - (len(change) - 1) / 2)
-        error = bar.loc[strategy] if bar.loc[strategy].notna().any() else None  # none of one seed
-        look = {"color": COLORS.get(strategy, f"C{i}"), "markersize": 4, "linewidth": 1.2}
-        axes.errorbar(x, change.loc[strategy], error, fmt="o", label=strategy, **look)
+        x = np.arange(len(languages)) + distance * (i - (len(change) - 1) / 2)
+        # a single seed has no standard deviation
+        error = bar.loc[strategy] if bar.loc[strategy].notna().any() else None
+        style = {"color": COLORS.get(strategy, f"C{i}"), "markersize": 4, "linewidth": 1.2}
+        axes.errorbar(x, change.loc[strategy], error, fmt="o", label=strategy, **style)
     ticks = [f"{language}\n{score[language]:.0f}" for language in languages]
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set_xlim(-0.6, len(ticks) - 0.4)
@@ -79,42 +82,44 @@ def changes(title: str, found: SimpleNamespace, order: list[str]) -> Figure | No
 
 
 def panels_of(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """{title of a panel: x by line}: a panel for each stage, with a line for each strategy.
+    """Return {panel title: table of x by line}.
 
-    Of sentences a panel for each strategy and stage, with lines for languages or groups and their mean,
-    unless there are many languages of one group.
+    There is a panel for each stage with a line for each strategy. Probed sentences have a panel for
+    each strategy and stage instead, with a line for each language and their mean; more than eight
+    languages are shown as groups.
     """
     panels = {}
     sentences = dict(part.settings.iloc[0]).get("unit") == "sentence"
     many = part.language.nunique() > 8
-    apart = sentences and (part.group.nunique() > 1 or not many)
-    for stage, staged in part.groupby("name", sort=False):
-        if not apart or part.kind.iloc[0] in ("loss", "drift"):
-            panels[stage] = staged.pivot_table("value", "x", "strategy", observed=True)
+    by_language = sentences and (part.group.nunique() > 1 or not many)
+    for stage, values in part.groupby("name", sort=False):
+        if not by_language or part.kind.iloc[0] in ("loss", "drift"):
+            panels[stage] = values.pivot_table("value", "x", "strategy", observed=True)
             continue
-        for strategy, one in staged.groupby("strategy", observed=True):
-            lines = one.pivot_table("value", "x", "group" if many else "language")
-            panels[f"{strategy}, {stage}"] = lines.assign(mean=one.groupby("x").value.mean())
+        for strategy, runs in values.groupby("strategy", observed=True):
+            lines = runs.pivot_table("value", "x", "group" if many else "language")
+            panels[f"{strategy}, {stage}"] = lines.assign(mean=runs.groupby("x").value.mean())
     return panels
 
 
 def curves(title: str, part: pd.DataFrame) -> Figure:
-    """The losses of one row by step, or what the probe measured by layer, with equal axes."""
+    """Draw the losses of one row by step, or its probed values by layer."""
     kind, layer = part.kind.iloc[0], dict(part.settings.iloc[0]).get("layer")
     layers, top = kind != "loss", part.x.max()
-    if "task" in {*part.name}:  # in turn with alignment; the baseline has it alone
+    if "task" in {*part.name}:  # put the baseline's only stage beside the alternating task loss
         part = part.replace({"name": {"finetune": "task"}})
     panels = panels_of(part.assign(value=part.value * (100 if layers else 1)))
     lines = [*dict.fromkeys(line for panel in panels.values() for line in panel)]
     strategies = [*part.strategy.sort_values().unique()]
     title += f": {', '.join(strategies)}"
-    counts = {"languages": "mean" not in lines and part.language.nunique(), "seeds": part.seed.nunique()}
-    means = ", ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
-    title += f"; means of {means}" if means else ""
+    languages, seeds = part.language.nunique(), part.seed.nunique()
+    averaged = [f"{languages} languages"] if languages > 1 and "mean" not in lines else []
+    averaged += [f"{seeds} seeds"] if seeds > 1 else []
+    title += f"; means of {', '.join(averaged)}" if averaged else ""
     mark = kind in ("retrieval", "margin") and strategies != ["baseline"] and layer
     title += "; dashed: the aligned layer" if mark else ""
-    figure, places = grid(title, [*panels], UNITS.get(kind, kind), equal=layers)
-    for axes, panel in zip(places, panels.values()):
+    figure, all_axes = grid(title, [*panels], UNITS.get(kind, kind), equal=layers)
+    for axes, panel in zip(all_axes, panels.values()):
         for line in panel:
             color = COLORS.get(line, f"C{lines.index(line)}")
             dashes = {"linestyle": (0, (5, 2)), "zorder": 3} if line == "baseline" else {}
@@ -131,22 +136,27 @@ def curves(title: str, part: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw(name: str, data: pd.DataFrame, summarise: Callable, made: dict[str, Figure]) -> dict[str, str]:
-    """Add the figures of a folder to those made {file: figure}; returns {heading: Markdown}."""
-    drawn = {}  # {(heading, model, task, row, metric or kind): figure}
+def draw(name: str, data: pd.DataFrame, summarise: Callable, made: dict) -> dict[str, str]:
+    """Draw the figures of a folder and add them to `made`, {file name: figure}.
+
+    Returns {title: Markdown link}.
+    """
+    drawn = {}  # (title, model, task, row, metric or kind): figure
     order = [*data[data.kind == "score"].groupby("language").value.mean().sort_values().index]
-    for (kind, model, task, row), part in data.groupby(["kind", "model", "task", "row"], sort=False):
+    keys = ["kind", "model", "task", "row"]
+    for (kind, model, task, row), part in data.groupby(keys, sort=False):
         if kind != "score":
             title = f"{kind} of {task}, {model}, {row}"
             drawn[title, model, task, row, kind] = curves(title, part)
             continue
-        for metric, some in part.groupby("name", sort=False):
+        for metric, scores in part.groupby("name", sort=False):
             title = f"{task} {metric}, {model}, {row}"
-            drawn[title, model, task, row, metric] = changes(title, summarise(some), order)
+            drawn[title, model, task, row, metric] = changes(title, summarise(scores), order)
     links, several = {}, data.model.nunique() > 1
     for (title, model, *rest), figure in drawn.items():
         if figure:
-            parts = [Path(name).resolve().stem, *[model.split("-base")[0]] * several, *rest]
+            models = [model.split("-base")[0]] if several else []
+            parts = [Path(name).resolve().stem, *models, *rest]
             file = re.sub(r"\W+", "-", "-".join(parts)).strip("-")
             if len(file) > 56 or f"{file}.svg" in made:
                 file = f"{file[:52]}-{len(made)}"
@@ -156,11 +166,11 @@ def draw(name: str, data: pd.DataFrame, summarise: Callable, made: dict[str, Fig
 
 
 def save(page: Path, made: dict[str, Figure]) -> None:
-    """Write figures beside a Markdown file; remove our own that no such file shows any more."""
+    """Write figures beside a Markdown file, and remove old ones that no such file shows."""
     folder = page.parent / "figures"
     for name, figure in made.items():
         folder.mkdir(exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": name}):  # the same bytes each time
+        with matplotlib.rc_context({"svg.hashsalt": name}):  # repeatable bytes
             figure.savefig(folder / name, metadata={"Date": None, "Creator": MARK})
     pages = [one.read_text("utf-8", "replace") for one in {page, *page.parent.glob("*.md")}]
     for old in folder.glob("*.svg"):

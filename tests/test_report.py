@@ -1,4 +1,4 @@
-"""What the report says follows from the records: every table recomputed in plain Python, and bad input."""
+"""Test the report: recompute its tables in plain Python, and give it bad input."""
 
 import csv
 import json
@@ -22,13 +22,20 @@ import report  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "results" / "paper.csv"
 STRATEGIES = ("baseline", "full", "front", "back")
-ADVICE = "no figures without matplotlib: pip install matplotlib\n"
+MODELS = ("distilbert-base-multilingual-cased", "bert-base-multilingual-cased", "xlm-roberta-base")
+ADVICE = "the report has no figures: install matplotlib (pip install matplotlib)\n"
 
 
 def record(strategy="full", seed=31, scores=None, **fields) -> dict:
-    """A record as alignfreeze.py writes it; config={...} adds to the flags."""
+    """Return a record as alignfreeze.py writes it; config={...} adds settings."""
     alone = strategy == "baseline"
-    config = {"strategy": strategy, "seed": seed, "method": "alignfreeze", "lr": 5e-5, "out": f"o{seed}"}
+    config = {
+        "strategy": strategy,
+        "seed": seed,
+        "method": "alignfreeze",
+        "lr": 5e-5,
+        "out": f"o{seed}",
+    }
     config |= {
         "realign_steps": None if alone else 300,
         "layer": None if alone else -2,
@@ -50,7 +57,7 @@ def record(strategy="full", seed=31, scores=None, **fields) -> dict:
 
 
 def write(folder: Path, *records: dict) -> Path:
-    """The records as files of a folder."""
+    """Write records to files of a folder. Returns the folder."""
     folder.mkdir(exist_ok=True)
     for one in records:
         (folder / f"{len(list(folder.iterdir()))}.json").write_text(json.dumps(one), "utf-8")
@@ -58,7 +65,7 @@ def write(folder: Path, *records: dict) -> Path:
 
 
 def tables(text: str) -> dict[str, list[dict[str, str]]]:
-    """{heading, or what else stands above it: rows {column: cell}} of all tables of a Markdown text."""
+    """Return the tables of a Markdown text as {heading: rows}, each row a {column: cell}."""
     found, above, head = defaultdict(list), "", None
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -76,7 +83,7 @@ def tables(text: str) -> dict[str, list[dict[str, str]]]:
 
 
 def main(capsys, *arguments) -> tuple[int, str, str]:
-    """Exit code, screen and errors of the report."""
+    """Run the report. Returns its exit code, stdout and stderr."""
     try:
         code = report.main([str(argument) for argument in arguments])
     except SystemExit as stop:
@@ -87,7 +94,7 @@ def main(capsys, *arguments) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def published() -> dict:
-    """All tables of the report over paper.csv alone."""
+    """Return all tables of the report on paper.csv alone."""
     command = [sys.executable, "results/report.py", "results/paper.csv"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert not done.stderr
@@ -96,7 +103,10 @@ def published() -> dict:
 
 @pytest.fixture(scope="module")
 def scores() -> dict:
-    """The paper's scores: {(model, task, metric, schedule, aligner, strategy): {seed: {language: points}}}."""
+    """Return the paper's scores in points.
+
+    They are {(model, task, metric, schedule, aligner, strategy): {seed: {language: points}}}.
+    """
     found = defaultdict(lambda: defaultdict(dict))
     for line in csv.DictReader(PAPER.read_text("utf-8").splitlines()):
         key = tuple(
@@ -107,16 +117,18 @@ def scores() -> dict:
 
 
 def average(run: dict) -> float:
-    """The mean of a run's languages but English."""
+    """Return the mean over the languages of a run except English."""
     return mean(value for language, value in run.items() if language != "en")
 
 
 def expected(values: list[float], base: list[float]) -> str:
-    """The cell of some seeds' scores beside those of the baseline."""
+    """Return the table cell of some scores, one for each seed."""
     change = mean(values) - mean(base)
     beyond = abs(change) > max(stdev(values), stdev(base))
     sign = ("▲" if change > 0 else "▼") if beyond else "·"
-    return f"{mean(values):.1f} ± {stdev(values):.1f} {change:+.1f} {sign}".replace("-0.0 ", "+0.0 ")
+    return f"{mean(values):.1f} ± {stdev(values):.1f} {change:+.1f} {sign}".replace(
+        "-0.0 ", "+0.0 "
+    )
 
 
 # --- the published numbers
@@ -124,12 +136,10 @@ def expected(values: list[float], base: list[float]) -> str:
 
 def test_the_published_pos_averages_and_languages_up_and_down(published):
     rows = {(row["model"], row["runs"]): row for row in published["udpos: accuracy"]}
-    expected = {
-        "distilbert-base-multilingual-cased": "73.8 ± 0.6, 77.7 ± 0.3 30/0, 77.3 ± 0.2 32/0, 77.5 ± 0.1 29/0, +2",
-        "bert-base-multilingual-cased": "77.0 ± 0.6, 79.6 ± 0.4 29/0, 79.2 ± 0.2 30/0, 79.3 ± 0.4 26/0, +1",
-        "xlm-roberta-base": "80.9 ± 0.1, 81.3 ± 0.1 9/1, 81.7 ± 0.2 16/0, 80.9 ± 0.2 5/5, +7",
-    }
-    for model, cells in expected.items():
+    distilbert = "73.8 ± 0.6, 77.7 ± 0.3 30/0, 77.3 ± 0.2 32/0, 77.5 ± 0.1 29/0, +2"
+    bert = "77.0 ± 0.6, 79.6 ± 0.4 29/0, 79.2 ± 0.2 30/0, 79.3 ± 0.4 26/0, +1"
+    xlmr = "80.9 ± 0.1, 81.3 ± 0.1 9/1, 81.7 ± 0.2 16/0, 80.9 ± 0.2 5/5, +7"
+    for model, cells in zip(MODELS, (distilbert, bert, xlmr)):
         row = rows[model, "before, dictionary"]
         shown = [re.sub(r" [+-]\d+\.\d [▲▼·]", "", row[strategy]) for strategy in STRATEGIES]
         assert ", ".join([*shown, row["up, front - full"]]) == cells
@@ -155,7 +165,8 @@ def test_every_cell_of_the_paper_recomputed(published, scores):
         base = scores[model, task, metric, "none", "none", "baseline"]
         row = f"{schedule}, {aligner}"
         cells = {
-            line["language"]: line[strategy] for line in published[f"{task} {metric}, {model}, {row}"]
+            line["language"]: line[strategy]
+            for line in published[f"{task} {metric}, {model}, {row}"]
         }
         marks = ""
         for language in runs[31]:
@@ -165,7 +176,9 @@ def test_every_cell_of_the_paper_recomputed(published, scores):
             assert cells[language] == cell
             marks += cell[-1] if language != "en" else ""
             checked += 1
-        cell = expected([average(run) for run in runs.values()], [average(run) for run in base.values()])
+        cell = expected(
+            [average(run) for run in runs.values()], [average(run) for run in base.values()]
+        )
         cell += f" {marks.count('▲')}/{marks.count('▼')}"
         lines = [
             line
@@ -186,15 +199,25 @@ def test_paper_csv_is_complete_and_plain():
 
 
 def student_p(t: float, freedom: int) -> float:
-    """Two-sided p by summing the density of Student's t in small steps from 0 to t."""
-    log = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    """Return the two-sided p-value by integrating the density of Student's t from 0 to t."""
+    log = (
+        math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    )
     step = abs(t) / 20_000
-    inside = sum((1 + ((i + 0.5) * step) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(20_000))
+    inside = sum(
+        (1 + ((i + 0.5) * step) ** 2 / freedom) ** (-(freedom + 1) / 2) for i in range(20_000)
+    )
     return 1 - 2 * math.exp(log) * step * inside
 
 
 def test_the_tail_of_students_t_is_the_tabulated_one():
-    table = {(12.706, 1): 0.05, (4.303, 2): 0.05, (2.776, 4): 0.05, (4.604, 4): 0.01, (8.610, 4): 0.001}
+    table = {
+        (12.706, 1): 0.05,
+        (4.303, 2): 0.05,
+        (2.776, 4): 0.05,
+        (4.604, 4): 0.01,
+        (8.610, 4): 0.001,
+    }
     table |= {(2.228, 10): 0.05, (0.0, 4): 1.0}
     for (t, freedom), p in table.items():
         assert report.t_tail(np.array([t, -t]), freedom) == pytest.approx([p, p], rel=2e-3)
@@ -208,7 +231,7 @@ def test_the_tail_of_students_t_is_the_tabulated_one():
 
 
 def up_down_after_holm(pairs: dict[str, list[float]]) -> str:
-    """Languages up/down whose paired t-test stays under 5% when Holm's steps are taken one by one."""
+    """Count languages up/down by paired t-tests, following Holm's procedure step by step."""
     tests = []
     for values in pairs.values():
         t = mean(values) / (stdev(values) / math.sqrt(len(values)))
@@ -221,11 +244,10 @@ def up_down_after_holm(pairs: dict[str, list[float]]) -> str:
     return f"{up}/{down}"
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    "model", ["bert-base-multilingual-cased", "distilbert-base-multilingual-cased", "xlm-roberta-base"]
-)
-@pytest.mark.parametrize(
-    "one, other", [("full", "baseline"), ("front", "baseline"), ("back", "baseline"), ("front", "full")]
+    "one, other",
+    [("full", "baseline"), ("front", "baseline"), ("back", "baseline"), ("front", "full")],
 )
 def test_paired_differences_and_holm_recomputed(published, scores, model, one, other):
     place = {"baseline": ("none", "none")}
@@ -253,7 +275,7 @@ def test_paired_differences_and_holm_recomputed(published, scores, model, one, o
         )
     draws.sort()
     low, high = map(float, interval.split(", "))
-    # Half a tenth for rounding, and three standard errors (0.07 each) of the difference of two 2.5% quantiles.
+    # The tolerance is half a tenth for rounding, and three standard errors of 0.07 each.
     assert (low, high) == pytest.approx((draws[49], draws[1949]), abs=0.26)
 
 
@@ -271,7 +293,9 @@ def test_pairing_takes_the_seed_out(tmp_path, capsys):
     for seed, shift in enumerate((0.0, 0.1, 0.2)):
         for strategy, gain in (("baseline", 0), ("full", 0.01 + seed / 1e4)):
             runs.append(
-                record(strategy, seed, {"en": 0.5, "de": 0.4 + shift + gain, "fr": 0.3 + shift + gain})
+                record(
+                    strategy, seed, {"en": 0.5, "de": 0.4 + shift + gain, "fr": 0.3 + shift + gain}
+                )
             )
     _, out, _ = main(capsys, write(tmp_path, *runs))
     found = tables(out)
@@ -301,7 +325,9 @@ def test_the_scores_of_a_baseline_do_not_depend_on_what_was_probed(tmp_path, cap
     _, text, _ = main(capsys, write(tmp_path / "a", *runs))
     (row,) = tables(text)["udpos: accuracy"]
     assert row["baseline"] == "65.0 ± 14.1" and row["seeds"] == "2"
-    words = [head for head, found in tables(text).items() if "retrieval" in head and "full" in found[0]]
+    words = [
+        head for head, found in tables(text).items() if "retrieval" in head and "full" in found[0]
+    ]
     assert not words
 
 
@@ -325,12 +351,16 @@ def test_random_records_recomputed(tmp_path, capsys):
             runs[strategy, seed] = {language: rng.random() for language in ("en", "de", "fr", "zh")}
     write(tmp_path, *(record(strategy, seed, scores) for (strategy, seed), scores in runs.items()))
     code, out, _ = main(capsys, tmp_path)
-    rows = {row["language"]: row for row in tables(out)["udpos accuracy, e5-small, before, dictionary"]}
+    rows = {
+        row["language"]: row for row in tables(out)["udpos accuracy, e5-small, before, dictionary"]
+    }
     assert code == 0 and list(rows) == ["en", "de", "fr", "zh", "average"]
     for language in rows:
         values = defaultdict(list)
         for (strategy, _), run in runs.items():
-            values[strategy].append(100 * (average(run) if language == "average" else run[language]))
+            values[strategy].append(
+                100 * (average(run) if language == "average" else run[language])
+            )
         assert (
             rows[language]["baseline"]
             == f"{mean(values['baseline']):.1f} ± {stdev(values['baseline']):.1f}"
@@ -340,7 +370,10 @@ def test_random_records_recomputed(tmp_path, capsys):
 
 def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, capsys):
     folder = write(
-        tmp_path, record("baseline"), record(), record(config={"realign_steps": 100}, scores={"de": 0.5})
+        tmp_path,
+        record("baseline"),
+        record(),
+        record(config={"realign_steps": 100}, scores={"de": 0.5}),
     )
     write(
         folder,
@@ -356,7 +389,8 @@ def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, ca
     ]
     assert sorted(line for line in out.splitlines() if line.startswith("Here")) == own
     assert len(rows) == 3 and all(len(row) <= 40 for row in rows)
-    assert err == "settings mixed: e5-small, udpos, before, dictionary, lr, realign_steps\n"
+    runs = "runs of e5-small, udpos, before, dictionary"
+    assert err == f"{runs} differ in lr, realign_steps: they are separate rows\n"
     cells = [tuple(row[strategy] for strategy in STRATEGIES) for row in rows.values()]
     assert ("75.0", "75.0 +0.0", "75.0 +0.0", "-") in cells
     assert ("-", "-", "-", "75.0") in cells  # with another learning rate: no baseline of its own
@@ -369,7 +403,7 @@ def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsy
 
 
 def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path, capsys):
-    """Where later runs align sentences, those that know no `unit` stand with the words."""
+    """Runs without the setting `unit` count as runs on words once others are on sentences."""
     for seed, config in [(31, {}), (42, {"unit": "word"})]:
         for strategy in ("baseline", "full"):
             write(tmp_path, record(strategy, seed, config=config))
@@ -402,7 +436,7 @@ def test_a_record_read_twice_counts_once_and_a_contradiction_is_named(tmp_path, 
     assert once == twice and not err
     write(folder, record(seed=1, scores={"de": 0.1}))
     _, out, err = main(capsys, folder)
-    assert out == once and err.count("\n") == 1 and "other scores" in err and "2.json" in err
+    assert out == once and err.count("\n") == 1 and "scores differ" in err and "2.json" in err
 
 
 def test_files_of_a_folder_make_one_table_and_folders_one_each(tmp_path, capsys):
@@ -418,7 +452,9 @@ def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
     for strategy in STRATEGIES:
         place = ("none", "none") if strategy == "baseline" else ("before", "dictionary")
         for seed, run in scores[*names, "f1", *place, strategy].items():
-            own = {language: {"f1": 0.5, "f1_authors": value / 100} for language, value in run.items()}
+            own = {
+                language: {"f1": 0.5, "f1_authors": value / 100} for language, value in run.items()
+            }
             write(tmp_path, record(strategy, seed, model=names[0], task=names[1]) | {"scores": own})
     _, out, err = main(capsys, tmp_path)
     mine, paper = tables(out)["xquad: f1_authors"]
@@ -426,7 +462,9 @@ def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
         "before, dictionary",
         "before, dictionary, published",
     )
-    assert [mine[strategy] for strategy in STRATEGIES] == [paper[strategy] for strategy in STRATEGIES]
+    assert [mine[strategy] for strategy in STRATEGIES] == [
+        paper[strategy] for strategy in STRATEGIES
+    ]
     assert len(tables(out)["xquad: f1"]) == 1  # the official measure has nothing published
 
 
@@ -434,7 +472,7 @@ def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
 
 
 def aligned(strategy, seed, scores, **fields) -> dict:
-    """A record of the second method: two supervised languages, one aligned, two others."""
+    """Return a record of the second method: two supervised languages, one aligned, two others."""
     config = {
         "method": "mid-align",
         "unit": None,
@@ -498,11 +536,18 @@ def test_losses_and_layers_are_tables(tmp_path, capsys):
     assert losses["realign 60"]["front"] == "1.25"
     assert losses["finetune 40"] == {"step": "finetune 40", "baseline": "0.5", "front": "0.4"}
     layers = {
-        row["layer"]: row["front"] for row in found["retrieval of udpos, e5-small, before, dictionary"]
+        row["layer"]: row["front"]
+        for row in found["retrieval of udpos, e5-small, before, dictionary"]
     }
     assert len(layers) == 9 and layers["before 0"] == "20" and layers["finetuned 2"] == "60"
-    drift = {row["layer"]: row["front"] for row in found["drift of udpos, e5-small, before, dictionary"]}
-    assert drift["realigned 0"] == "0.1" and drift["realigned 1"] == "0" and drift["finetuned 2"] == "20"
+    drift = {
+        row["layer"]: row["front"] for row in found["drift of udpos, e5-small, before, dictionary"]
+    }
+    assert (
+        drift["realigned 0"] == "0.1"
+        and drift["realigned 1"] == "0"
+        and drift["finetuned 2"] == "20"
+    )
 
 
 def test_records_of_few_values_make_tables_too(tmp_path, capsys):
@@ -516,7 +561,7 @@ def test_records_of_few_values_make_tables_too(tmp_path, capsys):
 
 
 def drawn(folder: Path) -> dict:
-    """{file: figure} of a folder's report."""
+    """Return the figures of a folder as {file: figure}."""
     pytest.importorskip("matplotlib")
     import figures
 
@@ -540,7 +585,9 @@ def test_figures_are_named_and_titled_by_what_they_show(tmp_path):
     )
     assert title.endswith("bars: the larger of the two standard deviations")
     layers = made["runs-udpos-before-dictionary-retrieval.svg"].axes
-    assert len({axes.get_ylim() for axes in layers}) == len({axes.get_xlim() for axes in layers}) == 1
+    assert (
+        len({axes.get_ylim() for axes in layers}) == len({axes.get_xlim() for axes in layers}) == 1
+    )
     assert [axes.get_title() for axes in layers] == list(STAGES)
 
 
@@ -550,7 +597,8 @@ def test_languages_stand_in_the_same_order_in_all_figures_of_a_folder(tmp_path):
         write(tmp_path, *(record(s, 1, v, task=t) for t, v in tasks.items() for s in STRATEGIES))
     )
     orders = [
-        [tick.get_text()[:2] for tick in figure.axes[0].get_xticklabels()] for figure in made.values()
+        [tick.get_text()[:2] for tick in figure.axes[0].get_xticklabels()]
+        for figure in made.values()
     ]
     assert orders == [["de", "fr"], ["de", "fr"]]
 
@@ -573,7 +621,9 @@ def test_sentences_have_a_line_for_each_language_a_bold_mean_and_the_aligned_lay
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["de", "fr", "mean"]
 
 
-def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_beside_the_tasks(tmp_path):
+def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_beside_the_tasks(
+    tmp_path,
+):
     runs = [record("baseline", losses={"finetune": [1.0, 0.5]})]
     runs += [record(s, losses=LOSSES) for s in ("full", "emb,0-2")]
     figure = drawn(write(tmp_path / "word", *runs))["word-udpos-before-dictionary-loss.svg"]
@@ -594,6 +644,7 @@ def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_be
 # --- bad input, and files
 
 
+HEADER = "model,task,strategy,schedule,aligner,seed,language,metric,value\n"
 BAD = {
     "half.json": '{"model": "e5-small", "task"',
     "list.json": "[1, 2]",
@@ -613,9 +664,9 @@ BAD = {
     "probe.json": json.dumps(record(probe={"retrieval": {"before": {"de": 3}}})),
     "loss.json": json.dumps(record(losses={"realign": ["high"]})),
     "none.csv": "a,b\n1,2\n",
-    "value.csv": "model,task,strategy,schedule,aligner,seed,language,metric,value\nm,t,full,before,x,1,de,f1,0,85\n",
-    "short.csv": "model,task,strategy,schedule,aligner,seed,language,metric,value\nm,t,full,before,x,1,de,f1\n",
-    "word.csv": "model,task,strategy,schedule,aligner,seed,language,metric,value\nm,t,full,before,x,one,de,f1,0.5\n",
+    "value.csv": HEADER + "m,t,full,before,x,1,de,f1,0,85\n",
+    "short.csv": HEADER + "m,t,full,before,x,1,de,f1\n",
+    "word.csv": HEADER + "m,t,full,before,x,one,de,f1,0.5\n",
 }
 
 
@@ -654,7 +705,8 @@ def test_only_write_touches_the_disk_and_it_writes_the_same_bytes(tmp_path):
             [*command, "--write", "README.md"], cwd=here, capture_output=True, check=True
         )
         assert (
-            re.sub(rb"!\[.*\n\n?", b"", done.stdout).strip() == silent.stdout.strip() and not done.stderr
+            re.sub(rb"!\[.*\n\n?", b"", done.stdout).strip() == silent.stdout.strip()
+            and not done.stderr
         )
         text = (here / "README.md").read_text("utf-8")
         assert text.startswith("# Made by `python ") and "--write README.md" in text.splitlines()[0]
@@ -687,11 +739,15 @@ def test_figures_of_earlier_reports_are_removed_and_nothing_else(tmp_path, capsy
 def test_without_matplotlib_one_line_says_how_to_get_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     code, _, err = main(
-        capsys, write(tmp_path / "runs", record("baseline"), record()), "--write", tmp_path / "README.md"
+        capsys,
+        write(tmp_path / "runs", record("baseline"), record()),
+        "--write",
+        tmp_path / "README.md",
     )
     assert (code, err) == (0, ADVICE)
     assert (
-        "![" not in (tmp_path / "README.md").read_text("utf-8") and not (tmp_path / "figures").exists()
+        "![" not in (tmp_path / "README.md").read_text("utf-8")
+        and not (tmp_path / "figures").exists()
     )
 
 
