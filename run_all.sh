@@ -1,140 +1,244 @@
 #!/usr/bin/env bash
-# Both papers' grids, a toy world, the tests. Needs bash and Python 3.10 or newer; what else is missing goes into .venv.
+# Run the experiments of both papers, a toy world, or the tests. Missing Python packages are
+# installed into .venv. Needs bash 4.4 and Python 3.10, or newer.
 #
-#   ./run_all.sh             AlignFreeze: every model, task, strategy, schedule, aligner and seed of the paper, 465 runs, the
-#                            main results first; then middle-layer alignment, 36 runs. What is done is not done again.
-#   ./run_all.sh --dry-run   only print the commands, one a line, for several at a time or several machines; those with
-#                            --write-links are to end before the others begin
-#   ./run_all.sh quick       a first look with the hub and a GPU: distilmBERT, PoS, four strategies, a fifth of the steps
-#   ./run_all.sh toy         an invented world, both methods, from nothing to tables; no network, under 5 minutes
+#   ./run_all.sh             all runs of AlignFreeze (465, its main results first) and of
+#                            middle-layer alignment (36); finished runs are skipped
+#   ./run_all.sh quick       a first look with the hub and a GPU: distilmBERT on PoS with four
+#                            strategies and a fifth of the steps
+#   ./run_all.sh toy         both methods in an invented world, from data to tables; needs no
+#                            network and less than 5 minutes
 #   ./run_all.sh test        the tests
 #
-# From the environment, lists separated by spaces, with the papers' values as defaults:
-#   METHODS (alignfreeze mid-align)   MODELS   TASKS   STRATEGIES   SCHEDULES   ALIGNERS   SEEDS
-#   FLAGS    more flags for every command, such as "--precision fp32" or "--data-dir DIR"
-#   OUT      folder for the records (results/runs)      LINKS   for the links of fastalign and awesome (results/links)
+# With --dry-run, only the commands are printed, one on each line and quoted for the shell. Other
+# machines can run them in any order after those with --write-links.
+#
+# Settings are environment variables. These are lists of words; the papers' values are the defaults:
+#   METHODS      alignfreeze mid-align
+#   MODELS       names on the hub, or folders
+#   TASKS        udpos wikiann xquad xnli; massive uner translation xsid
+#   STRATEGIES   baseline full front back, or layers such as 0-5 or emb,0-2,11
+#   SCHEDULES    before during; AlignFreeze only
+#   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only
+#   SEEDS        numbers
+#
+# Other settings:
+#   FLAGS    more flags for every command, such as "--data-dir DIR"; quotes have no effect
+#   OUT      folder of the records (results/runs)
+#   LINKS    folder of the links of fastalign and awesome (results/links)
 #   PYTHON   the Python interpreter (python3)
-set -euof pipefail  # -f: the words of settings and commands are no file patterns
+set -euof pipefail  # -f: words of settings are not file patterns
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "run_all.sh: $1" >&2; exit 2; }
+
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  die "bash $BASH_VERSION is too old: install bash 4.4 or newer (on macOS: brew install bash)"
 
 # Run a command that ends when this script is ended.
 call() { "$@" </dev/null & wait $!; }
 end() { kill ${!-} 2>/dev/null && wait $! || :; exit $1; }
 trap 'end 130' INT; trap 'end 143' TERM HUP
 
-# Set PYTHON to an interpreter that has the packages named; make .venv from requirements.txt if need be.
-has() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' "${@:2}"; }
+# --- settings
+
+# Check that all words of the list NAME match a pattern. Lists that are not set have defaults.
+check() {
+  local name=$1 pattern=$2 advice=$3 word words
+  [[ -v $name ]] || return 0
+  read -rd '' -a words <<<"${!name}" || :
+  [[ ${#words[@]} -gt 0 ]] || die "$name is empty: unset it, or give $advice"
+  for word in "${words[@]}"; do
+    [[ $word =~ ^($pattern)$ || ($name = ALIGNERS && -d $word) ]] ||
+      die "$name contains ${word@Q}: give $advice"
+  done
+}
+
+check_settings() {
+  local part="none|full|front|back|emb|[0-9]+(-[0-9]+)?"
+  check METHODS "alignfreeze|mid-align" "alignfreeze or mid-align"
+  check MODELS ".*" "names of models on the hub, or folders"
+  check TASKS "udpos|wikiann|xquad|xnli|massive|uner|translation|xsid" \
+    "udpos, wikiann, xquad, xnli, massive, uner, translation or xsid"
+  check STRATEGIES "baseline|($part)(,($part))*" \
+    "baseline, full, front, back, or layers such as 0-5 or emb,0-2,11"
+  check SCHEDULES "before|during|alternate" "before, during or alternate"
+  check ALIGNERS "dictionary|fastalign|awesome" \
+    "dictionary, fastalign, awesome, or an existing folder of links"
+  check SEEDS "[0-9]{1,9}" "numbers such as 31"
+  [[ $FLAGS != *[$'\n\r']* ]] || die "FLAGS contains a line break: write all flags on one line"
+}
+
+# Set PYTHON to an interpreter that has the given packages. Installs requirements.txt into .venv if
+# there is none, unless this is a dry run.
+has() {
+  "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
+    "${@:2}"
+}
 set_up() {
+  local missing
   : "${PYTHON:=python3}"
-  command -v "$PYTHON" >/dev/null || die "no '$PYTHON'; install Python 3.10 or newer, or set PYTHON"
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "'$PYTHON' is older than Python 3.10; set PYTHON"
+  command -v "$PYTHON" >/dev/null ||
+    die "command '$PYTHON' not found: install Python 3.10 or newer, or set PYTHON"
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    die "'$PYTHON' is older than Python 3.10: set PYTHON to a newer interpreter"
   if has "$PYTHON" "$@"; then return; fi
   if ! { [ -x .venv/bin/python ] && has .venv/bin/python "$@"; }; then
-    echo "run_all.sh: '$PYTHON' lacks $*: installing requirements.txt into .venv (once; several minutes)" >&2
-    { call "$PYTHON" -m venv .venv && call .venv/bin/python -m pip install --quiet -r requirements.txt; } >&2 ||
-      die "could not make .venv; see above, or set PYTHON to an interpreter with the packages"
+    missing="'$PYTHON' does not have all of these packages: $*"
+    if [ $dry_run ]; then
+      echo "run_all.sh: $missing. Before running these commands, install them:" \
+        "'$PYTHON' -m venv .venv && .venv/bin/python -m pip install -r requirements.txt" >&2
+    else
+      echo "run_all.sh: $missing. Installing requirements.txt into .venv (several minutes)." >&2
+      { call "$PYTHON" -m venv .venv &&
+        call .venv/bin/python -m pip install --quiet -r requirements.txt; } >&2 ||
+        die "could not install into .venv: see the messages above, or set PYTHON"
+    fi
   fi
   PYTHON=.venv/bin/python
 }
 
-# All commands of a paper, one a line; some of them again and again, to the letter.
+# --- commands
+
+# Print a command, quoted so that a shell reads the same words again.
+line() {
+  local word text=
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]] || word=${word@Q}
+    text+=" $word"
+  done
+  echo "${text# }"
+}
+
+# Print all commands of a paper; the same command may appear more than once.
 alignfreeze() {
-  for schedule in ${SCHEDULES:-before during}; do for aligner in ${ALIGNERS:-dictionary fastalign awesome}; do
-    for task in ${TASKS:-udpos wikiann xquad xnli}; do
-      # the paper has other schedules and aligners for PoS only
-      [[ $task = udpos || "$schedule $aligner" = "before dictionary" || ${SCHEDULES:-}${ALIGNERS:-} ]] || continue
-      links=$aligner
-      if [[ $aligner = fastalign || $aligner = awesome ]]; then  # the whole text is aligned once, and read by every run
-        links=$LINKS/$aligner
-        echo "$PYTHON alignfreeze.py --aligner $aligner --write-links $links $FLAGS"
-      fi
-      for model in ${MODELS:-distilbert-base-multilingual-cased bert-base-multilingual-cased xlm-roberta-base}; do
-        for seed in ${SEEDS:-31 42 66 23 17}; do for strategy in ${STRATEGIES:-baseline full front back}; do
-          how=" --schedule $schedule --aligner $links"
-          [ $strategy != baseline ] || how=  # one baseline serves all schedules and aligners
-          echo "$PYTHON alignfreeze.py --model $model --task $task --strategy $strategy$how --seed $seed --out $OUT $FLAGS"
-        done; done
+  local schedule aligner task links model seed strategy alignment
+  for schedule in ${SCHEDULES-before during}; do
+    for aligner in ${ALIGNERS-dictionary fastalign awesome}; do
+      for task in ${TASKS-udpos wikiann xquad xnli}; do
+        # The paper has other schedules and aligners for PoS only.
+        [[ $task = udpos || "$schedule $aligner" = "before dictionary" ||
+          -v SCHEDULES || -v ALIGNERS ]] || continue
+        links=$aligner
+        if [[ $aligner = fastalign || $aligner = awesome ]]; then
+          links=$LINKS/$aligner  # all text is aligned once, and every run reads the links
+          line "$PYTHON" alignfreeze.py --aligner "$aligner" --write-links "$links" $FLAGS
+        fi
+        for model in ${MODELS-distilbert-base-multilingual-cased bert-base-multilingual-cased
+          xlm-roberta-base}; do
+          for seed in ${SEEDS-31 42 66 23 17}; do
+            for strategy in ${STRATEGIES-baseline full front back}; do
+              alignment=(--schedule "$schedule" --aligner "$links")
+              # One baseline serves all schedules and aligners.
+              [ "$strategy" != baseline ] || alignment=()
+              line "$PYTHON" alignfreeze.py --model "$model" --task "$task" \
+                --strategy "$strategy" "${alignment[@]}" --seed "$seed" --out "$OUT" $FLAGS
+            done
+          done
+        done
       done
     done
-  done; done
+  done
 }
 mid-align() {
-  for task in ${TASKS:-massive uner translation}; do
-    for model in ${MODELS:-meta-llama/Meta-Llama-3-8B-Instruct Qwen/Qwen2.5-7B-Instruct}; do
-      for seed in ${SEEDS:-1 2 3}; do for strategy in ${STRATEGIES:-baseline full}; do
-        echo "$PYTHON alignfreeze.py --method mid-align --model $model --task $task --strategy $strategy --seed $seed" \
-          "--validate 200 --checkpointing --out $OUT $FLAGS"
-      done; done
+  local task model seed strategy
+  for task in ${TASKS-massive uner translation}; do
+    for model in ${MODELS-meta-llama/Meta-Llama-3-8B-Instruct Qwen/Qwen2.5-7B-Instruct}; do
+      for seed in ${SEEDS-1 2 3}; do
+        for strategy in ${STRATEGIES-baseline full}; do
+          line "$PYTHON" alignfreeze.py --method mid-align --model "$model" --task "$task" \
+            --strategy "$strategy" --seed "$seed" --validate 200 --checkpointing \
+            --out "$OUT" $FLAGS
+        done
+      done
     done
   done
 }
 toy() {
-  local run="$PYTHON alignfreeze.py --data-dir $WORLD/data --languages qaa qab qac --device cpu --precision fp32 --out $OUT"
-  local encoder="$run --model $WORLD/models/bert --realign-languages qaa qab qac --epochs 4 --lr 2e-4 --realign-lr 2e-4"
-  local generator="$run --method mid-align --model $WORLD/models/llama --train-languages en qaa --realign-languages qab qac"
-  generator+=" --task xsid --layer 2 --lora 0 --lr 2e-3 --epochs 3 --batch-size 16 --realign-batch-size 16 --accumulate 1"
-  for strategy in baseline full front back; do echo "$encoder --task udpos --strategy $strategy"; done
-  for task in wikiann xnli xquad; do echo "$encoder --task $task --strategy front"; done
-  for strategy in baseline full; do echo "$generator --strategy $strategy"; done
+  local run encoder decoder strategy task
+  run=("$PYTHON" alignfreeze.py --data-dir $WORLD/data --languages qaa qab qac --device cpu
+    --precision fp32 --out $OUT)
+  encoder=("${run[@]}" --model $WORLD/models/bert --realign-languages qaa qab qac --epochs 4
+    --lr 2e-4 --realign-lr 2e-4)
+  decoder=("${run[@]}" --method mid-align --model $WORLD/models/llama --train-languages en qaa
+    --realign-languages qab qac --task xsid --layer 2 --lora 0 --lr 2e-3 --epochs 3
+    --batch-size 16 --realign-batch-size 16 --accumulate 1)
+  for strategy in baseline full front back; do
+    line "${encoder[@]}" --task udpos --strategy $strategy
+  done
+  for task in wikiann xnli xquad; do line "${encoder[@]}" --task $task --strategy front; done
+  for strategy in baseline full; do line "${decoder[@]}" --strategy $strategy; done
 }
 
-# Run the commands of $METHODS, one after the other; failures are reported at the end.
+# Run the commands of $METHODS one after the other, and report failures at the end.
 run_grid() {
-  local failed=() list command code count=0 all
-  list=$(for method in $METHODS; do $method || exit; done | awk '!seen[$0]++') || die "METHODS: alignfreeze mid-align"
-  if [ $dry_run ]; then echo "$list"; exit; fi
-  all=$(wc -l <<<"$list")
+  local failed=() commands command method code total count=0
+  commands=$(for method in $METHODS; do $method; done | awk '!seen[$0]++')
+  if [ $dry_run ]; then echo "$commands"; return; fi
+  total=$(wc -l <<<"$commands")
   while read -r command; do
-    echo "[$((++count)) of $all, ${#failed[@]} failed] $command"
+    echo "[$((++count)) of $total, ${#failed[@]} failed] $command"
     code=0
-    call $command || code=$?
+    call bash -c "exec $command" || code=$?
     [ $code -ne 130 ] || exit 130  # interrupted
     [ $code -eq 0 ] || failed+=("$command")
-  done <<<"$list"
+  done <<<"$commands"
   [ ${#failed[@]} -gt 0 ] || return 0
-  printf 'run_all.sh: %d of %d commands failed:\n' ${#failed[@]} $all >&2
+  printf 'run_all.sh: %d of %d commands failed:\n' ${#failed[@]} $total >&2
   printf '  %s\n' "${failed[@]}" >&2
   return 1
 }
 
-count=0 dry_run= command=grid
+# Run one command, or print it in a dry run.
+step() {
+  if [ $dry_run ]; then line "$@"; else call "$@"; fi
+}
+
+# --- command line
+
+dry_run= command=grid
 for argument; do
   case $argument in
     --dry-run) dry_run=1 ;;
     -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' run_all.sh; exit ;;
     quick | toy | test) command=$argument ;;
-    *) die "no command '$argument'; ./run_all.sh --help shows them" ;;
+    *) die "unknown argument ${argument@Q}: see ./run_all.sh --help" ;;
   esac
 done
 : "${LINKS:=results/links}" "${FLAGS:=}"
+failed=0
 case $command in
   grid)
-    : "${METHODS:=alignfreeze mid-align}" "${OUT:=results/runs}"
+    check_settings
+    : "${METHODS=alignfreeze mid-align}" "${OUT:=results/runs}"
     set_up torch transformers datasets
     run_grid ;;
   quick)
-    : "${MODELS:=distilbert-base-multilingual-cased}" "${TASKS:=udpos}" "${SCHEDULES:=before}" "${ALIGNERS:=dictionary}"
-    : "${SEEDS:=31}" "${OUT:=results/quick}"
-    METHODS=alignfreeze FLAGS="--epochs 1 --languages ar de fi hi tr $FLAGS"
+    METHODS=alignfreeze
+    check_settings
+    : "${MODELS=distilbert-base-multilingual-cased}" "${TASKS=udpos}" "${SEEDS=31}"
+    : "${SCHEDULES=before}" "${ALIGNERS=dictionary}" "${OUT:=results/quick}"
+    FLAGS="--epochs 1 --languages ar de fi hi tr $FLAGS"
     set_up torch transformers datasets
-    run_grid
-    "$PYTHON" results/report.py "$OUT" ;;
+    run_grid || failed=1
+    step "$PYTHON" results/report.py "$OUT" || failed=1
+    exit $failed ;;
   toy)
-    METHODS=toy WORLD=results/toy/world OUT=results/toy/runs failed=0
-    export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2  # the scores depend on the number of threads
+    METHODS=toy WORLD=results/toy/world OUT=results/toy/runs
     set_up torch transformers datasets
-    if [ ! -d $WORLD ]; then  # made under another name first, so that it is whole or absent
-      rm -rf $WORLD.part
-      call "$PYTHON" tests/toy_world.py $WORLD.part --models bert llama
-      mv $WORLD.part $WORLD
+    if [ $dry_run ]; then echo "export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2"; fi
+    export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2  # the scores depend on the number of threads
+    if [ ! -d $WORLD ]; then  # built under another name first, so that it is complete or absent
+      step rm -rf $WORLD.part
+      step "$PYTHON" tests/toy_world.py $WORLD.part --models bert llama
+      step mv $WORLD.part $WORLD
     fi
-    run_grid || failed=$?
-    "$PYTHON" results/report.py $OUT
-    echo "The toy world shows that the methods run, not that the papers are right: see the README."
+    run_grid || failed=1
+    step "$PYTHON" results/report.py $OUT || failed=1
+    [ $dry_run ] || echo "The toy world shows that the methods run, not that the papers are right."
     exit $failed ;;
   test)
     set_up torch transformers datasets pytest
-    exec "$PYTHON" -m pytest tests -p no:cacheprovider --durations 10 ;;
+    [ $dry_run ] || exec "$PYTHON" -m pytest tests -p no:cacheprovider --durations 10
+    step "$PYTHON" -m pytest tests -p no:cacheprovider --durations 10 ;;
 esac

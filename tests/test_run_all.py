@@ -1,4 +1,4 @@
-"""The shell loop: it prints the paper's grid, leaves out what is done, survives failures, and finds its packages."""
+"""Test run_all.sh: the grids, wrong settings, failures, signals, and finding the packages."""
 
 import os
 import shlex
@@ -19,9 +19,9 @@ STRATEGIES = ("baseline", "full", "front", "back")
 SEEDS = (31, 42, 66, 23, 17)
 SETTINGS = "METHODS MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS FLAGS OUT LINKS PYTHON".split()
 
-# A Python interpreter that only writes down what it is asked to run. $HAS: does it have the packages (0 or 1)? Its
-# `-m venv` makes another one, which has them as soon as its `-m pip` has run; $PIP and $RUN are what these and the
-# runs do, $WORLD what building the toy world does.
+# A stand-in for the Python interpreter, which only logs its arguments. HAS says whether it has the
+# packages (0 or 1). Its `-m venv` makes another stand-in, which has them once its `-m pip` has run.
+# PIP, RUN and WORLD are shell commands for installing, for a run, and for building the toy world.
 STAND_IN = r"""#!/usr/bin/env bash
 here=$(dirname "$0")
 case "$*" in
@@ -50,14 +50,14 @@ class Result(NamedTuple):
 
 
 def heed_signals() -> None:
-    """Signals that were ignored where the tests were started (`nohup`, `&`) could not be trapped."""
+    """Reset signals: bash cannot trap those that `nohup` or `&` made the tests ignore."""
     for name in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_DFL)
 
 
 @pytest.fixture
 def run_all(tmp_path):
-    """Call run_all.sh with these settings in its environment; the interpreter is a stand-in unless PYTHON is given."""
+    """Return a function that calls run_all.sh with the stand-in and with settings."""
     stand_in, log = tmp_path / "bin" / "python-stand-in", tmp_path / "log"
     stand_in.parent.mkdir()
     stand_in.write_text(STAND_IN, "utf-8")
@@ -72,7 +72,9 @@ def run_all(tmp_path):
         pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
         pipes["preexec_fn"] = heed_signals
         done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, **pipes)
-        asked = [line.replace(str(stand_in), "PYTHON") for line in log.read_text("utf-8").splitlines()]
+        asked = [
+            line.replace(str(stand_in), "PYTHON") for line in log.read_text("utf-8").splitlines()
+        ]
         return Result(done.returncode, done.stdout, done.stderr, asked)
 
     return call
@@ -80,7 +82,7 @@ def run_all(tmp_path):
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """The script in a fresh folder, whose name has a space, with the files that it needs."""
+    """Copy the script and the files that it needs to a folder with a space in its name."""
     folder = tmp_path / "a copy"
     for name in (
         "run_all.sh",
@@ -96,12 +98,13 @@ def copy(tmp_path) -> Path:
 
 
 def parsed(command: str):
-    """The flags of a command of the grid, by alignfreeze.py's own parser."""
+    """Return the settings of a command, as alignfreeze.py parses them."""
     *_, argv = command.partition("alignfreeze.py ")
     return alignfreeze.parse_args(shlex.split(argv))
 
 
 def runs_of(commands: list[str]) -> list[tuple]:
+    """Return what distinguishes the runs among the commands."""
     runs = [parsed(command) for command in commands if "--write-links" not in command]
     return [
         (run.method, run.model, run.task, run.strategy, run.schedule, run.aligner, run.seed)
@@ -152,13 +155,66 @@ def test_the_environment_narrows_the_grid_and_flags_reach_every_run(run_all):
     commands = run_all("--dry-run", FLAGS="--precision fp32", **settings).commands
     runs = runs_of(commands)
     assert [run[1:4] + run[6:] for run in runs] == [("m", "xnli", "front", seed) for seed in (1, 2)]
-    assert all(parsed(command).precision == "fp32" for command in commands if "--write" not in command)
+    assert all(
+        parsed(command).precision == "fp32" for command in commands if "--write" not in command
+    )
 
 
-def test_a_wrong_method_is_named(run_all):
-    for arguments in ([], ["--dry-run"]):
-        result = run_all(*arguments, METHODS="alignfreeze mid")
-        assert result.code == 2 and "METHODS: alignfreeze mid-align" in result.err and not result.out
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["quick"], ["quick", "--dry-run"]])
+def test_empty_and_wrong_settings_are_refused_in_one_line(run_all, arguments):
+    wrong = {
+        "MODELS": ["", " \n"],
+        "TASKS": ["", "udpos pos"],
+        "SEEDS": ["", "31 x", "1 -2", "0.5"],
+    }
+    wrong |= {"STRATEGIES": ["", "middle", "emb,", "0-", "front,baseline", "baseline full *"]}
+    wrong |= {"SCHEDULES": ["", "after"], "ALIGNERS": ["", "fast", "no/such/folder"]}
+    wrong |= {"FLAGS": ["--lr 1\n--epochs 1"]}
+    if "quick" not in arguments:
+        wrong |= {"METHODS": ["", "alignfreeze mid"]}
+    for name, values in wrong.items():
+        for value in values:
+            result = run_all(*arguments, **{name: value})
+            assert (result.code, result.out, result.log) == (2, "", []), (name, value)
+            assert result.err.count("\n") == 1 and name in result.err
+
+
+def test_layers_and_folders_of_links_are_accepted(run_all, tmp_path):
+    settings = GRID | {"STRATEGIES": "emb,0-2 3 none front,emb", "ALIGNERS": tmp_path}
+    commands = run_all("--dry-run", **settings).commands
+    assert len(commands) == 8
+    assert {parsed(command).strategy for command in commands} == {*settings["STRATEGIES"].split()}
+    assert {parsed(command).aligner for command in commands} == {str(tmp_path)}
+
+
+def test_printed_commands_are_quoted_for_the_shell(run_all, tmp_path):
+    settings = GRID | {"MODELS": "$(touch${IFS}x) `touch,y`;touch", "OUT": "a b'c"}
+    commands = run_all("--dry-run", **settings, FLAGS='--data-dir "$HOME"/*').commands
+    environment = {**os.environ, "LOG": str(tmp_path / "log")}
+    for command in commands:
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=True)
+    logged = (tmp_path / "log").read_text("utf-8").splitlines()
+    assert len(commands) == len(logged) == 2 and not (tmp_path / "x").exists()
+    assert all(line.endswith("""--out a b'c --data-dir "$HOME"/*""") for line in logged)
+    assert "--model $(touch${IFS}x) --task" in logged[0]
+
+
+def test_printed_commands_can_be_run_by_xargs(run_all, tmp_path):
+    result = run_all("--dry-run", **GRID | {"SEEDS": "1 2 3"})
+    command, log = ["xargs", "-P", "4", "-I{}", "bash", "-c", "{}"], tmp_path / "log"
+    environment = {**os.environ, "LOG": str(log)}
+    subprocess.run(command, input=result.out, text=True, env=environment, check=True)
+    assert sorted(log.read_text("utf-8").splitlines()) == sorted(result.commands)
+
+
+@pytest.mark.parametrize("has", [0, 1])
+def test_dry_runs_only_print_commands(run_all, copy, has):
+    before = {*copy.rglob("*")}
+    for command, count in {"toy": 14, "quick": 5, "test": 1}.items():
+        result = run_all(command, "--dry-run", script=copy / "run_all.sh", HAS=has)
+        assert (result.code, result.log, len(result.commands)) == (0, [], count)
+        assert ("pip install" in result.err) == (not has)
+    assert {*copy.rglob("*")} == before
 
 
 def test_a_quick_look_is_four_runs_of_a_fifth_of_the_papers_steps_and_their_tables(run_all):
@@ -168,14 +224,22 @@ def test_a_quick_look_is_four_runs_of_a_fifth_of_the_papers_steps_and_their_tabl
     assert "results/report.py" in result.log[-1]
 
 
-GRID = {"MODELS": "a b", "TASKS": "udpos", "STRATEGIES": "front", "SEEDS": 31, "METHODS": "alignfreeze"}
+GRID = {
+    "MODELS": "a b",
+    "TASKS": "udpos",
+    "STRATEGIES": "front",
+    "SEEDS": 31,
+    "METHODS": "alignfreeze",
+}
 GRID |= {"SCHEDULES": "before", "ALIGNERS": "dictionary"}
 
 
 @pytest.mark.parametrize("code", [1, 2, 137, 139])
 def test_a_failed_run_is_reported_at_the_end_and_does_not_stop_the_others(run_all, code):
     result = run_all(RUN=f'case "$*" in *"--model a "*) exit {code} ;; esac', **GRID)
-    assert result.code == 1 and "1 of 2 commands failed" in result.err and "--model a " in result.err
+    assert (
+        result.code == 1 and "1 of 2 commands failed" in result.err and "--model a " in result.err
+    )
     assert sum("--model" in line for line in result.log) == 2
 
 
@@ -210,20 +274,21 @@ def test_help_names_every_command_and_setting(run_all):
         assert word in text
 
 
-# ------------------------------------------------------------------------------------------------ packages, toy, tests
+# --- packages, toy, tests
 
 
 def test_without_the_packages_it_says_so_and_makes_a_venv_once(run_all, copy):
-    first = run_all("--dry-run", script=copy / "run_all.sh", HAS=0)
-    again = run_all("--dry-run", script=copy / "run_all.sh", HAS=0)
-    assert first.code == again.code == 0 and first.out == again.out and "requirements.txt" in first.err
+    first, again = (run_all(script=copy / "run_all.sh", HAS=0, **GRID) for _ in "ab")
+    assert (
+        first.code == again.code == 0 and first.out == again.out and "requirements.txt" in first.err
+    )
     assert sum("venv" in line and "-m venv" in line for line in first.log + again.log) == 1
 
 
 @pytest.mark.parametrize("accident", ["exit 1", "kill -9 $PPID; exit 1"], ids=["failed", "killed"])
 def test_an_interrupted_installation_is_taken_up_again(run_all, copy, accident):
-    assert run_all("--dry-run", script=copy / "run_all.sh", HAS=0, PIP=accident).code != 0
-    assert run_all("--dry-run", script=copy / "run_all.sh", HAS=0).code == 0
+    assert run_all(script=copy / "run_all.sh", HAS=0, PIP=accident, **GRID).code != 0
+    assert run_all(script=copy / "run_all.sh", HAS=0, **GRID).code == 0
 
 
 def test_an_interpreter_that_does_not_exist_or_is_too_old_is_named(run_all):
