@@ -27,6 +27,9 @@
 #   OUT      folder of the records (results/runs)
 #   LINKS    folder of the links of fastalign and awesome (results/links)
 #   PYTHON   the Python interpreter (python3)
+#   JOBS     how many commands run at a time (1). With more than one, the output of each command
+#            goes to a log file in OUT/logs, and runs on a CPU should share its cores: set
+#            OMP_NUM_THREADS to their number divided by JOBS.
 set -euof pipefail  # -f: words of settings are not file patterns
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -35,10 +38,44 @@ die() { echo "run_all.sh: $1" >&2; exit 2; }
 ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
   die "bash $BASH_VERSION is too old: install bash 4.4 or newer (on macOS: brew install bash)"
 
+# --- processes
+
+running=()  # process id: command
+
+# Start a command in the background. Its process group gets the id of the process, so that `stop`
+# also ends what the command has started.
+start() {
+  set -m
+  "$@" </dev/null &
+  set +m
+  running[$!]="$*"
+}
+
 # Run a command that ends when this script is ended.
-call() { "$@" </dev/null & wait $!; }
-end() { kill ${!-} 2>/dev/null && wait $! || :; exit $1; }
-trap 'end 130' INT; trap 'end 143' TERM HUP
+call() {
+  local code=0 pid
+  start "$@"
+  pid=$!
+  wait $pid || code=$?
+  unset "running[$pid]"
+  return $code
+}
+
+# End all commands that are running and exit with a code.
+stop() {
+  local pid groups=()
+  trap '' INT TERM HUP
+  for pid in "${!running[@]}" ${!-}; do groups+=("-$pid"); done
+  kill -TERM -- "${groups[@]}" 2>/dev/null || exit $1
+  for _ in {1..50}; do
+    kill -0 -- "${groups[@]}" 2>/dev/null || exit $1
+    sleep 0.1
+  done
+  kill -KILL -- "${groups[@]}" 2>/dev/null || :  # some ignored SIGTERM for five seconds
+  exit $1
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM HUP
 
 # --- settings
 
@@ -67,6 +104,7 @@ check_settings() {
     "dictionary, fastalign, awesome, or an existing folder of links"
   check SEEDS "[0-9]{1,9}" "numbers such as 31"
   [[ $FLAGS != *[$'\n\r']* ]] || die "FLAGS contains a line break: write all flags on one line"
+  [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS is ${JOBS@Q}: give a number from 1 to 9999"
 }
 
 # Set PYTHON to an interpreter that has the given packages. Installs requirements.txt into .venv if
@@ -170,19 +208,71 @@ toy() {
   for strategy in baseline full; do line "${decoder[@]}" --strategy $strategy; done
 }
 
-# Run the commands of $METHODS one after the other, and report failures at the end.
+# Print the name of a command's log file: the values of its flags, as in the name of the record.
+log_of() {
+  local words word name=
+  read -ra words <<<"${1#*alignfreeze.py }"
+  for word in "${words[@]}"; do
+    [ "$word" != --out ] || break
+    [[ $word = --* ]] || name+=_${word//[^A-Za-z0-9.,=-]/-}
+  done
+  name=${name#_}
+  echo "$OUT/logs/${name:0:200}.log"
+}
+
+# Run one line of the grid. With several jobs, append its output to a log file.
+run_line() {
+  if [ $JOBS -gt 1 ]; then exec >>"$(log_of "$1")" 2>&1; fi
+  echo "$1"
+  eval "exec $1"
+}
+
+# Wait until a command ends, report it, and note it if it failed.
+finish_one() {
+  local pid command code
+  while :; do
+    for pid in "${!running[@]}"; do
+      if kill -0 $pid 2>/dev/null; then continue; fi
+      code=0
+      wait $pid 2>/dev/null || code=$?
+      command=${running[$pid]#run_line }
+      unset "running[$pid]"
+      : $((left--))
+      if [ $code -eq 0 ]; then
+        echo "[$left left] finished: $command"
+      else
+        echo "[$left left] failed with exit code $code: $command"
+        [ $JOBS -eq 1 ] || command+=$'\n'"    see $(log_of "$command")"
+        failed+=("$command")
+      fi
+      return
+    done
+    sleep 0.1
+  done
+}
+
+# Run the commands of $METHODS, JOBS at a time, and report failures at the end. Those that write
+# links end before the others start.
 run_grid() {
-  local failed=() commands command method code total count=0
+  local commands total left failed=() links others group command method
   commands=$(for method in $METHODS; do $method; done | awk '!seen[$0]++')
+  links=$(grep -e ' --write-links ' <<<"$commands") || :
+  others=$(grep -ve ' --write-links ' <<<"$commands") || :
   if [ $dry_run ]; then echo "$commands"; return; fi
   total=$(wc -l <<<"$commands")
-  while read -r command; do
-    echo "[$((++count)) of $total, ${#failed[@]} failed] $command"
-    code=0
-    call bash -c "exec $command" || code=$?
-    [ $code -ne 130 ] || exit 130  # interrupted
-    [ $code -eq 0 ] || failed+=("$command")
-  done <<<"$commands"
+  left=$total
+  if [ $JOBS -gt 1 ]; then
+    mkdir -p "$OUT/logs"
+    echo "Running $total commands, $JOBS at a time; their output goes to $OUT/logs."
+  fi
+  for group in "$links" "$others"; do
+    while read -r command; do
+      [ "$command" ] || continue
+      while [ ${#running[@]} -ge $JOBS ]; do finish_one; done
+      start run_line "$command"
+    done <<<"$group"
+    while [ ${#running[@]} -gt 0 ]; do finish_one; done
+  done
   [ ${#failed[@]} -gt 0 ] || return 0
   printf 'run_all.sh: %d of %d commands failed:\n' ${#failed[@]} $total >&2
   printf '  %s\n' "${failed[@]}" >&2
@@ -205,7 +295,7 @@ for argument; do
     *) die "unknown argument ${argument@Q}: see ./run_all.sh --help" ;;
   esac
 done
-: "${LINKS:=results/links}" "${FLAGS:=}"
+: "${LINKS:=results/links}" "${FLAGS:=}" "${JOBS=1}"
 failed=0
 case $command in
   grid)

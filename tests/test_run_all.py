@@ -17,7 +17,8 @@ ROOT = Path(alignfreeze.__file__).parent
 MODELS = ("distilbert-base-multilingual-cased", "bert-base-multilingual-cased", "xlm-roberta-base")
 STRATEGIES = ("baseline", "full", "front", "back")
 SEEDS = (31, 42, 66, 23, 17)
-SETTINGS = "METHODS MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS FLAGS OUT LINKS PYTHON".split()
+SETTINGS = "METHODS MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS".split()
+SETTINGS += "FLAGS OUT LINKS PYTHON JOBS".split()
 
 # A stand-in for the Python interpreter, which only logs its arguments. HAS says whether it has the
 # packages (0 or 1). Its `-m venv` makes another stand-in, which has them once its `-m pip` has run.
@@ -70,7 +71,7 @@ def run_all(tmp_path):
         environment = clean | {key: str(value) for key, value in here.items()}
         command = ["bash", str(script), *arguments]
         pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-        pipes["preexec_fn"] = heed_signals
+        pipes |= {"preexec_fn": heed_signals, "start_new_session": True}
         done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, **pipes)
         asked = [
             line.replace(str(stand_in), "PYTHON") for line in log.read_text("utf-8").splitlines()
@@ -243,9 +244,97 @@ def test_a_failed_run_is_reported_at_the_end_and_does_not_stop_the_others(run_al
     assert sum("--model" in line for line in result.log) == 2
 
 
-def test_an_interrupted_run_stops_the_others(run_all):
-    result = run_all(RUN="exit 130", **GRID)
-    assert result.code == 130 and sum("--model" in line for line in result.log) == 1
+def test_a_killed_run_is_reported_and_does_not_stop_the_others(run_all):
+    for jobs in (1, 3):
+        result = run_all(RUN='case "$*" in *"--model a "*) kill -9 $$ ;; esac', JOBS=jobs, **GRID)
+        assert result.code == 1 and "failed with exit code 137" in result.out
+        assert sum("--model" in line for line in result.log) == 2
+
+
+# --- several jobs
+
+MANY = GRID | {"SEEDS": "1 2 3 4"}
+RECORD = 'name=$(cksum <<<"$*"); echo "$*" >"$OUT/${name%% *}.json"'
+
+
+def records(folder: Path) -> dict[str, bytes]:
+    """Return the records in a folder as {name: content}."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.json")}
+
+
+def test_jobs_make_the_same_records(run_all, tmp_path):
+    made = []
+    for jobs in (1, 4):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        (tmp_path / "runs").mkdir()
+        result = run_all(RUN=f"sleep 0.0$((RANDOM % 9)); {RECORD}", JOBS=jobs, **MANY)
+        assert result.code == 0 and "[0 left] finished" in result.out
+        assert sum("left] finished: " in line for line in result.commands) == 8
+        made.append(records(tmp_path / "runs"))
+    assert made[0] == made[1] and len(made[0]) == 8
+
+
+def test_a_killed_script_can_be_started_again(run_all, tmp_path):
+    (tmp_path / "runs").mkdir()
+    kill = 'case "$*" in *"--model b "*"--seed 2 "*) kill -9 $PPID ;; esac'
+    assert run_all(RUN=f"{RECORD}; {kill}", JOBS=2, **MANY).code == -signal.SIGKILL
+    assert run_all(RUN=RECORD, JOBS=2, **MANY).code == 0
+    assert len(records(tmp_path / "runs")) == 8
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_as_many_commands_run_at_a_time_as_there_are_jobs(run_all, tmp_path, jobs):
+    events = tmp_path / "events"
+    run_all(RUN=f"echo 1 >>{events}; sleep 0.3; echo -1 >>{events}", JOBS=jobs, **MANY)
+    changes = [int(line) for line in events.read_text().split()]
+    assert len(changes) == 16
+    assert max(sum(changes[:i]) for i in range(16)) == jobs
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_links_are_written_before_other_commands_start(run_all, tmp_path, jobs):
+    events = tmp_path / "events"
+    run = f'case "$*" in *--write-links*) sleep 0.3; e=link ;; *) e=run ;; esac; echo $e >>{events}'
+    run_all(RUN=run, JOBS=jobs, **MANY | {"ALIGNERS": "fastalign awesome"})
+    assert events.read_text().split() == ["link"] * 2 + ["run"] * 16
+
+
+def test_the_output_of_several_jobs_goes_to_log_files(run_all, tmp_path):
+    run = 'echo "said by $$"; case "$*" in *"--model a "*) exit 3 ;; esac'
+    result = run_all(RUN=run, JOBS=2, **GRID)
+    logs = tmp_path / "runs" / "logs"
+    failed = logs / "a_udpos_front_before_dictionary_31.log"
+    assert {path.name for path in logs.iterdir()} == {failed.name, failed.name.replace("a", "b", 1)}
+    assert result.code == 1 and "said by" not in result.out and f"see {failed}" in result.err
+    assert "said by" in failed.read_text() and "--model a " in failed.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("jobs", ["", "0", "two", "-1", "1 2"])
+def test_a_wrong_number_of_jobs_is_refused(run_all, jobs):
+    result = run_all(JOBS=jobs)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1) and "JOBS" in result.err
+
+
+def is_running(pid: str) -> bool:
+    """Return whether a process exists and is not a zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True)
+    return state.stdout.strip()[:1] not in ("", "Z")
+
+
+@pytest.mark.parametrize("trap", ["", "trap : TERM;"], ids=["heeded", "ignored"])
+@pytest.mark.parametrize("jobs, name", [(1, "INT"), (3, "INT"), (3, "TERM")])
+def test_a_signal_ends_all_runs_and_their_children(run_all, tmp_path, jobs, name, trap):
+    """Ctrl-C sends SIGINT to the process group of the script; others send SIGTERM to the script."""
+    pids = tmp_path / "pids"
+    target = "-$PPID" if name == "INT" else "$PPID"
+    kill = f"[ $(wc -l <{pids}) -lt {jobs} ] || kill -{name} -- {target}"
+    run = f"{trap} sleep 60 & echo $$ $! >>{pids}; {kill}; while :; do wait; done"
+    started = time.time()
+    result = run_all(RUN=run, JOBS=jobs, **MANY)
+    assert result.code == (130 if name == "INT" else 143) and time.time() - started < 30
+    time.sleep(0.2)
+    assert len(pids.read_text().split()) == 2 * jobs
+    assert not any(map(is_running, pids.read_text().split()))
 
 
 @pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
@@ -256,10 +345,7 @@ def test_a_signal_takes_the_run_under_way_along(run_all, tmp_path, name):
     assert run_all(RUN=run, **GRID).code == (130 if name == "INT" else 143)
     assert time.time() - started < 20
     time.sleep(0.5)
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", pid.read_text().strip()], capture_output=True, text=True
-    )
-    assert state.stdout.strip() in ("", "Z", "Z+", "Zs")  # gone, or only not yet waited for
+    assert not is_running(pid.read_text().strip())
 
 
 @pytest.mark.parametrize("arguments", [["faster"], ["--dry"], ["--dry-run", "all"]])
