@@ -1,7 +1,7 @@
 """Draw the figures of the report: score changes by language, loss curves, probed layers.
 
-report.py uses them with --write. `draw` makes the figures of a folder. `save` writes all figures
-and removes those of earlier reports that no Markdown file shows any more. Needs matplotlib.
+report.py uses them with --write: `draw` makes the figures of a folder, `save` writes them, and
+`remove_unused` removes those of earlier reports. Needs matplotlib.
 """
 
 import math
@@ -136,10 +136,13 @@ def curves(title: str, part: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw(name: str, data: pd.DataFrame, summarise: Callable, made: dict) -> dict[str, str]:
+@matplotlib.rc_context({"text.parse_math": False})  # a "$" in a name is not a formula
+def draw(
+    name: str, data: pd.DataFrame, summarise: Callable, escape: Callable, made: dict
+) -> dict[str, str]:
     """Draw the figures of a folder and add them to `made`, {file name: figure}.
 
-    Returns {title: Markdown link}.
+    Returns {title: Markdown link}, both escaped for Markdown by `escape`.
     """
     drawn = {}  # (title, model, task, row, metric or kind): figure
     order = [*data[data.kind == "score"].groupby("language").value.mean().sort_values().index]
@@ -161,19 +164,23 @@ def draw(name: str, data: pd.DataFrame, summarise: Callable, made: dict) -> dict
             if len(file) > 56 or f"{file}.svg" in made:
                 file = f"{file[:52]}-{len(made)}"
             made[f"{file}.svg"] = figure
-            links[title] = f"![{' '.join(figure.get_suptitle().split())}](figures/{file}.svg)"
+            description = escape(" ".join(figure.get_suptitle().split()))
+            links[escape(title)] = f"![{description}](figures/{file}.svg)"
     return links
 
 
-def save(page: Path, made: dict[str, Figure]) -> None:
-    """Write figures beside a Markdown file, and remove old ones that no such file shows."""
-    folder = page.parent / "figures"
+def save(folder: Path, made: dict[str, Figure]) -> None:
+    """Write the figures, {file name: figure}, to a folder."""
     for name, figure in made.items():
         folder.mkdir(exist_ok=True)
         with matplotlib.rc_context({"svg.hashsalt": name}):  # repeatable bytes
             figure.savefig(folder / name, metadata={"Date": None, "Creator": MARK})
-    pages = [one.read_text("utf-8", "replace") for one in {page, *page.parent.glob("*.md")}]
-    for old in folder.glob("*.svg"):
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove figures of earlier reports that no Markdown file in the folder shows any more."""
+    pages = [page.read_text("utf-8", "replace") for page in folder.glob("*.md")]
+    for old in (folder / "figures").glob("*.svg"):
         shown = any(f"(figures/{old.name})" in text for text in pages)
         if not shown and MARK in old.read_text("utf-8", "replace"):
             old.unlink()

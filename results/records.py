@@ -25,6 +25,18 @@ PROBED = ["unit", "layer", "pool_first", "realign_max_length", "limit_links"]
 IGNORED = "seed languages data_dir probe realign_cache out device overwrite fingerprint".split()
 
 
+def printable(text: str) -> str:
+    """Replace control characters by escapes such as \\x1b, which terminals and tables can show."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def warn(message: str) -> None:
+    """Print a message on stderr, in one line."""
+    print(printable(message), file=sys.stderr)
+
+
 def parse(record: dict) -> pd.DataFrame:
     """Return one row per value of a record.
 
@@ -65,10 +77,9 @@ def read_file(file: Path) -> pd.DataFrame:
         raise ValueError("a score or the seed is missing or not a number")
     if not data.value.between(0, highest).all():
         raise ValueError("a score is not between 0 and 1")
-    text = "".join({*data[NAMES].to_numpy().flat}.union(*data.settings[0]))
-    if not text.isprintable() or {*text} & {"|", "\\"}:
-        raise ValueError("a name cannot be shown in a table")
-    return data.assign(file=str(file))
+    data[NAMES] = data[NAMES].map(printable)
+    settings = frozenset((printable(flag), printable(value)) for flag, value in data.settings[0])
+    return data.assign(settings=[settings] * len(data), file=str(file))
 
 
 def read(path: Path) -> list[pd.DataFrame]:
@@ -79,9 +90,9 @@ def read(path: Path) -> list[pd.DataFrame]:
             tables.append(read_file(file))
         except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             reason = f"not a readable record ({type(error).__name__}: {error})"
-            print(f"left out {file}: {reason}; repair or remove it", file=sys.stderr)
+            warn(f"left out {file}: {reason}; repair or remove it")
     if path.exists() and not tables:
-        print(f"no records in {path}; give a folder written by --out", file=sys.stderr)
+        warn(f"no records in {path}; give a folder written by --out")
     return tables
 
 
@@ -103,7 +114,7 @@ def labels(rows: pd.DataFrame) -> pd.Series:
     flags = sorted({flag for settings in different for flag, _ in settings})
     if flags:
         runs, names = ", ".join(place), ", ".join(flags)
-        print(f"runs of {runs} differ in {names}: they are separate rows", file=sys.stderr)
+        warn(f"runs of {runs} differ in {names}: they are separate rows")
     start = ", ".join(part for part in place[2:] if part != "none") or "baseline"
     texts = [", ".join([start, *sorted(map(" ".join, settings))]) for settings in different]
     short = [text if len(text) <= 40 else f"{text[:33]}... {i}" for i, text in enumerate(texts, 1)]
@@ -176,7 +187,7 @@ def frame(data: pd.DataFrame) -> pd.DataFrame:
     conflicting = data.file[conflicts].unique()
     for file in conflicting:
         reason = "its scores differ from those of another record of the same run"
-        print(f"left out {file}: {reason}; remove one of the two", file=sys.stderr)
+        warn(f"left out {file}: {reason}; remove one of the two")
     data = data[~data.file.isin(conflicting)].drop_duplicates(place)
     rows = data[ROW].drop_duplicates()
     rows["row"] = pd.concat([labels(part) for _, part in rows.groupby(ROW[:4])])

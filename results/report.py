@@ -11,6 +11,11 @@ named on stderr; the exit code is 2 if an argument has no records.
 
 import argparse
 import importlib.util
+import itertools
+import math
+import os
+import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -18,8 +23,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from records import PAPER, describe, load, read, shared
+from records import NAMES, PAPER, describe, load, printable, read, shared, warn
 
+MARKER = "# Made by `python "  # how a written report begins; other files are not overwritten
 LEGEND = """Scores are percentages: mean ± sample standard deviation over seeds, then the change
 against the baseline. ▲ and ▼ mark changes larger than one standard deviation (the larger of the
 two), · marks smaller ones. "5/1" counts the languages marked ▲ and ▼. Averages leave out the source
@@ -78,6 +84,54 @@ def t_tail(t: np.ndarray, freedom: int) -> np.ndarray:
     return tail / (np.pi / 2 * (np.sin(np.pi / 2 * middle) ** (freedom - 1)).mean())
 
 
+def seed_resamples(seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often a bootstrap resample draws each seed, and the probability of the resample.
+
+    The shapes are (R, seeds) and (R,). With up to 6 seeds these are all resamples, with more seeds
+    1,000 random ones.
+    """
+    if seeds > 6:
+        draw = np.random.default_rng(0).multinomial
+        return draw(seeds, np.full(seeds, 1 / seeds), 1000), np.full(1000, 1 / 1000)
+    counts, ways = [], []
+    for resample in itertools.combinations_with_replacement(range(seeds), seeds):
+        counts.append(np.bincount(resample, minlength=seeds))
+        orders = math.factorial(seeds)
+        for count in counts[-1]:
+            orders //= math.factorial(count)
+        ways.append(orders)
+    return np.array(counts), np.array(ways) / seeds**seeds
+
+
+def bootstrap_interval(pairs: np.ndarray, size: int = 2**13) -> list[float]:
+    """Return the 95% bootstrap interval of the mean of `pairs`, (seeds, languages).
+
+    The bootstrap draws seeds and languages with replacement. This is its limit for infinitely many
+    draws, so no digit depends on chance. For each resample of the seeds, the sum over the drawn
+    languages is a sum of independent terms. Its distribution is a convolution, which is a power
+    after a Fourier transform. The values lie on a grid on which the sum has `size` points.
+    """
+    counts, probability = seed_resamples(len(pairs))
+    width = pairs.shape[1]
+    values = counts / len(pairs) @ pairs  # (R, languages)
+    low, high = values.min(), values.max()
+    if low == high:
+        return [low, high]
+    last = size // width - 2  # the grid has the points 0, 1, ..., last + 1
+    position = (values - low) / (high - low) * last
+    point = position.astype(int)
+    row = np.arange(len(values))[:, None]
+    histogram = np.zeros((len(values), last + 2))
+    # A value between two points counts for both, in proportion, which keeps the mean.
+    np.add.at(histogram, (row, point), (1 - position + point) / width)
+    np.add.at(histogram, (row, point + 1), (position - point) / width)
+    spectrum = probability @ np.fft.rfft(histogram, size) ** width
+    cumulative = np.fft.irfft(spectrum, size).cumsum()
+    # Each point stands for the interval of half a step around it.
+    limits = np.interp([0.025, 0.975], cumulative, np.arange(size) + 0.5)
+    return [*(low + limits / (last * width) * (high - low))]
+
+
 def paired_difference(points: pd.DataFrame, one: str, other: str) -> str:
     """Compare two strategies by seed: difference, 95% interval, languages up/down.
 
@@ -88,9 +142,7 @@ def paired_difference(points: pd.DataFrame, one: str, other: str) -> str:
     seeds, width = pairs.shape
     if seeds < 2:
         return "-"
-    draw = np.random.default_rng(0).multinomial
-    of_seeds, of_languages = (draw(n, np.full(n, 1 / n), 10_000) / n for n in pairs.shape)
-    low, high = np.quantile((of_seeds @ pairs * of_languages).sum(axis=1), [0.025, 0.975])
+    low, high = bootstrap_interval(pairs)
     mean, error = pairs.mean(axis=0), pairs.std(axis=0, ddof=1) / np.sqrt(seeds)
     t = np.divide(mean, error, out=np.where(mean == 0, 0, np.inf), where=error > 0)
     p = t_tail(t, seeds - 1)
@@ -144,8 +196,24 @@ def averages(summaries: dict[tuple[str, str], SimpleNamespace]) -> list[str]:
     return text
 
 
+def markdown(text: str) -> str:
+    """Escape the characters that Markdown or HTML would interpret."""
+    return re.sub(r"[\\`*\[\]<>|&~#$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+
+
+def escape(data: pd.DataFrame) -> pd.DataFrame:
+    """Return the values with all text from the records escaped for Markdown."""
+    text = {column: data[column].map(markdown) for column in [*NAMES, "row"]}
+    text["strategy"] = data.strategy.cat.rename_categories(markdown)
+    settings = []
+    for original in data.settings:
+        settings.append(frozenset((markdown(flag), markdown(value)) for flag, value in original))
+    return data.assign(**text, settings=settings)
+
+
 def report(name: str, data: pd.DataFrame, figures: dict[str, str]) -> str:
     """Return the Markdown of a folder, averages first. `figures` is {title: Markdown link}."""
+    data, name = escape(data), markdown(printable(name))
     text, details = [f"## {name}", describe("All runs", shared(data))], []
     for (task, metric), part in data[data.kind == "score"].groupby(["task", "name"], sort=False):
         summaries = {}
@@ -164,6 +232,23 @@ def report(name: str, data: pd.DataFrame, figures: dict[str, str]) -> str:
     return "\n\n".join(filter(None, text + details))
 
 
+def may_write(page: Path) -> bool:
+    """Return whether a file does not exist or is an earlier report."""
+    if not page.exists():
+        return True
+    return page.is_file() and page.read_bytes().startswith(MARKER.encode())
+
+
+def write_page(page: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that it is complete or unchanged."""
+    part = page.with_name(f".{page.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, "utf-8", "replace")
+        part.replace(page)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, or 2 if an argument has no records."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -173,12 +258,14 @@ def main(argv: list[str] | None = None) -> int:
     write = "also write the report to this file, and figures to a folder `figures` beside it"
     parser.add_argument("--write", type=Path, metavar="FILE", help=write)
     args = parser.parse_args(argv)
+    if args.write and not may_write(args.write):
+        warn(f"cannot write {args.write}: it was not written by this script; change --write")
+        return 2
     figures, links, made, folders, texts = None, {}, {}, {}, [LEGEND]
     if args.write and importlib.util.find_spec("matplotlib"):
         import figures
     elif args.write:
-        advice = "the report has no figures: install matplotlib (pip install matplotlib)"
-        print(advice, file=sys.stderr)
+        warn("the report has no figures: install matplotlib (pip install matplotlib)")
     tables = [read(path) for path in args.paths]
     for path, files in zip(args.paths, tables):
         folder = path if path.is_dir() or path.suffix == ".csv" else path.parent
@@ -187,19 +274,22 @@ def main(argv: list[str] | None = None) -> int:
         if files:
             data = load(files, published=folder.suffix != ".csv")
             if figures:
-                links = figures.draw(str(folder), data, summarise, made)
+                links = figures.draw(str(folder), data, summarise, markdown, made)
             texts.append(report(str(folder), data, links))
     text = "\n\n".join(texts)
     if any(tables):
         print(text)
     if any(tables) and args.write:
         try:
-            heading = f"# Made by `python {' '.join(sys.argv)}`, do not edit"
-            args.write.write_text(f"{heading}\n\n{text}\n", "utf-8", "replace")
             if figures:
-                figures.save(args.write, made)
+                figures.save(args.write.parent / "figures", made)
+            command = printable(shlex.join(sys.argv)).replace("`", "'")
+            write_page(args.write, f"{MARKER}{command}`, do not edit\n\n{text}\n")
+            if figures:
+                figures.remove_unused(args.write.parent)
         except OSError as error:
-            parser.error(f"cannot write {error.filename}: {error.strerror}; change --write")
+            warn(f"cannot write {error.filename}: {error.strerror}; change --write")
+            return 2
     return 0 if all(tables) else 2
 
 

@@ -1,6 +1,7 @@
 """Test the report: recompute its tables in plain Python, and give it bad input."""
 
 import csv
+import itertools
 import json
 import math
 import random
@@ -277,6 +278,35 @@ def test_paired_differences_and_holm_recomputed(published, scores, model, one, o
     low, high = map(float, interval.split(", "))
     # The tolerance is half a tenth for rounding, and three standard errors of 0.07 each.
     assert (low, high) == pytest.approx((draws[49], draws[1949]), abs=0.26)
+
+
+def test_the_interval_is_that_of_all_resamples_when_they_can_be_counted():
+    pairs = np.random.default_rng(1).normal(size=(3, 3))
+    resamples = [list(one) for one in itertools.product(range(3), repeat=3)]
+    means = sorted(pairs[seeds][:, drawn].mean() for seeds in resamples for drawn in resamples)
+    limits = [means[math.ceil(q * len(means)) - 1] for q in (0.025, 0.975)]
+    assert report.bootstrap_interval(pairs) == pytest.approx(limits, abs=2e-3)
+
+
+@pytest.mark.parametrize("seeds, languages", [(5, 34), (3, 5), (8, 12), (2, 1)])
+def test_the_interval_is_the_limit_of_many_draws(seeds, languages):
+    rng = np.random.default_rng(2)
+    pairs = rng.normal(size=(seeds, languages)) + rng.normal(size=languages)
+    drawn = [rng.multinomial(n, np.full(n, 1 / n), 200_000) / n for n in pairs.shape]
+    means = (drawn[0] @ pairs * drawn[1]).sum(axis=1)
+    interval = report.bootstrap_interval(pairs)
+    assert interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
+    if seeds <= 6:  # a finer grid gives the same digits
+        assert interval == pytest.approx(report.bootstrap_interval(pairs, 2**16), abs=2e-3)
+
+
+def test_an_interval_next_to_zero_has_the_sign_of_its_limit(published):
+    row = next(
+        row
+        for row in published["udpos: accuracy, paired"]
+        if (row["model"], row["runs"]) == (MODELS[0], "before, dictionary")
+    )
+    assert row["front - full"] == "-0.4 [-0.8, +0.0] 1/5"
 
 
 def test_the_abstracts_seven_languages_do_not_survive_pairing(published):
@@ -566,7 +596,7 @@ def drawn(folder: Path) -> dict:
     import figures
 
     made, data = {}, records.load(records.read(folder), published=True)
-    figures.draw(str(folder), data, report.summarise, made)
+    figures.draw(str(folder), data, report.summarise, report.markdown, made)
     return made
 
 
@@ -656,7 +686,6 @@ BAD = {
     "mixed.json": json.dumps(record(scores={"de": 0.5, "fr": True})),
     "seed.json": json.dumps(record() | {"seed": "31"}),
     "surrogate.json": json.dumps(record(model="\ud800")),
-    "bar.json": json.dumps(record(scores={"d|e": 0.5})),
     "empty.json": "",
     "nothing.json": "{}",
     "deep.json": "[" * 100_000,
@@ -679,6 +708,44 @@ def test_a_bad_file_is_named_and_the_rest_reported(name, tmp_path, capsys):
     code, out, err = main(capsys, folder, *[bad] * alone)
     assert "udpos: accuracy" in out and name in err.splitlines()[0] and "Traceback" not in err
     assert (code, err.count("\n")) == ((2, 2) if alone else (0, 1))
+
+
+MARKUP = "<b>*a*</b> `c` [d](e) |f| _g_ h_i \\ $j$ &amp; ~k~"
+ESCAPED = r"\<b\>\*a\*\</b\> \`c\` \[d\](e) \|f\| \_g\_ h_i \\ \$j\$ \&amp; \~k\~"
+
+
+def test_markup_in_records_is_escaped(tmp_path, capsys):
+    runs = []
+    for strategy in ("baseline", "full", "<i>"):
+        for adapter in ("none", "<script>|"):
+            fields = {"model": MARKUP, "config": {"adapter": [adapter]}}
+            runs.append(record(strategy, scores={"d|e": 0.5, "fr": 0.7}, **fields))
+    code, out, err = main(capsys, write(tmp_path / "runs *", *runs))
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"| {ESCAPED} |" in out and r"d\|e" in out and r"| \<i\> " in out
+    assert r"adapter \<script\>\|" in out and r"/runs \*" in out
+    for plain in (MARKUP, "<script>", "<i>", "d|e"):
+        assert plain not in out
+    rows = [line for line in out.splitlines() if line.startswith((r"| d\|e ", "| fr "))]
+    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1  # `d|e` is one cell
+
+
+def test_markup_in_records_is_escaped_beside_figures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    runs = [record(one, model="$a_b$ ![c](d)") for one in ("baseline", "full")]
+    _, out, err = main(capsys, write(tmp_path, *runs), "--write", tmp_path / "report.md")
+    assert not err and r"![udpos accuracy, \$a_b\$ !\[c\](d), " in out
+
+
+def test_control_characters_in_records_are_shown_as_escapes(tmp_path, capsys):
+    folder = write(tmp_path, record(model="\x1b[31m\nred\u202e"), record(config={"lr": "\r1"}))
+    folder = folder.rename(tmp_path.with_name(f"{tmp_path.name}\x1b"))
+    (folder / "half\n\x1b.json").write_text("{", "utf-8")
+    write(folder, record(seed=1, model="\x07"), record(seed=1, model="\x07", scores={"de": 0.1}))
+    _, out, err = main(capsys, folder)
+    assert r"| \\x1b\[31m\\nred\\u202e |" in out and r"lr \\r1" in out
+    assert r"half\n\x1b.json" in err and "scores differ" in err
+    assert all(line.isprintable() for line in (out + err).splitlines())
 
 
 def test_nothing_to_report_is_a_line_and_exit_code_2(tmp_path, capsys):
@@ -755,4 +822,35 @@ def test_a_report_that_cannot_be_written_is_one_error(tmp_path, capsys):
     code, _, err = main(
         capsys, write(tmp_path / "runs", record()), "--write", tmp_path / "no" / "README.md"
     )
-    assert code == 2 and "cannot write" in err and "Traceback" not in err
+    assert code == 2 and "cannot write" in err and err.count("\n") == 1
+
+
+def test_only_earlier_reports_are_overwritten(tmp_path, capsys):
+    runs = write(tmp_path / "runs", record())
+    page = tmp_path / "README.md"
+    for _ in range(2):
+        assert main(capsys, runs, "--write", page)[0] == 0
+    mine, empty, folder = tmp_path / "mine.md", tmp_path / "empty.md", tmp_path / "folder"
+    mine.write_text("# Mine\n\n" + page.read_text("utf-8"), "utf-8")
+    empty.touch()
+    folder.mkdir()
+    before = mine.read_bytes()
+    for path in (mine, empty, folder, Path("/dev/null")):
+        code, out, err = main(capsys, runs, "--write", path)
+        assert (code, out, err.count("\n")) == (2, "", 1) and f"cannot write {path}" in err
+    assert mine.read_bytes() == before and not empty.read_bytes() and Path("/dev/null").exists()
+
+
+def test_a_report_is_complete_or_unchanged(tmp_path, capsys, monkeypatch):
+    runs, page = write(tmp_path / "runs", record()), tmp_path / "README.md"
+    main(capsys, runs, "--write", page)
+    before = page.read_bytes()
+    write(runs, record(seed=42))
+
+    def fail(*_):
+        raise OSError(28, "No space left on device", "README.md")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    code, _, err = main(capsys, runs, "--write", page)
+    assert code == 2 and "No space left" in err and page.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "README.md", "figures"}
