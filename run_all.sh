@@ -217,6 +217,7 @@ log_of() {
     [[ $word = --* ]] || name+=_${word//[^A-Za-z0-9.,=-]/-}
   done
   name=${name#_}
+  name=${name#-}  # of an absolute path
   echo "$OUT/logs/${name:0:200}.log"
 }
 

@@ -300,13 +300,13 @@ def test_links_are_written_before_other_commands_start(run_all, tmp_path, jobs):
 
 
 def test_the_output_of_several_jobs_goes_to_log_files(run_all, tmp_path):
-    run = 'echo "said by $$"; case "$*" in *"--model a "*) exit 3 ;; esac'
-    result = run_all(RUN=run, JOBS=2, **GRID)
+    run = 'echo "said by $$"; case "$*" in *"--model /a "*) exit 3 ;; esac'
+    result = run_all(RUN=run, JOBS=2, **GRID | {"MODELS": "/a b"})
     logs = tmp_path / "runs" / "logs"
     failed = logs / "a_udpos_front_before_dictionary_31.log"
     assert {path.name for path in logs.iterdir()} == {failed.name, failed.name.replace("a", "b", 1)}
     assert result.code == 1 and "said by" not in result.out and f"see {failed}" in result.err
-    assert "said by" in failed.read_text() and "--model a " in failed.read_text().splitlines()[0]
+    assert "said by" in failed.read_text() and "--model /a " in failed.read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("jobs", ["", "0", "two", "-1", "1 2"])
