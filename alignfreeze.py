@@ -1,27 +1,28 @@
 #!/usr/bin/env python3
-"""Two methods that carry a task to other languages by aligning hidden states, in one file.
+"""Cross-lingual transfer by aligning hidden states: two published methods in one file.
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
-fine-tuned on English and tested in other languages. Before that it is *realigned* on translated
-sentences: a contrastive loss pulls words together that a dictionary (or an aligner) links. Some
-languages gain, others lose; half of the layers are frozen in this stage, to keep only the gain.
+fine-tuned on English and tested in other languages. Before that, it is *realigned* on translated
+sentences: a contrastive loss pulls the vectors of words that translate each other together. Some
+languages gain by this and others lose. Therefore half of the layers are frozen meanwhile.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
-language model learns a task in a few languages, by low-rank adapters. Batches of the task alternate
-with batches of translated sentences, which the same contrastive loss pulls together: one vector is
-now the mean state of a whole sentence, in a middle layer.
+language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
+alternate with batches of translated sentences, for which the same contrastive loss is computed. A
+vector is now the mean hidden state of a sentence, at one middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
-They differ in what one vector is (a word, a sentence), at which layer, in which schedule, and in
-what is frozen. AlignFreeze calls `realign`, then `finetune`; the other `add_lora`, then `finetune`
-with schedule `alternate`. These are sections 1 and 2, which sections 3 to 9 serve.
+Sections 1 to 3 are the methods. AlignFreeze calls `realign`, then `finetune`; middle-layer
+alignment calls `add_lora`, then `finetune` with the schedule `alternate`. Data flow in one
+direction: text -> words -> links -> batch -> hidden states -> vectors -> loss.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -36,9 +37,9 @@ import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import huggingface_hub
@@ -47,102 +48,180 @@ import pandas as pd
 import regex
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as distributed
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-# ---- 1. The methods -----------------------------------------------------------------------------
+# ---- 1. Settings ---------------------------------------------------------------------------------
 
-SETTINGS = {  # name: (alignfreeze, mid-align); overridden by MODEL_SETTINGS, and both by flags
-    "model": ("distilbert-base-multilingual-cased", "meta-llama/Meta-Llama-3-8B-Instruct"),
-    "task": ("udpos", "massive"),
-    "strategy": ("front", "full"),  # aligning freezes the lower half / nothing; `baseline`: none is done
-    "schedule": ("before", "alternate"),  # align before the task, in turn with it, or `during` it
-    "unit": ("word", "sentence"),  # what one vector is
-    "layer": (-2, 16),  # index into hidden_states (0: embeddings); layers above it are not aligned
-    "temperature": (0.1, 0.1),
-    "realign_batch_size": (16, 32),  # sentence pairs
-    "realign_max_length": (96, 2048),  # subwords of a sentence, special tokens included
-    "lora": (0, 8),  # rank of adapters beside frozen weights (alpha 16, dropout 0.1); 0: none
-    "batch_size": (32, 32),  # examples of the task
-    "accumulate": (1, 4),  # batches of one update; with `alternate` 4 are task, align, task, align
-    "lr": (2e-5, 5e-4),
-    "decay": ("linear", "inverse_sqrt"),  # of the learning rate in fine-tuning
-    "realign_decay": ("constant", "inverse_sqrt"),  # and in an alignment `before` it
-    "warmup": (0.1, 0.03),  # share of the updates in which the rate rises; not for a constant rate
-    "clip": (0.0, 1.0),  # largest norm of the gradient; 0: no clipping
-    "seed": (31, 1),
-}
-# Published exceptions; the keys are what follows the last `/` of a model's name.
-MODEL_SETTINGS = {"xlm-roberta-base": {"lr": 7.5e-6}, "Qwen2.5-7B-Instruct": {"temperature": 1.5}}
+
+def setting(default, help: str):
+    """Return a field of `Settings`, which is also a flag of the command line."""
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class Settings:
+    """All settings of a run. The defaults are those of AlignFreeze; `PRESETS` has the others."""
+
+    # What to run.
+    method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
+    model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
+    task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
+    strategy: str = setting("front", "baseline, full, front, back, or layers such as emb,0-2")
+    schedule: Literal["before", "during", "alternate"] = setting("before", "when to align")
+    seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
+    train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
+    languages: list[str] = setting(lambda: TARGETS, "languages to test in, besides")
+    realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
+    # Alignment.
+    unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
+    layer: int = setting(-2, "index into hidden_states: 0 is the embeddings, -1 the last layer")
+    temperature: float = setting(0.1, "of the contrastive loss")
+    aligner: str = setting("dictionary", "of words: dictionary, fastalign, awesome, or a folder")
+    aligner_model: str = setting("bert-base-multilingual-cased", "encoder of --aligner awesome")
+    aligner_layer: int = setting(8, "its hidden states that are compared")
+    pool_first: bool = setting(True, "count the first position in the mean of a sentence")
+    realign_steps: int | None = setting(None, "updates, if `before`; None: as many as fine-tuning")
+    realign_batch_size: int = setting(16, "sentence pairs in a batch")
+    realign_max_length: int = setting(96, "subwords of a sentence, special tokens included")
+    realign_lr: float | None = setting(None, "learning rate, if `before`; None: that of --lr")
+    realign_decay: Decay = setting("constant", "schedule of that learning rate")
+    # Fine-tuning.
+    epochs: int = setting(5, "passes over the examples of the task")
+    batch_size: int = setting(32, "examples in a batch")
+    accumulate: int = setting(1, "batches in an update; of `alternate`, half are sentence pairs")
+    lr: float = setting(2e-5, "peak of the learning rate")
+    decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
+    warmup: float = setting(0.1, "share of the updates in which the rate rises; may exceed 1")
+    clip: float = setting(0.0, "largest norm of the gradient; 0: no limit")
+    max_length: int = setting(96, "subwords of an example, special tokens included")
+    precision: Literal["fp32", "bf16"] | None = setting(None, "None: bf16 where it is fast")
+    lora: int = setting(0, "rank of the adapters; 0: no adapters, all weights train")
+    lora_alpha: float = setting(16.0, "scales the adapters by alpha / rank")
+    lora_dropout: float = setting(0.1, "dropout in front of the adapters")
+    adapter: list[str] = setting(list, "DIR or DIR=WEIGHT: adapters to merge into the model first")
+    validate: int | None = setting(None, "updates between two looks at the validation loss")
+    checkpointing: bool = setting(False, "compute activations twice to store fewer")
+    # Data and output.
+    data_dir: Path | None = setting(None, "folder of local data; None: download everything")
+    limit_train: int | None = setting(None, "largest number of training examples of a language")
+    limit_test: int | None = setting(None, "largest number of test examples of a language")
+    limit_links: int = setting(100_000, "largest number of lines of parallel text")
+    device: str | None = setting(None, "cpu, cuda, cuda:1, ...; None: a GPU if there is one")
+    save_model: Path | None = setting(None, "new folder for the realigned encoder, or the LLM")
+    probe: bool = setting(False, "also measure retrieval of translations at every layer")
+    write_links: Path | None = setting(None, "write links to this folder, and stop")
+    out: Path = setting(Path("results/runs"), "folder for the record")
+    overwrite: bool = setting(False, "replace a record or links that exist")
+
+
+Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
+PRESETS = {  # other defaults, by method, then by model (the last part of its name), then by task
+    "mid-align": {
+        "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
+        "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
+        "realign_batch_size": 32, "realign_max_length": 2048, "realign_decay": "inverse_sqrt",
+        "lora": 8, "accumulate": 4, "lr": 5e-4, "decay": "inverse_sqrt", "warmup": 0.03,
+        "clip": 1.0, "seed": 1,
+    },
+    "xlm-roberta-base": {"lr": 7.5e-6},
+    "Qwen2.5-7B-Instruct": {"temperature": 1.5},
+}  # fmt: skip
+
+
+class UserError(Exception):
+    """Invalid input: what is wrong, where, and what to do. `main` prints it and returns 2."""
+
+
+def require(condition, location, message: str) -> None:
+    """Raise UserError("location: message") unless the condition holds."""
+    if not condition:
+        raise UserError(f"{location}: {message}")
+
+
+# ---- 2. The methods ------------------------------------------------------------------------------
 
 
 def contrastive_loss(
     vectors: Tensor, queries: Tensor, targets: Tensor, temperature: float = 0.1,
     candidates: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Pull every query towards its target, and away from the other candidates; a scalar.
+    """Pull every query towards its target, and away from the other candidates; return a scalar.
 
-        mean over (q, t) of -log  exp(V_q . V_t / tau) / sum over candidates c of exp(V_q . V_c / tau)
+        mean over (q, t) of  -log  exp(v_q . v_t / tau) / sum over c of exp(v_q . v_c / tau)
 
-    vectors: (N, d), of words or sentences; V are these at unit length, tau is the temperature.
-    queries, targets: (Q,) indices into `vectors`. candidates: (C,) indices; None: all vectors. No
-    vector is compared with itself. With words, both linked words are queries, and all words are
-    candidates (the "strong" alignment of Wu and Dredze 2020, https://arxiv.org/abs/2010.02537); with
-    sentences, the other language's are queries, and the English ones candidates.
+    v are the vectors scaled to unit length, tau is the temperature, and c are the candidates.
+    vectors: (N, d), of words or of sentences. queries, targets: (Q,) indices into `vectors`.
+    candidates: (C,) indices into `vectors`; None: all vectors but the query itself.
+
+    Words: both words of a link are queries, and all words of the batch are candidates ("strong
+    alignment", Wu and Dredze 2020, https://arxiv.org/abs/2010.02537). Sentences: the translations
+    are queries, and the English sentences are candidates.
     """
     vectors = F.normalize(vectors, dim=-1)
     similarity = vectors[queries] @ vectors.T / temperature  # (Q, N)
     similarity = similarity.scatter(1, queries[:, None], -math.inf)
     if candidates is not None:
-        allowed = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
-        allowed[candidates] = True
-        similarity = similarity.masked_fill(~allowed, -math.inf)
-    return F.cross_entropy(similarity, targets, reduction="sum") / max(len(queries), 1)  # no links
+        is_candidate = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
+        is_candidate[candidates] = True
+        similarity = similarity.masked_fill(~is_candidate, -math.inf)
+    total = F.cross_entropy(similarity, targets, reduction="sum")
+    return total / max(len(queries), 1)  # a batch may have no link
 
 
 def freeze(model: nn.Module, spec: str) -> list[str]:
-    """Freeze the layers that `spec` names; return the names of the parameters that no longer train.
+    """Freeze the layers that `spec` names; return the names of the parameters it froze.
 
-    This is AlignFreeze. `front` is the lower half of the layers, `back` the rest; `full` and `none`
-    freeze nothing (`full`: all is aligned); or a list such as `0-5`, `emb,0-2,11`, `emb,front`. As in
-    the authors' code, embeddings train unless `emb` is named. UserError if a spec does not fit.
+    This is AlignFreeze. `front` is the lower half of the layers and `back` the upper half; `full`
+    and `none` freeze nothing. A list such as `0-5`, `emb,0-2,11` or `emb,front` names layers,
+    counted from 0, and the embeddings. As in the authors' code, the embeddings train unless `emb`
+    is named. Raises UserError if the model has no such layer.
     """
+    parameters = parameters_of_layers(model, spec)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return [name for name, parameter in model.named_parameters() if parameter in parameters]
+
+
+def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
+    """Return the parameters of the layers that `spec` names, if they train so far."""
     layers = transformer_layers(model.base_model)
-    parts = [layers[k] for k in frozen_layers(spec, len(layers))]
+    modules = [layers[k] for k in layer_numbers(spec, len(layers))]
     if "emb" in spec.split(","):
-        parts.append(embeddings(model.base_model))
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for part in parts:
-        part.requires_grad_(False)
-    return [name for name in trained if not model.get_parameter(name).requires_grad]
+        modules.append(embeddings(model.base_model))
+    parameters = itertools.chain(*(module.parameters() for module in modules))
+    return {parameter for parameter in parameters if parameter.requires_grad}
 
 
 @contextmanager
-def frozen(model: nn.Module, spec: str) -> Iterator[list[str]]:
-    """In here the layers that `spec` names do not train; afterwards they do, after an error too."""
-    names = freeze(model, spec)
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Freeze these parameters; unfreeze them on exit, also after an error."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
-        yield names
+        yield
     finally:
-        for name in names:
-            model.get_parameter(name).requires_grad = True
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 class LoraLinear(nn.Module):
-    """W x + scale * B A x: W stays, A and B train (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
+    """W x + scale * B A x, with W frozen (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
-        self.base_layer, self.scale = base_layer, alpha / rank
+        self.base_layer = base_layer
+        self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
-        with base_layer.weight.device:  # on the GPU, say, if W is there
+        with base_layer.weight.device:
             self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False)
             self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False)
-        nn.init.zeros_(self.lora_B.weight)  # so that nothing changes at first
+        nn.init.zeros_(self.lora_B.weight)  # at first, the output is that of W alone
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype)))
@@ -150,8 +229,10 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Freeze what is pretrained, and put adapters beside the linear layers of all blocks. Returns
-    the names of what trains: the adapters, and a classifier's head, which is new."""
+    """Freeze the pretrained weights, and add an adapter to every linear layer of all blocks.
+
+    Returns the names of the parameters that train: the adapters, and the new head of a classifier.
+    """
     pretrained = model.base_model if is_classifier(model) else model
     pretrained.requires_grad_(False)
     for layer in transformer_layers(model.base_model):
@@ -162,342 +243,315 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """`hidden_states[layer]`, (B, T, hidden): k is what enters layer k; -1 is what leaves the last
-    layer, -2 what enters it. The pass ends there: no layer above is computed or trained."""
+    """Return `hidden_states[layer]`, (B, T, d); for layer >= 0, that is the input of this layer.
+
+    The forward pass ends there, so that the layers above are neither computed nor trained.
+    """
     layers = transformer_layers(encoder)
     depth = len(layers)
-    check(-depth - 1 <= layer <= depth, f"layer {layer}", f"hidden states are {-depth - 1} to {depth}")
+    message = f"the hidden states of this model are {-depth - 1} to {depth}"
+    require(-depth - 1 <= layer <= depth, f"layer {layer}", message)
     layer %= depth + 1
     if layer == depth:
         return encoder(**inputs).last_hidden_state
-    with pass_ends_at(layers[layer]) as received:  # a hook keeps its input, then raises, and is caught
-        encoder(**inputs)
-    return received[0]
+
+    class LayerReached(Exception): ...
+
+    def stop(module, args, kwargs):
+        raise LayerReached(args[0] if args else kwargs["hidden_states"])
+
+    with layers[layer].register_forward_pre_hook(stop, with_kwargs=True):
+        try:
+            encoder(**inputs)
+        except LayerReached as reached:
+            return reached.args[0]
 
 
-class Alignment(NamedTuple):
-    """What is one vector, at which layer, with what frozen. Defaults: AlignFreeze, none frozen."""
+class PairBatch(NamedTuple):
+    """B sentence pairs as tensors: first the B English sentences, then their B translations.
 
-    frozen: str = "none"  # layers that do not train meanwhile, see `freeze`
-    unit: str = "word"
-    layer: int = -2
-    temperature: float = 0.1
-    batch_size: int = 16
-    max_length: int = 96
-    pool_first: bool = True  # whether the first position, begin-of-text, counts in a mean
-    gather: bool = False  # sentences: take candidates from all GPUs; words always do
-
-
-class Training(NamedTuple):
-    """How one stage is trained."""
-
-    lr: float = 2e-5
-    decay: str = "constant"
-    warmup: float = 0.1
-    accumulate: int = 1
-    clip: float = 0.0
-    precision: str = "fp32"
-    seed: int = 31
-
-
-class Batch(NamedTuple):
-    """B sentence pairs as tensors: 2B sentences, in buckets of similar length, to save padding.
-
-    Words: `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`, one bucket, laid flat: positions 0 to 7.
-    Vectors 0 1 2 3 are a, cat, un, chat: places 1 2 5 6. A link cat - chat: queries 1 3, targets 3 1.
-    Sentences, B = 2: vectors 0 1 are English, 2 3 their translations: queries 2 3, targets 0 1,
-    candidates 0 1; buckets sort by length, and `places` undoes that. Several processes share out
-    the sentences; vectors are then numbered through all of them.
+    Words, B = 1: `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`. In the flattened batch, a, cat, un,
+    chat are at positions 1 2 5 6, which makes them vectors 0 1 2 3. The link cat - chat is used in
+    both directions: queries 1 3, targets 3 1. Sentences, B = 2: vector k is sentence k. Queries 2 3
+    are the translations, targets 0 1 and candidates 0 1 the English sentences.
     """
 
-    inputs: list[dict[str, Tensor]]  # of each bucket ids and mask, (its sentences, longest T)
-    places: Tensor  # (N,) indices into all buckets laid flat: a word's first subword, or a sentence
-    queries: Tensor  # (Q,) numbers of vectors: words that have a link, or sentences not in English
-    targets: Tensor  # (Q,) their translations
-    candidates: Tensor | None  # (C,) the English sentences; None for words: all
-    counts: list[int]  # N of every process whose vectors are joined; a single one: no joining
-    # What follows is for counting, and for losses of your own.
-    sentences: list[int]  # for each row of `inputs`: k for the English side of pair k, else B + k
-    cut: list[int]  # for each pair, how many links were lost, as a word lies beyond `max_length`
-    pairs: list[Pair]  # what was encoded: language, both sides, their links
+    inputs: dict[str, Tensor]  # input_ids and attention_mask, (2B, T)
+    positions: Tensor | None  # (N,) first subword of each word in 2B * T; None: whole sentences
+    queries: Tensor  # (Q,) vectors that have a link
+    targets: Tensor  # (Q,) vectors of their translations
+    candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
+    pairs: list[Pair]  # the text
+    cut: list[int]  # for each pair, the links that were lost because its text was cut off
 
 
-def vectors_of(hidden: list[Tensor], batch: Batch, how: Alignment) -> Tensor:
-    """(N, hidden): of a word the state of its first subword, of a sentence the mean of its states.
-    hidden: of each bucket, (its sentences, T, hidden)."""
-    if how.unit == "word":
-        return torch.cat([states.flatten(0, 1) for states in hidden])[batch.places]
-    means = []
-    for states, inputs in zip(hidden, batch.inputs):
-        inside = inputs["attention_mask"]
-        if not how.pool_first:
-            inside = inside * (inside.cumsum(1) > 1)  # drop the first real position
-        weights = inside / inside.sum(1, keepdim=True).clamp(min=1)
-        means.append((states.float() * weights[:, :, None]).sum(1))
-    return torch.cat(means)[batch.places]  # from the order of buckets to that of the vectors
+def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Tensor:
+    """Return (N, d): the first subword of each word, or the mean of each sentence.
+
+    hidden: (2B, T, d). pool_first: whether the mean counts the first position of a sentence.
+    """
+    if batch.positions is not None:
+        return hidden.flatten(0, 1)[batch.positions]
+    mask = batch.inputs["attention_mask"]
+    if not pool_first:
+        mask = mask * (mask.cumsum(1) > 1)
+    weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    return (hidden.float() * weights[:, :, None]).sum(1)
 
 
-def projection_head(hidden: int, unit: str = "word") -> nn.Module:
-    """Maps words to 128 dimensions, to compare them; dropped later. Sentences stay as they are."""
+def projection_head(hidden_size: int, unit: str) -> nn.Module:
+    """Map words to 128 dimensions to compare them there; dropped after the alignment."""
     if unit == "sentence":
         return nn.Identity()
-    first, second = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, 128, bias=False)
+    first = nn.Linear(hidden_size, hidden_size, bias=False)
+    second = nn.Linear(hidden_size, 128, bias=False)
     return nn.Sequential(first, nn.ReLU(), second)
 
 
-def alignment_loss(encoder: nn.Module, projection: nn.Module, batch: Batch, how: Alignment) -> Tensor:
-    """The loss of one batch of sentence pairs: hidden states of one layer -> vectors -> loss."""
-    hidden = hidden_in_buckets(encoder, batch.inputs, how.layer)  # `hidden_state` of each one
-    check(hidden[0].requires_grad, "alignment", f"nothing below layer {how.layer} trains; freeze less")
-    vectors = projection(vectors_of(hidden, batch, how)).float()  # (N, d)
-    vectors = from_all_processes(vectors, batch.counts)  # if `counts` has several
-    return contrastive_loss(vectors, batch.queries, batch.targets, how.temperature, batch.candidates)
+def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) -> Tensor:
+    """Return the contrastive loss of a batch of sentence pairs at one layer of the encoder."""
+    hidden = hidden_states(encoder, batch.inputs, settings.layer)  # (2B, T, d)
+    message = f"nothing below layer {settings.layer} trains; freeze fewer layers"
+    require(hidden.requires_grad, "alignment", message)
+    vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
+    links = batch.queries, batch.targets
+    return contrastive_loss(vectors, *links, settings.temperature, batch.candidates)
 
 
-def realign(
-    model: nn.Module, tokenizer, pairs: Iterable[Pair], steps: int, how: Alignment = Alignment(),
-    training: Training = Training(),
-) -> tuple[dict, dict]:  # fmt: skip
-    """Align a model's encoder (`base_model`) in place: `steps` updates, layers of `how.frozen` frozen.
-    pairs: a list, gone through repeatedly, or a stream; UserError if it ends early. Returns the
-    loss curve, and what was seen of each language."""
-    torch.manual_seed(training.seed)
-    encoder, seen = model.base_model.train(), {}
-    projection = projection_head(encoder.config.hidden_size, how.unit).to(model.device)
+def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
+    """Align the encoder of a model in place, in `steps` updates, before it learns a task.
 
-    def loss(batch: Batch) -> tuple[str, Tensor]:
-        tally(seen, batch)
-        return "realign", alignment_loss(encoder, projection, batch, how)
-
-    batches = alignment_batches(tokenizer, pairs, how, model.device)
-    with frozen(model, how.frozen) as names:
-        stage = f"realign, {len(names)} of its tensors frozen"
-        return optimize(stage, [encoder, projection], batches, loss, steps, training), seen
+    pairs: a list, which is repeated as often as needed, or an iterator. Returns what `optimize`
+    returns. Raises UserError if an iterator ends too early.
+    """
+    batches = pair_batches(tokenizer, pairs, settings, model.device)
+    batches = ((None, pairs) for pairs in batches)
+    lr, decay = settings.realign_lr or settings.lr, settings.realign_decay
+    settings = dataclasses.replace(settings, lr=lr, decay=decay)
+    torch.manual_seed(settings.seed)
+    projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
+    return optimize("realign", model, projection, batches, steps, settings)
 
 
-def scheduled(schedule: str, task: Iterator, aligned: Iterator) -> Iterator[tuple]:
-    """In order (name of the loss, batch of the task or None, batch of translations or None)."""
-    if schedule == "before":  # alignment is over
+def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:
+    """Yield (batch of the task or None, batch of sentence pairs or None), in order of training."""
+    if schedule in ("none", "before"):  # nothing to align, or alignment is over
         aligned = itertools.repeat(None)
-    for examples, translations in zip(task, aligned):
+    for examples, pairs in zip(task, aligned):
         if schedule == "alternate":
-            yield "task", examples, None
-            yield "align", None, translations
-        else:  # before, during
-            yield "finetune", examples, translations
+            yield examples, None
+            yield None, pairs
+        else:
+            yield examples, pairs
 
 
-def finetune(
-    model: nn.Module, tokenizer, features: list[dict], epochs: int,
-    training: Training = Training(decay="linear"), *, batch_size: int = 32, schedule: str = "before",
-    pairs: Iterable[Pair] | None = None, how: Alignment = Alignment(), stop: Callable | None = None,
-) -> tuple[dict, dict]:  # fmt: skip
-    """Train a model on a task in place, on the features that the task's `encode` made.
+def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(), stop=None):
+    """Train a model on a task in place; align it meanwhile if the schedule says so.
 
-    schedule: `before`, the task alone, in all layers (`realign` came earlier); `during`, each batch with
-    one of `pairs`, whose loss weighs 0.1; `alternate`, a batch of the task, then one of `pairs`. The
-    loss of pairs does not train the layers of `how.frozen`. stop: see `optimize`.
+    features: what the task's `encode` made of the examples. pairs: as in `realign`; not used with
+    the schedule `before`. stop: see `optimize`. Returns what `optimize` returns.
     """
-    projection = projection_head(model.config.hidden_size, how.unit).to(model.device)  # for pairs
-    torch.manual_seed(training.seed)  # so that dropout does not depend on what the projection drew
-    model.train()
-    seen: dict = {}
-    weight = 0.1 if schedule == "during" else 1.0
-
-    def loss(batch: tuple) -> tuple[str, Tensor]:
-        name, examples, translations = batch
-        total = task_loss(model, examples) if examples else 0.0
-        if translations:
-            tally(seen, translations)
-            # Autograd notes in the forward pass what trains; `backward`, after this, obeys it.
-            with frozen(model, how.frozen):
-                total = total + weight * alignment_loss(model.base_model, projection, translations, how)
-        return name, total
-
-    task = task_batches(tokenizer, features, epochs, batch_size, training.seed, model.device)
-    aligned = alignment_batches(tokenizer, pairs, how, model.device)  # not begun if `before`
+    schedule = settings.schedule if settings.strategy != "baseline" else "none"
+    task = task_batches(tokenizer, features, settings, model.device)
+    aligned = pair_batches(tokenizer, pairs, settings, model.device)
+    steps = finetune_steps(len(features), settings)
     batches = scheduled(schedule, task, aligned)
-    steps = finetune_steps(len(features), epochs, batch_size, schedule, training.accumulate)
-    return optimize("fine-tune", [model, projection], batches, loss, steps, training, stop), seen
+    projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
+    torch.manual_seed(settings.seed)
+    return optimize("fine-tune", model, projection, batches, steps, settings, stop)
 
 
-# ---- 2. Training and testing --------------------------------------------------------------------
+# ---- 3. Training and testing ---------------------------------------------------------------------
 
 
-def optimize(
-    stage: str, modules: list[nn.Module], batches: Iterator, loss: Callable,
-    steps: int, training: Training, stop: Callable[[int], bool] | None = None,
-) -> dict[str, list[float]]:  # fmt: skip
-    """The training loop: `steps` updates of Adam; {name of a loss: its mean over every 20 batches}.
+def optimize(stage: str, model, projection, batches, steps: int, settings: Settings, stop=None):
+    """The training loop of both methods: `steps` updates of Adam, in place.
 
-    loss: of a batch, (name, scalar). Several processes share out every batch and average gradients.
-    stop: asked after every update whether to end; must leave the model as it was, in training mode.
-    UserError if a loss is not finite (seen every 20 updates and at the end), or batches are too few.
+    batches: see `scheduled`; an update takes `settings.accumulate` of them. stop: asked after every
+    update whether to end. Several processes share out the batches of an update and add up their
+    gradients. Returns ({loss: its mean over every 20 batches}, {language: what was aligned}).
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    check(parameters, stage, "nothing trains; freeze fewer layers")
-    optimizer = torch.optim.Adam(parameters, training.lr, fused=True)
-    rate = transformers.get_scheduler(training.decay, optimizer, warmup_steps(training, steps), steps)
-    rank, _ = processes()
-    if rank > 0:  # the weights were drawn alike, but dropout is to differ
-        torch.manual_seed(training.seed + 1000 * rank)
-    bar = by_update(stage, batches, steps, training.accumulate)  # ends after `steps` lists of batches
-    losses, start, step = defaultdict(list), time.time(), 0
-    for step, group in enumerate(bar, 1):
-        for batch in group:
-            with autocast(parameters[0].device, training.precision):
-                name, value = loss(batch)
-            (value / len(group)).backward()
-            losses[name].append(value.detach())
-        average_gradients(parameters)
-        if training.clip:
-            nn.utils.clip_grad_norm_(parameters, training.clip)
+    frozen_layers = parameters_of_layers(model, settings.strategy)  # by the alignment loss
+    parameters = [p for p in [*model.parameters(), *projection.parameters()] if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
+    warmup = warmup_steps(settings, steps)
+    rate = transformers.get_scheduler(settings.decay, optimizer, warmup, steps)
+    log = TrainingLog(stage)
+    rank, world = processes()
+    model.train()
+    for step, group in enumerate(log.groups(batches, steps, settings.accumulate), 1):
+        for number, (examples, pairs) in group[rank::world]:
+            if examples:
+                with autocast(model.device, settings.precision):
+                    loss = task_loss(model, examples)
+                (loss / len(group)).backward()
+                log.add(number, "task", loss)
+            if pairs:
+                weight = 0.1 if examples else 1.0  # AlignFreeze, `during`: the sum of both losses
+                with frozen(frozen_layers):
+                    with autocast(model.device, settings.precision):
+                        loss = alignment_loss(model.base_model, projection, pairs, settings)
+                    (weight * loss / len(group)).backward()
+                log.add(number, "align", loss)
+        sum_gradients(parameters)
+        if settings.clip:
+            nn.utils.clip_grad_norm_(parameters, settings.clip)
         optimizer.step()
         rate.step()
         optimizer.zero_grad()
-        if step % 20 == 0:  # are they finite? Seldom asked, as reading them waits for the GPU
-            means = {key: finite_mean(stage, values[-20:]) for key, values in losses.items()}
-            bar.set_postfix(means)
         if stop and stop(step):
-            steps = step  # ended on purpose
             break
-    check(step == steps, stage, f"the batches end after {step} of {steps} steps; give more pairs")
-    return loss_curves(f"{stage}: {step} steps", losses, time.time() - start)
+    return log.result()
 
 
-def task_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
-    """Mean cross-entropy over a batch's labels: tags, classes, both ends of answers, or tokens."""
-    logits, labels = logits_and_labels(model, batch)  # (L, classes), (L,)
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / batch.count  # count: labels of all processes / number of processes
+def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the mean cross-entropy over the labels of a batch.
+
+    batch: the model's inputs, (B, T), and "labels": (B, T) for words and for generated text, (B, 1)
+    for sentences, (B, 2) for the first and last position of an answer; or `IGNORE`: no label.
+    """
+    total = 0.0
+    for _, inputs in by_length(model, batch):
+        labels = inputs.pop("labels")
+        if is_classifier(model):
+            logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes)
+        else:  # the label of a position is the token that follows
+            logits = token_logits(model, inputs, labels != IGNORE)
+            labels = labels[labels != IGNORE]
+        labels = labels.flatten()
+        total += F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (batch["labels"] != IGNORE).sum().clamp(min=1)
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, tokenizer, task: Task, examples: list[dict], features: list[dict], *,
-    precision: str = "fp32", batch_size: int = 32,
+    model: nn.Module, tokenizer, task: Task, examples: list[dict], features: list[dict],
+    settings: Settings,
 ) -> dict[str, float]:  # fmt: skip
-    """Scores of a model, {metric: 0 to 1}. `task.encode` made of each example one or more features."""
+    """Return the scores of a model, {metric: 0 to 1}.
+
+    features: what `task.encode` made of the examples, one or more for each.
+    """
     model.eval()
-    outputs: list = [None] * len(features)  # logits, or a generated text, for each of the features
+    outputs: list = [None] * len(features)  # logits or generated text, one for each feature
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
-    for chunk in in_chunks(iter(order), batch_size):
+    for chunk in in_chunks(iter(order), 32):
         rows = [features[k] for k in chunk]
-        with autocast(model.device, precision):
-            if task.new_tokens:  # it generates
-                found = generate(model, tokenizer, [row["input_ids"] for row in rows], task.new_tokens)
+        with autocast(model.device, settings.precision):
+            if task.new_tokens:  # the model generates text
+                prompts = [row["input_ids"] for row in rows]
+                results = generate(model, tokenizer, prompts, task.new_tokens)
             else:
-                batch = task_batch(rows, tokenizer.pad_token_id, device=model.device)  # one bucket
-                found = task_logits(model, batch.inputs[0]).float().cpu().numpy()
-                check(not np.isnan(found).any(), "evaluate", "the model's outputs are no numbers")
-        for k, output in zip(chunk, found):
-            outputs[k] = output
+                batch = task_batch(rows, tokenizer.pad_token_id, model.device)
+                del batch["labels"]
+                results = task_logits(model, batch).float().cpu().numpy()
+                message = "the model's outputs are not numbers (NaN)"
+                require(not np.isnan(results).any(), "evaluation", message)
+        for k, result in zip(chunk, results):
+            outputs[k] = result
     scores = task.score(examples, features, outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}
 
 
-# ---- 3. What the methods lean on: layers, processes, batches -------------------------------------
+# ---- 4. Models: layers, hidden states, logits, generated text ------------------------------------
 
-IGNORE = -100  # the label of positions that have none
-Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
-BUCKETS = {"cpu": 8}  # of similar length, in a batch; on a GPU padding costs less than launches
+IGNORE = -100  # the label of a position that has none
 
 
-def frozen_layers(spec: str, depth: int) -> list[int]:
-    """The numbers of the layers, of `depth` in all, that a spec names. UserError if there is none."""
-    half, numbers = depth // 2, set()
-    named = {"front": range(half), "back": range(half, depth), "none": [], "full": [], "emb": []}
+def layer_numbers(spec: str, depth: int) -> list[int]:
+    """Return the numbers of the layers that `spec` names in a model of `depth` layers.
+
+    Raises UserError if a part of the spec names no layer of the model.
+    """
+    half = depth // 2
+    names = {"front": range(half), "back": range(half, depth)}
+    names |= dict.fromkeys(("baseline", "none", "full", "emb"), ())
+    numbers = set()
     for part in spec.split(","):
-        where, span = f"cannot freeze '{part}'", regex.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        location = f"--strategy {spec}, '{part}'"
+        span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if span:
-            low, high = int(span[1]), int(span[2] or span[1])
-            check(low <= high < depth, where, f"the model has layers 0 to {depth - 1}")
-            numbers.update(range(low, high + 1))
+            first, last = int(span[1]), int(span[2] or span[1])
+            require(first <= last < depth, location, f"the model has layers 0 to {depth - 1}")
+            numbers.update(range(first, last + 1))
         else:
-            check(part in named, where, "use front, back, or a list such as emb,0-2,11")
-            check(half or part not in ("front", "back"), where, f"{depth} layer has no halves")
-            numbers.update(named[part])
+            message = "use baseline, full, front, back, or a list such as emb,0-2,11"
+            require(part in names, location, message)
+            require(half or not names[part], location, f"{depth} layer cannot be halved")
+            numbers.update(names[part])
     return sorted(numbers)
 
 
 def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
-    """The list of transformer layers of an encoder or decoder, found by its structure."""
+    """Find the list of transformer layers of an encoder or decoder by its structure.
+
+    Raises UserError if there is none, or if several lists hold the parts of each layer.
+    """
     depth = getattr(encoder.config, "num_hidden_layers", None)
     for module in encoder.modules():  # from the outside to the inside
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            if len(set(map(type, module))) == 1:
-                return module
-    raise UserError(f"{type(encoder).__name__} has no list of {depth} layers of its own to freeze")
+        lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
+        lists = [layers for layers in lists if len(layers) == depth]
+        if len(lists) == 1 and len(set(map(type, lists[0]))) == 1:
+            return lists[0]
+        message = "keeps the parts of its layers in parallel lists; choose another model"
+        require(len(lists) < 2, type(encoder).__name__, message)
+    raise UserError(f"{type(encoder).__name__}: found no list of its {depth} layers to freeze")
 
 
 def embeddings(encoder: nn.Module) -> nn.Module:
-    """What turns subword ids into the first layer's input: the part that holds the word embeddings."""
+    """Return the module that makes the input of the first layer: it holds the word embeddings."""
     words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
-    for part in encoder.children():
-        if words in part.modules() and layers not in part.modules():
-            return part
+    for module in encoder.children():
+        if words in module.modules() and layers not in module.modules():
+            return module
     return words
 
 
-@contextmanager
-def pass_ends_at(module: nn.Module) -> Iterator[list[Tensor]]:
-    """In here a forward pass ends where this module begins; its input is then in the list."""
-    found: list[Tensor] = []
-
-    class Reached(Exception): ...
-
-    def stop(module, args, kwargs):
-        found.append(args[0] if args else kwargs["hidden_states"])
-        raise Reached
-
-    with suppress(Reached), module.register_forward_pre_hook(stop, with_kwargs=True):
-        yield found
-
-
-def finetune_steps(examples: int, epochs: int, batch_size: int, schedule: str, accumulate: int) -> int:
-    """How many updates fine-tuning takes; with `alternate`, batches of sentence pairs count as well."""
-    batches = epochs * math.ceil(examples / batch_size)
-    if schedule == "alternate":
-        batches *= 2
-    return math.ceil(batches / accumulate)
-
-
-def warmup_steps(training: Training, steps: int) -> int:
-    """In how many of the updates the rate rises; as the authors of each method round it."""
-    share = training.warmup * steps
-    if training.decay == "inverse_sqrt":
-        return math.ceil(share)
-    return int(share + 1e-9)  # as 0.29 * 100 is less than 29
-
-
 def is_classifier(model: nn.Module) -> bool:
-    """Whether a model has the head of a task to classify, and not a language model's."""
+    """Return whether a model has a task's classifier instead of a language model's head."""
     return model.get_output_embeddings() is None
 
 
-def logits_and_labels(model, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """Logits (labels, classes) of a batch, and its labels (labels,), some of them perhaps `IGNORE`."""
-    logits, labels = [], []  # of each bucket
-    for inputs, wanted in zip(with_embeddings(model, batch.inputs), batch.labels):
-        if is_classifier(model):
-            logits.append(task_logits(model, inputs).flatten(0, -2))
-            labels.append(wanted.flatten())
-        else:  # at each position, the label is the token that follows
-            logits.append(token_logits(model, inputs, wanted != IGNORE))
-            labels.append(wanted[wanted != IGNORE])
-    # The classes of an answer's ends are the positions: as many as its bucket is long.
-    width = max(rows.shape[-1] for rows in logits)
-    logits = [F.pad(rows, (0, width - rows.shape[-1]), value=-math.inf) for rows in logits]
-    return torch.cat(logits), torch.cat(labels)
+def autocast(device: torch.device, precision: str | None) -> torch.autocast:
+    """Return a context in which matrix products are in bfloat16, if `precision` is bf16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def hidden_in_buckets(encoder, buckets: list[dict], layer: int) -> list[Tensor]:
-    """`hidden_state` of each bucket."""
-    return [hidden_state(encoder, inputs, layer) for inputs in with_embeddings(encoder, buckets)]
+def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Split a batch into 8 groups of rows of similar length; yield (row numbers, tensors).
+
+    This changes no result and saves half of the time, as hardly any padding is computed. On a GPU
+    a pass takes the same time however short the rows are, so all rows form one group.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    if lengths.device.type != "cpu":
+        yield torch.arange(len(lengths), device=lengths.device), dict(batch)
+        return
+    order = lengths.argsort(stable=True)
+    # Look up the embeddings once: the gradient of each look-up is as large as the vocabulary.
+    embedded = model.get_input_embeddings()(batch["input_ids"][order])  # (B, T, d)
+    for rows, vectors in zip(order.chunk(8), embedded.chunk(8)):
+        longest = int(lengths[rows[-1]])
+        group = {name: tensor[rows, :longest] for name, tensor in batch.items()}
+        yield rows, group | {"input_ids": None, "inputs_embeds": vectors[:, :longest]}
+
+
+def hidden_states(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
+    """Return the `hidden_state` of a batch, (B, T, d), computed in groups of similar length."""
+    length = inputs["input_ids"].shape[1]
+    order, states = [], []
+    for rows, group in by_length(encoder, inputs):
+        hidden = hidden_state(encoder, group, layer)
+        states.append(F.pad(hidden, (0, 0, 0, length - hidden.shape[1])))
+        order.append(rows)
+    return torch.cat(states)[torch.cat(order).argsort()]
 
 
 def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """(B, T, labels) for words, (B, labels) for sentences, (B, 2, T) for the two ends of an answer."""
+    """Return the logits of a classifier.
+
+    (B, T, classes) for words, (B, classes) for sentences, (B, 2, T) for the ends of an answer.
+    """
     output = model(**inputs)
     if "logits" in output:
         return output.logits
@@ -505,130 +559,178 @@ def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
 
 
-def token_logits(model: nn.Module, inputs: dict[str, Tensor], wanted: Tensor) -> Tensor:
-    """A language model's logits, (wanted positions, vocabulary): nowhere else, it can be 262,144 words."""
+def token_logits(model: nn.Module, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
+    """Return the logits of a language model, (positions, vocabulary), at the positions `where`.
+
+    where: (B, T), boolean. A vocabulary of 262,144 words makes the logits of all positions large.
+    """
     hidden = model.base_model(**inputs).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[wanted])
-    cap = getattr(model.config, "final_logit_softcapping", None)  # of Gemma 2
+    logits = model.get_output_embeddings()(hidden[where])
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
-    """What the model writes behind each prompt: the likeliest token, again and again, until it ends."""
+    """Return the text that the model writes after each prompt, by greedy decoding."""
     inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
     inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     model.generation_config.update(**greedy)
-    # the last position alone is a view with gaps: a frozen head would be copied for every prompt
-    whole = model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),))
-    new_tokens = min(new_tokens, max(1, tokenizer.model_max_length - inputs["input_ids"].shape[1]))
-    with whole:
-        ids = model.generate(**inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
-    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    length = inputs["input_ids"].shape[1]
+    new_tokens = min(new_tokens, max(1, tokenizer.model_max_length - length))
+    # The last position alone is a view with gaps, for which a frozen head would be copied.
+    head = model.get_output_embeddings()
+    with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
+        ids = model.generate(
+            **inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
+        )
+    return tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """In here matrix products are in bfloat16, if that is the precision."""
-    return torch.autocast(device.type, torch.bfloat16, precision == "bf16")
+# ---- 5. The training loop: processes, learning rate, log -----------------------------------------
 
 
 def processes() -> tuple[int, int]:
-    """(Number of this process, how many train one model together): torchrun's, else 0 of 1."""
+    """Return (number of this process, how many processes train one model); torchrun starts them."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather_objects(value) -> list:
-    """The values that all processes have; the first is that of process 0."""
+    """Return the values of all processes, that of process 0 first."""
     values = [value] * processes()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Give every process the mean of all processes' gradients, summed as one flat vector."""
+def sum_gradients(parameters: list[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, some of which may have none for a parameter."""
     if processes()[1] == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = nn.utils.parameters_to_vector(gradients)
+    has_gradient = gather_objects([parameter.grad is not None for parameter in parameters])
+    trained = list(itertools.compress(parameters, np.any(has_gradient, axis=0)))
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = nn.utils.parameters_to_vector(parameter.grad for parameter in trained)
     dist.all_reduce(flat)
-    nn.utils.vector_to_parameters(flat / processes()[1], gradients)
+    nn.utils.vector_to_parameters(flat, (parameter.grad for parameter in trained))
 
 
-def from_all_processes(rows: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all processes, (sum of `counts`, d), in their order; gradients flow back to all."""
-    if len(counts) == 1:
-        return rows
-    padded = F.pad(rows, (0, 0, 0, max(counts) - len(rows)))  # each process sends as many
-    parts = distributed.all_gather(padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+def finetune_steps(examples: int, settings: Settings) -> int:
+    """Return the number of updates of fine-tuning; with `alternate`, those of alignment count."""
+    batches = settings.epochs * math.ceil(examples / settings.batch_size)
+    if settings.schedule == "alternate" and settings.strategy != "baseline":
+        batches *= 2
+    return math.ceil(batches / settings.accumulate)
+
+
+def warmup_steps(settings: Settings, steps: int) -> int:
+    """Return in how many updates the learning rate rises, rounded as each paper's authors do."""
+    share = settings.warmup * steps
+    if settings.decay == "inverse_sqrt":
+        return math.ceil(share)
+    return int(share + 1e-9)  # 0.29 * 100 is a little less than 29
 
 
 def say(line: str) -> None:
-    """Print a line, once for all processes, so that it reaches a log file at once."""
+    """Print a line at once, in the first process only."""
     if processes()[0] == 0:
         print(line, flush=True)
 
 
 def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
-    """A bar for a person who watches, and for a log file nothing."""
+    """Return a progress bar; disabled when stderr is not a terminal."""
     return tqdm(items, stage, total, leave=False, disable=None if processes()[0] == 0 else True)
 
 
 def prefetched(items: Iterator, count: int = 8) -> Iterator:
-    """The same items, up to `count` of them made by a thread beforehand; None is no item."""
+    """Yield the items, up to `count` of which a thread makes in advance. No item may be None."""
     with ThreadPoolExecutor(1) as pool:
         coming = deque(pool.submit(next, items, None) for _ in range(count))
         try:
             while (item := coming.popleft().result()) is not None:
                 coming.append(pool.submit(next, items, None))
                 yield item
-        finally:  # after an error or Ctrl-C, wait for one batch, not for all of them
+        finally:  # after an error or Ctrl-C, wait for one item only
             pool.shutdown(cancel_futures=True)
 
 
-def by_update(stage: str, batches: Iterator, steps: int, accumulate: int) -> tqdm:
-    """A bar over lists of `accumulate` batches, one for each of the steps, made by a thread beforehand."""
-    needed = prefetched(itertools.islice(batches, steps * accumulate))
-    return progress(in_chunks(needed, accumulate), stage, steps)
+def in_chunks(items: Iterator, size: int) -> Iterator[list]:
+    """Yield lists of `size` items; the last list may be shorter."""
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
 
 
-def finite_mean(stage: str, losses: list[Tensor]) -> float:
-    """The mean of some losses. UserError if it is not finite."""
-    value = torch.stack(losses).float().mean().item()
-    check(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
-    return value
+class TrainingLog:
+    """The batches of a stage of training, what they align, and their losses."""
+
+    def __init__(self, stage: str):
+        self.stage, self.start, self.step = stage, time.time(), 0
+        self.losses: list[tuple[int, str, Tensor]] = []  # (number of the batch, name, scalar)
+        self.aligned: dict[str, Counter] = {}  # by language
+
+    def groups(self, batches: Iterator, steps: int, accumulate: int) -> Iterator[list]:
+        """Yield the batches of each update, numbered. Raises UserError if they are too few."""
+        numbered = prefetched(itertools.islice(enumerate(batches), steps * accumulate))
+        for step in progress(range(1, steps + 1), self.stage):
+            group = list(itertools.islice(numbered, accumulate))
+            message = f"the sentence pairs end after {step - 1} of {steps} steps; give more"
+            require(group, self.stage, message)
+            self.step = step
+            for _, (_, batch) in group:
+                self.count(batch)
+            yield group
+            if step % 20 == 0:  # seldom, because reading a loss waits for the GPU
+                loss_curves(self.stage, self.losses[-20:])
+
+    def count(self, batch: PairBatch | None) -> None:
+        for pair, cut in zip(batch.pairs, batch.cut) if batch else ():
+            counts = self.aligned.setdefault(pair.language, Counter())
+            words = len(pair.links) - cut
+            counts.update(sentences=1, words=words, cut=cut, skipped=pair.skipped)
+            counts["readings"] = pair.reading
+
+    def add(self, number: int, name: str, loss: Tensor) -> None:
+        self.losses.append((number, name, loss.detach()))
+
+    def result(self) -> tuple[dict, dict]:
+        curves = loss_curves(self.stage, self.losses)
+        ends = [f"{name} loss {curve[0]:.3f} -> {curve[-1]:.3f}" for name, curve in curves.items()]
+        seconds = time.time() - self.start
+        say(f"{self.stage}: {self.step} steps, {', '.join(ends)}, {seconds:.1f} s")
+        return curves, self.aligned
 
 
-def loss_curves(done: str, losses: dict[str, list[Tensor]], seconds: float) -> dict[str, list[float]]:
-    """{name of a loss: its mean over every 20 batches and all processes}; says how each one changed."""
-    curves, told = {}, []
-    for name, values in losses.items():
-        means = [finite_mean(done, values[k : k + 20]) for k in range(0, len(values), 20)]
-        curves[name] = np.mean(gather_objects(means), axis=0).round(6).tolist()
-        first, last = curves[name][0], curves[name][-1]
-        told.append(f"{name} loss {first:.3f}" + (f" -> {last:.3f}" if len(means) > 1 else ""))
-    say(f"{done}, {', '.join(told)}, {seconds:.1f} s")
-    return curves
+def loss_curves(stage: str, losses: list[tuple[int, str, Tensor]]) -> dict[str, list[float]]:
+    """Return {name: mean of every 20 losses} over all processes. Raises UserError for NaN."""
+    values = torch.stack([loss for *_, loss in losses]).float().tolist() if losses else []
+    own = [(number, name, value) for (number, name, _), value in zip(losses, values)]
+    curves = defaultdict(list)
+    for _, name, value in sorted(itertools.chain(*gather_objects(own))):
+        require(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
+        curves[name].append(value)
+    return {name: means_of_20(values) for name, values in curves.items()}
+
+
+def means_of_20(values: list[float]) -> list[float]:
+    return [round(sum(part) / len(part), 6) for part in in_chunks(iter(values), 20)]
+
+
+# ---- 6. Batches ----------------------------------------------------------------------------------
+
+Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
 
 
 class Pair(NamedTuple):
-    """A sentence pair; for words, both sides are lists of them, and links are one-to-one."""
+    """A sentence and its translation, as text, or as lists of words with one-to-one links."""
 
     language: str  # of the target side; the source side is English
     source: list[str] | str
     target: list[str] | str
-    links: Links = ()  # (index in source, index in target)
-    skipped: int = 0  # pairs of this language that had no link, passed over since the last one
-    reading: int = 1  # 2 when this language's text is being read for the second time, and so on
-
-
-class TaskBatch(NamedTuple):
-    """Examples of a task, or a process's share of them, in buckets of similar length."""
-
-    inputs: list[dict[str, Tensor]]  # of each bucket, what the model reads, (its examples, longest T)
-    labels: list[Tensor]  # of each bucket, (its examples, T) or (its examples, labels of an example)
-    count: Tensor  # how many labels a process has in the mean over all of them; a scalar
+    links: Links = ()
+    skipped: int = 0  # pairs without a link that were passed over before this one
+    reading: int = 1  # 2 when the text of this language is read for the second time, and so on
 
 
 class Window(NamedTuple):
@@ -636,83 +738,63 @@ class Window(NamedTuple):
 
     sentence: int  # which sentence it comes from
     ids: np.ndarray  # subword ids
-    words: np.ndarray  # the index of the word that each subword belongs to, -1 for special tokens
-    first: np.ndarray  # whether it is the first visible subword of its word, which represents the word
+    words: np.ndarray  # index of the word that each subword belongs to; -1 for special tokens
+    first: np.ndarray  # whether a subword is the first visible one of its word
 
 
-def alignment_batches(tokenizer, pairs: Iterable[Pair], how: Alignment, device="cpu") -> Iterator[Batch]:
-    """One batch of sentence pairs after the other. A list of pairs is gone through again and again."""
-    encode = encode_pairs if how.unit == "word" else encode_texts
-    buckets = BUCKETS.get(torch.device(device).type, 1)
+def pair_batches(tokenizer, pairs: Iterable[Pair], settings, device="cpu") -> Iterator[PairBatch]:
+    """Yield batches of sentence pairs. A list of pairs is repeated without end."""
+    encode = encode_pairs if settings.unit == "word" else encode_texts
     pairs = itertools.cycle(pairs) if isinstance(pairs, Sequence) else iter(pairs)
-    while len(chunk := list(itertools.islice(pairs, how.batch_size))) == how.batch_size:
-        yield encode(tokenizer, chunk, how, buckets, device, processes())
+    size = settings.realign_batch_size
+    while len(chunk := list(itertools.islice(pairs, size))) == size:
+        yield encode(tokenizer, chunk, settings.realign_max_length, device)
 
 
-def encode_pairs(tokenizer, pairs: list[Pair], how, buckets=1, device="cpu", process=(0, 1)) -> Batch:
-    """Turn pairs of linked words into one batch; sentences are cut off at `how.max_length` subwords.
-
-    process: (k, n) puts only the k-th of n equal shares of the sentences into the batch.
-    """
-    k, n = process
+def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, device="cpu") -> PairBatch:
+    """Turn pairs of linked words into a batch; cut sentences off at `max_length` subwords."""
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
-    windows = encode_words(tokenizer, sentences, how.max_length)
-    number: dict[tuple[int, int], int] = {}  # (sentence, word) -> its number among all words
-    shares, counts = [], []
-    for p in range(n):
-        shares.append(in_buckets(windows, buckets, lambda window: len(window.ids), (p, n)))
-        for window in itertools.chain(*shares[p]):
-            for word in window.words[window.first].tolist():
-                number[window.sentence, word] = len(number)
-        counts.append(len(number) - sum(counts))
+    windows = encode_words(tokenizer, sentences, max_length)
+    vector: dict[tuple[int, int], int] = {}  # (sentence, word) -> index of its vector
+    for window in windows:
+        for word in window.words[window.first].tolist():
+            vector[window.sentence, word] = len(vector)
     linked, cut = [], []
-    for p, pair in enumerate(pairs):
-        before = len(linked)
-        for i, j in pair.links:
-            source, target = (p, i), (p + len(pairs), j)
-            if source in number and target in number:
-                linked.append((number[source], number[target]))
-        cut.append(len(pair.links) - (len(linked) - before))
-    own = shares[k]
-    inputs = [pad_inputs([w.ids for w in group], tokenizer.pad_token_id, device) for group in own]
-    first = torch.cat([pad([w.first for w in group], False).flatten() for group in own])
-    rows = first.nonzero().squeeze(1).to(device)
-    order = [window.sentence for window in itertools.chain(*own)]
+    for k, pair in enumerate(pairs):
+        links = [((k, i), (k + len(pairs), j)) for i, j in pair.links]
+        kept = [(vector[s], vector[t]) for s, t in links if s in vector and t in vector]
+        cut.append(len(links) - len(kept))
+        linked += kept
+    inputs = pad_inputs([window.ids for window in windows], tokenizer.pad_token_id, device)
+    is_first = pad([window.first for window in windows], False)  # (2B, T)
+    positions = is_first.flatten().nonzero().squeeze(1).to(device)
     source, target = torch.tensor(linked, dtype=torch.long, device=device).reshape(-1, 2).T
     queries, targets = torch.cat([source, target]), torch.cat([target, source])
-    return Batch(inputs, rows, queries, targets, None, counts, order, cut, pairs)
+    return PairBatch(inputs, positions, queries, targets, None, pairs, cut)
 
 
-def encode_texts(tokenizer, pairs: list[Pair], how, buckets=1, device="cpu", process=(0, 1)) -> Batch:
-    """As `encode_pairs`, of plain text without a template. The candidates are the sentences of this
-    process, or with `how.gather` of all of them."""
-    (k, n), size = process, len(pairs)
+def encode_texts(tokenizer, pairs: list[Pair], max_length: int, device="cpu") -> PairBatch:
+    """Turn pairs of sentences into a batch, as plain text without a chat template."""
     texts = [pair.source for pair in pairs] + [pair.target for pair in pairs]
-    own = [*range(k, size, n), *range(size + k, 2 * size, n)]  # sentences; both sides of a pair
-    encoded = tokenizer([texts[s] for s in own], truncation=True, max_length=how.max_length)
-    ids = {}
-    for s, row in zip(own, encoded["input_ids"]):
-        ids[s] = np.array(row or [tokenizer.pad_token_id])  # a text may have no subword
-    parts = in_buckets(own, buckets, lambda s: len(ids[s]))
-    inputs = [pad_inputs([ids[s] for s in part], tokenizer.pad_token_id, device) for part in parts]
-    order = list(itertools.chain(*parts))
-    rows = torch.tensor(order).argsort().to(device)  # vectors are numbered in the order of `own`
-    counts = [2 * len(pairs[p::n]) for p in range(n)] if how.gather else [len(own)]
-    halves = [part.chunk(2) for part in torch.arange(sum(counts), device=device).split(counts)]
-    english, other = (torch.cat(side) for side in zip(*halves))
-    return Batch(inputs, rows, other, english, english, counts, order, [0] * size, pairs)
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    ids = [np.array(row or [tokenizer.pad_token_id]) for row in encoded]  # a text may be invisible
+    inputs = pad_inputs(ids, tokenizer.pad_token_id, device)
+    english, other = torch.arange(len(texts), device=device).chunk(2)
+    return PairBatch(inputs, None, other, english, english, pairs, [0] * len(pairs))
 
 
-def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows=False) -> list[Window]:
+def encode_words(
+    tokenizer, sentences: list[list[str]], max_length: int, windows: bool = False
+) -> list[Window]:
     """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
 
-    XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that the
-    first *visible* subword represents the word. With `windows`, what does not fit goes on in further
-    windows; without, it is cut off.
+    XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that
+    the first *visible* subword represents the word. What does not fit is cut off, or goes into
+    further windows if `windows` is true.
     """
-    alone = tokenizer(["a"], is_split_into_words=True)  # special tokens such as [CLS] on both sides
+    alone = tokenizer(["a"], is_split_into_words=True)  # special tokens such as [CLS] around a word
     start, _, end = np.split(np.array(alone["input_ids"]), alone.word_to_tokens(0))
-    mark = alone.tokens()[len(start)][0]  # of what is in between, perhaps a blank: `▁` or `Ġ`
+    mark = alone.tokens()[len(start)][0]  # perhaps the tokenizer's mark of a blank
     blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
     edges, room = (len(start), len(end)), max_length - len(start) - len(end)
     options = {"add_special_tokens": False, "return_attention_mask": False}
@@ -721,120 +803,140 @@ def encode_words(tokenizer, sentences: list[list[str]], max_length: int, windows
     for k, ids in enumerate(encoded["input_ids"]):
         ids = np.array(ids, dtype=np.int64)
         words = np.array(encoded.word_ids(k), dtype=np.int64)
-        lone = (ids == blank) & (words == np.append(words[1:], -1))  # more of its word is behind it
+        lone = (ids == blank) & (words == np.append(words[1:], -1))  # more of its word follows
         ids, words = ids[~lone], words[~lone]
         first = np.diff(words, prepend=-1) != 0
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
-            inside = np.pad(words[part], edges, constant_values=-1)
-            shown = np.pad(first[part], edges)
-            result.append(Window(k, np.concatenate([start, ids[part], end]), inside, shown))
+            padded_words = np.pad(words[part], edges, constant_values=-1)
+            padded_first = np.pad(first[part], edges)
+            padded_ids = np.concatenate([start, ids[part], end])
+            result.append(Window(k, padded_ids, padded_words, padded_first))
     return result
 
 
-def task_batches(tokenizer, features: list, epochs: int, size: int, seed: int, device) -> Iterator:
-    """One batch of `size` examples after the other, which every epoch shuffles anew."""
-    order, buckets = random.Random(seed), BUCKETS.get(torch.device(device).type, 1)
-    for _ in range(epochs):
-        for batch in in_chunks(iter(order.sample(features, len(features))), size):
-            yield task_batch(batch, tokenizer.pad_token_id, buckets, device, processes())
+def task_batches(tokenizer, features: list[dict], settings, device="cpu") -> Iterator[dict]:
+    """Yield batches of a task's examples, shuffled anew in every epoch."""
+    order = random.Random(settings.seed)
+    for _ in range(settings.epochs):
+        shuffled_features = order.sample(features, len(features))
+        for chunk in in_chunks(iter(shuffled_features), settings.batch_size):
+            yield task_batch(chunk, tokenizer.pad_token_id, device)
 
 
-def task_batch(batch: list[dict], pad_id: int, buckets=1, device="cpu", process=(0, 1)) -> TaskBatch:
-    """Put features into one batch; process: (k, n) takes only the k-th of n equal shares of them."""
-    count = sum(int((feature["labels"] != IGNORE).sum()) for feature in batch)
-    unlabelled = batch[0] | {"labels": np.full_like(batch[0]["labels"], IGNORE)}
-    batch = batch + [unlabelled] * (process[1] - len(batch))  # for processes that get no example
-    inputs, labels = [], []
-    for group in in_buckets(batch, buckets, lambda row: len(row["input_ids"]), process):
-        read = pad_inputs([row["input_ids"] for row in group], pad_id, device)
-        if "token_type_ids" in group[0]:
-            read["token_type_ids"] = pad([row["token_type_ids"] for row in group], 0).to(device)
-        inputs.append(read)
-        labels.append(pad([row["labels"] for row in group], IGNORE).to(device))
-    return TaskBatch(inputs, labels, torch.tensor(max(1, count) / process[1], device=device))
+def task_batch(features: list[dict], pad_id: int, device="cpu") -> dict[str, Tensor]:
+    """Stack features into a batch: the inputs of the model, (B, T), and their "labels"."""
+    batch = pad_inputs([feature["input_ids"] for feature in features], pad_id, device)
+    if "token_type_ids" in features[0]:
+        types = [feature["token_type_ids"] for feature in features]
+        batch["token_type_ids"] = pad(types, 0).to(device)
+    batch["labels"] = pad([feature["labels"] for feature in features], IGNORE).to(device)
+    return batch
 
 
 def pad_inputs(ids: list[np.ndarray], pad_id: int, device) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, (B, T), of B tokenised sentences."""
-    # The library looks into it, a wait on a GPU; not into a 4-D one, but that ends sliding windows.
+    """Return the `input_ids` and `attention_mask` of tokenised sentences, (B, T)."""
     mask = pad([np.ones_like(row) for row in ids], 0)
     return {"input_ids": pad(ids, pad_id).to(device), "attention_mask": mask.to(device)}
 
 
 def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
-    """Stack (T,) arrays into a (B, longest T) tensor, filled up with `value`."""
+    """Stack (T,) arrays into a tensor, (B, longest T), filled up with `value`."""
     rows = [torch.from_numpy(row) for row in rows]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
 
 
-def with_embeddings(model, buckets: list[dict]) -> Iterator[dict]:
-    """`inputs_embeds` for `input_ids`, by one look-up: its gradient is as large as the vocabulary."""
-    shapes = [bucket["input_ids"].shape for bucket in buckets]
-    ids = torch.cat([bucket["input_ids"].flatten() for bucket in buckets])
-    rows = model.get_input_embeddings()(ids).split([shape.numel() for shape in shapes])
-    for bucket, shape, vectors in zip(buckets, shapes, rows):
-        yield bucket | {"input_ids": None, "inputs_embeds": vectors.view(*shape, -1)}
-
-
-def in_buckets(items: list, buckets: int, length: Callable, process=(0, 1)) -> list[list]:
-    """Split a batch into buckets of equal size and similar length: hardly any padding is computed.
-    process: (k, n) takes only the k-th of n equal shares, each with short and long items."""
-    own = sorted(items, key=length)[process[0] :: process[1]]
-    return list(in_chunks(iter(own), math.ceil(len(own) / buckets)))
-
-
-def in_chunks(items: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` items, the last one of what is left."""
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
-def tally(seen: dict[str, Counter], batch: Batch) -> None:
-    """Count what is in a batch, by language."""
-    for pair, cut in zip(batch.pairs, batch.cut):
-        counts = seen.setdefault(pair.language, Counter())
-        counts.update(sentences=1, words=len(pair.links) - cut, cut=cut, skipped=pair.skipped)
-        counts["readings"] = pair.reading  # how often its text was begun
-
-
-# ---- 4. Text -> linked words ----------------------------------------------------------------------------------------
+# ---- 7. Text -> words -> links -------------------------------------------------------------------
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")
 UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # a character of their scripts
-WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # marks belong to their word, or Hindi falls apart
+WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # a combining mark belongs to its word (Hindi)
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
-LONGEST_WORD = 32  # characters, marks not counted, that longest match looks ahead
-OPUS = "Helsinki-NLP/opus-100"
-OPUS_LINES = 100_000  # that are read of a language's million; no run of the paper's reads more
+LONGEST_WORD = 32  # characters that the longest match looks ahead, without marks
+Words = tuple[list[str], list[str]]  # source words, target words of a sentence pair
 
 
-def linked_pairs(language: str, link: Callable, text: Callable, seed: int) -> Iterator[Pair]:
-    """Endless sentence pairs, of what `linker` returned for the language; words with one-to-one links.
+class ParallelText:
+    """English text with its translation into one language, and what links the words.
 
-    Each reading of the text is shuffled anew. Words without a link are passed over, and their sentence
-    pairs counted. UserError if the whole text has no link.
+    part: "train", or "dev" for --probe. Local files are read to their end here, so that errors in
+    them are found before training. Raises UserError for these.
     """
-    skipped = 0
-    for reading in itertools.count(1):
-        found = False
-        for lines in in_chunks(shuffled(text(), f"{seed} {language} {reading}"), 32):
-            for pair in link(lines):
-                links = one_to_one(pair.links, pair.source, pair.target)
-                if links or isinstance(pair.source, str):
-                    yield pair._replace(links=links, skipped=skipped, reading=reading)
-                    found, skipped = True, 0
+
+    def __init__(self, language: str, settings: Settings, part: str = "train"):
+        self.language, self.settings, self.part = language, settings, part
+        self.forward: Dictionary = {}
+        self.backward: Dictionary = {}
+        self.links: list[Links] | None = None  # of each line, if they come from a folder
+        by_dictionary = settings.aligner == "dictionary"
+        if settings.unit == "word" and (by_dictionary or language in UNSPACED_LANGUAGES):
+            self.forward, self.backward = read_dictionary(language, settings.data_dir)
+        if settings.unit == "word" and settings.aligner not in ALIGNERS:
+            self.links = read_links(Path(settings.aligner), self)
+        elif settings.data_dir:
+            deque(self.lines(), maxlen=0)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Yield (English, translation)."""
+        lines = parallel_lines(self.language, self.settings, self.part)
+        return itertools.islice(lines, self.settings.limit_links)
+
+    def words(self, line: tuple[str, str]) -> Words:
+        """Split both sides of a line into words."""
+        source, target = line
+        return split_words(source, SOURCE), split_words(target, self.language, self.backward)
+
+    def more_words(self) -> list[Words]:
+        """Return the words of the training text if this is the text of the probe."""
+        if self.part == "train":
+            return []
+        train = ParallelText(self.language, self.settings)
+        return [train.words(line) for line in train.lines()]
+
+    def pair(self, number: int, line: tuple[str, str]) -> Pair:
+        """Return a line, which is the `number`-th of the text from 0, as a pair with its links."""
+        if self.settings.unit == "sentence":
+            return Pair(self.language, *line)
+        source, target = self.words(line)
+        if self.links is None:
+            links = dictionary_links(source, target, self.forward, self.backward)
+        else:
+            links = self.links[number]
+        return Pair(self.language, source, target, one_to_one(links, source, target))
+
+    def stream(self) -> Iterator[Pair]:
+        """Yield pairs without end, shuffled anew in each reading of the text.
+
+        Pairs without a link are skipped and counted. Raises UserError if no pair has a link.
+        """
+        skipped = 0
+        for reading in itertools.count(1):
+            is_empty = True
+            seed = f"{self.settings.seed} {self.language} {reading}"
+            for number, line in shuffled(enumerate(self.lines()), seed):
+                pair = self.pair(number, line)
+                if pair.links or self.settings.unit == "sentence":
+                    yield pair._replace(skipped=skipped, reading=reading)
+                    skipped, is_empty = 0, False
                 else:
                     skipped += 1
-        check(found, f"{SOURCE}-{language}", "no sentence pair of the whole text gets a link")
+            message = "no sentence pair has a link; check the dictionary or the links"
+            require(not is_empty, f"{SOURCE}-{self.language}", message)
 
 
-def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
-    """The links whose two words have no other link; of these, none between identical strings."""
-    links = set(links)
-    sources = Counter(i for i, _ in links)
-    targets = Counter(j for _, j in links)
-    return sorted((i, j) for i, j in links if sources[i] == targets[j] == 1 and source[i] != target[j])
+def parallel_lines(language: str, settings: Settings, part: str) -> Iterator[tuple[str, str]]:
+    """Yield (English, translation) from `parallel/en-XX.tsv` of --data-dir, or from OPUS-100.
+
+    The part "dev" is `parallel/en-XX.dev.tsv`, or the validation split of OPUS-100.
+    """
+    if settings.data_dir:
+        path = settings.data_dir / "parallel" / links_name(language, part)
+        yield from read_tsv(path.with_suffix(".tsv"))
+        return
+    hub = {"path": "Helsinki-NLP/opus-100", "name": "-".join(sorted((SOURCE, language)))}
+    hub["split"] = "validation" if part == "dev" else "train"
+    for location, row in read_rows(settings, language, "", hub, translation=dict):
+        yield tuple(typed_columns(location, row["translation"], **{SOURCE: str, language: str}))
 
 
 def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
@@ -850,10 +952,10 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
 
 
 def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
-    """Split into runs of word characters (letters, digits, marks), and of other visible characters.
+    """Split text into runs of word characters (letters, digits, marks) or of other characters.
 
-    Chinese, Japanese and Thai write no spaces: they are cut by greedy longest match against
-    `vocabulary` (a set or dict), else character by character; a mark stays with its character.
+    Chinese, Japanese and Thai are written without blanks. They are split by greedy longest match
+    against `vocabulary` (a set or dict), else into characters; a mark stays with its character.
     """
     if lang not in UNSPACED_LANGUAGES:
         return WORD.findall(text)
@@ -869,155 +971,195 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
     return words
 
 
-def parallel_text(language: str, data_dir: Path | None, part="train") -> Iterator[tuple[str, str]]:
-    """(English, translation) of each line of `parallel/en-XX.tsv` in --data-dir, or of OPUS-100. The
-    part `dev`, for the probe, is `parallel/en-XX.dev.tsv`, or the validation split."""
-    if not data_dir:
-        yield from streamed_text(language, "validation" if part == "dev" else "train")
-        return
-    path = data_dir / "parallel" / Path(links_file(language, part)).with_suffix(".tsv")
-    for number, line in read_lines(path):
-        sides = tuple(line.split("\t"))
-        found = f"found {len(sides) - 1} tabs"
-        check(len(sides) == 2, f"{path}:{number}", f"expected 'English TAB translation', {found}")
-        yield sides
+def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
+    """Return the links whose words have no other link and are not identical strings, sorted."""
+    links = set(links)
+    sources = Counter(i for i, _ in links)
+    targets = Counter(j for _, j in links)
+    kept = [(i, j) for i, j in links if sources[i] == targets[j] == 1]
+    return sorted((i, j) for i, j in kept if source[i] != target[j])
 
 
-def streamed_text(language: str, split: str, block: int = 10_000) -> Iterator[tuple[str, str]]:
-    """The first lines of OPUS-100, downloaded as they are read, in blocks that stay on disk."""
-    config = "-".join(sorted((SOURCE, language)))
-    where, stream = f"{OPUS} {config}", None
-    for start in range(0, OPUS_LINES, block):
-        path = CACHE / "opus-100" / config / f"{split}-{start}.json"
-        if path.exists():
-            stream = None  # it is not at the next block
-        else:
-            with as_user_error(f"cannot read {where}; {NO_NETWORK}"):
-                if stream is None:
-                    rows = datasets.load_dataset(OPUS, config, split=split, streaming=True)
-                    stream = iter(rows.skip(start))
-                text = []
-                for row in itertools.islice(stream, block):
-                    (sides,) = typed_columns(where, row, translation=dict)
-                    text.append(typed_columns(where, sides, **{SOURCE: str, language: str}))
-            write_whole(path, json.dumps(text, ensure_ascii=False).encode())
-        text = json.loads(path.read_bytes())
-        yield from map(tuple, text)
-        if len(text) < block:
-            return
-
-
-# ---- 5. Word aligners -----------------------------------------------------------------------------------------------
+# ---- 8. Word aligners ----------------------------------------------------------------------------
 
 Dictionary = dict[str, set[str]]  # word -> its translations
-Words = tuple[list[str], list[str]]  # source words, target words of a sentence pair
-ALIGNERS = ("dictionary", "fastalign", "awesome")
+ALIGNERS = ("dictionary", "fastalign", "awesome", "none")
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
+PHARAOH = re.compile(r"(\d{1,9}-\d{1,9}(\s+|$))*")
 NULL_PROBABILITY = 0.08  # prior probability that a word translates nothing
 DIRICHLET_ALPHA = 0.01  # sparse prior on the translation probabilities (fast_align -v)
-FIRST_TENSION = 4.0  # how strongly links are drawn to the diagonal, before that is fitted (-d -o)
-PHARAOH = regex.compile(r"(\d{1,9}-\d{1,9}(\s+|$))*")
+FIRST_TENSION = 4.0  # how strongly links are drawn to the diagonal at first (fast_align -d -o)
 EM_ITERATIONS = 5  # four that train, and one that reads off the links
 
 
-def linker(
-    language: str, aligner: str, data_dir: Path | None = None, *, limit: int | None = None, part: str = "train",
-    awesome: Callable | None = None,
-) -> tuple[Callable[[list], list[Pair]], Callable[[], Iterator]]:  # fmt: skip
-    """(`link`, which splits lines into words and links these; `text`, which gives all the lines).
-
-    aligner: `dictionary`; `awesome`, with the function that links pairs of word lists; `fastalign`,
-    which learns from the whole text now; a folder of Pharaoh files; or `none`, for whole sentences.
-    Local text is read to its end here, so that what is malformed is found before training.
-    """
-    forward, backward = {}, {}
-    if aligner == "dictionary" or (language in UNSPACED_LANGUAGES and aligner != "none"):
-        forward, backward = read_dictionary(language, data_dir)
-    stored: Iterable[Links | None] = itertools.repeat(None)  # of each line, where known beforehand
-
-    def lines(part: str) -> Iterator[tuple[str, str]]:
-        return itertools.islice(parallel_text(language, data_dir, part), limit)
-
-    def words(line: tuple[str, str]) -> Words:
-        return split_words(line[0], SOURCE), split_words(line[1], language, backward)
-
-    def link(chunk: list[tuple[Links | None, tuple[str, str]]]) -> list[Pair]:
-        if aligner == "none":
-            return [Pair(language, *line) for _, line in chunk]
-        links, pairs = [known for known, _ in chunk], [words(line) for _, line in chunk]
-        if aligner == "dictionary":
-            links = [dictionary_links(*pair, forward, backward) for pair in pairs]
-        if aligner == "awesome":
-            links = awesome(pairs)
-        return [Pair(language, *pair, found) for pair, found in zip(pairs, links)]
-
-    if aligner == "fastalign":
-        learnt = map(words, itertools.chain(lines(part), lines("train") if part == "dev" else []))
-        stored = fast_align(tuple([word.lower() for word in side] for side in pair) for pair in learnt)
-    elif aligner not in (*ALIGNERS, "none"):
-        path = Path(aligner) / links_file(language, part)
-        stored = read_pharaoh(path, map(words, lines(part)), bool(data_dir), limit)
-    elif data_dir:
-        deque(lines(part), maxlen=0)  # read to the end: what is malformed is found before training
-    return link, lambda: zip(stored, lines(part))
-
-
-def dictionary_links(source: list, target: list, forward: Dictionary, backward: Dictionary) -> Links:
+def dictionary_links(source: list, target: list, forward: dict, backward: dict) -> Links:
     """Link words by a bilingual dictionary, only where nothing is ambiguous (Gaschi et al. 2023).
 
-    (i, j) is a link if `j` is the only place in the target sentence of a translation of `source[i]`
-    (`forward`), and `i` the only place in the source sentence of one of `target[j]` (`backward`).
+    (i, j) is a link if `j` is the only position in the target sentence of a translation of
+    `source[i]` (`forward`), and `i` the only position in the source sentence of a translation of
+    `target[j]` (`backward`).
     """
+    source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
         translations = forward.get(word, ())
-        found = [j for j, other in enumerate(target) if other in translations]
+        found = [j for other in translations for j in target_positions.get(other, ())]
         if len(found) == 1:
             back = backward.get(target[found[0]], ())
-            if [k for k, other in enumerate(source) if other in back] == [i]:
+            if [k for other in back for k in source_positions.get(other, ())] == [i]:
                 links.append((i, found[0]))
     return links
 
 
+def positions_of(words: list[str]) -> dict[str, list[int]]:
+    """Return {word: its positions in the sentence}."""
+    positions = defaultdict(list)
+    for k, word in enumerate(words):
+        positions[word].append(k)
+    return positions
+
+
 def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, Dictionary]:
-    """A MUSE dictionary, English to `language`, and turned round. UserError for what is no entry."""
+    """Read a MUSE dictionary; return it from English to `language`, and inverted.
+
+    Raises UserError for a line of a local file that does not hold two words. In a downloaded file,
+    such lines are counted and skipped.
+    """
     name, skipped = f"{SOURCE}-{language}.txt", 0
-    path = data_dir / "dictionary" / name if data_dir else fetch(MUSE_URL.format(SOURCE, language))
+    url = MUSE_URL.format(SOURCE, language)
+    path = data_dir / "dictionary" / name if data_dir else fetch(url)
     forward, backward = defaultdict(set), defaultdict(set)
     for number, line in read_lines(path):
         words = line.split()
         if len(words) == 2:
             forward[words[0]].add(words[1])
             backward[words[1]].add(words[0])
-        elif data_dir:
-            raise UserError(f"{path}:{number}: expected 'word translation', found {len(words)} words")
         else:
+            message = f"expected 'word translation', found {len(words)} words"
+            require(not data_dir, f"{path}:{number}", message)
             skipped += 1
     if skipped:
-        say(f"dictionary {name}: {skipped} lines without exactly two words are skipped")
+        say(f"dictionary {name}: skipped {skipped} lines that do not hold two words")
     return forward, backward
 
 
-def fast_align(pairs: Iterable[Words]) -> list[Links]:
-    """Sorted links (source index, target index) of each sentence pair; none if a side is empty.
+def links_name(language: str, part: str = "train") -> str:
+    """Return the name of a language's file in a folder of links."""
+    return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
 
-    Reparameterised IBM model 2 (Dyer, Chahuneau and Smith, NAACL 2013), as `fast_align -d -o -v`,
-    then again with `-r`, then `atools -c grow-diag-final-and`.
+
+def tokenised(words: Words) -> str:
+    """Return a line of `en-XX.words.txt`, in the format that other word aligners read."""
+    return " ".join(words[0]) + " ||| " + " ".join(words[1])
+
+
+def read_links(folder: Path, text: ParallelText) -> list[Links]:
+    """Read the links of each line of a text, in Pharaoh format (`0-0 1-2`), English first.
+
+    The numbers count the words that `split_words` makes. If the folder holds `en-XX.words.txt`, its
+    lines are compared with these. Raises UserError if the links do not belong to the text.
     """
-    ids = defaultdict(itertools.count().__next__)  # a new word gets the next id; the NULL word has 0
+    path = folder / links_name(text.language, text.part)
+    words_path = path.with_suffix(".words.txt")
+    stored_words = read_lines(words_path) if words_path.exists() else itertools.repeat((0, None))
+    lines, links = text.lines(), []
+    for number, line in itertools.islice(read_lines(path), text.settings.limit_links):
+        location, sides = f"{path}:{number}", next(lines, None)
+        message = f"the text has only {number - 1} sentence pairs; were other texts aligned?"
+        require(sides, location, message)
+        message = f"expected links such as '0-0 1-2', found {line[:60]!r}"
+        require(PHARAOH.fullmatch(line.strip()), location, message)
+        words = text.words(sides)
+        _, expected = next(stored_words, (0, ""))
+        message = "these are not the words of the text; align it again with --write-links"
+        require(expected in (None, tokenised(words)), f"{words_path}:{number}", message)
+        links.append([tuple(map(int, link.split("-"))) for link in line.split()])
+        fits = all(i < len(words[0]) and j < len(words[1]) for i, j in links[-1])
+        message = f"a link points beyond {len(words[0])} English or {len(words[1])} other words"
+        require(fits, location, message)
+    is_whole = not text.settings.data_dir or next(lines, None) is None
+    require(is_whole, path, f"has {len(links)} lines, but the text is longer; align all of it")
+    return links
+
+
+def write_links(settings: Settings) -> None:
+    """--write-links: align the text of every language, and write its words and links.
+
+    `en-XX.words.txt` holds the words, `en-XX.txt` their links in Pharaoh format (unless the aligner
+    is `none`), and `en-XX.json` how they were made. Raises UserError if the folder holds others.
+    """
+    origin: dict[str, Any] = {"aligner": settings.aligner}
+    if settings.aligner == "awesome":
+        name, layer = settings.aligner_model, settings.aligner_layer
+        tokenizer, config = load_tokenizer(name, "--aligner-model")
+        depth = config.num_hidden_layers
+        require(layer <= depth, f"--aligner-layer {layer}", f"the model has 0 to {depth}")
+        origin |= {"model": model_identity(name, config), "layer": layer}
+        encoder = load_model(name, flag="--aligner-model").eval().to(set_up_device(settings.device))
+    parts = ("train", "dev") if settings.probe else ("train",)
+    for language, part in itertools.product(settings.realign_languages, parts):
+        path, start = settings.write_links / links_name(language, part), time.time()
+        text = ParallelText(language, settings, part)
+        words = [text.words(line) for line in text.lines()]
+        content = "".join(tokenised(pair) + "\n" for pair in words).encode()
+        origin["words"] = hashlib.sha256(content).hexdigest()
+        if links_exist(path, origin):
+            say(f"{path} exists: nothing to do")
+            continue
+        write_whole(path.with_suffix(".json"), json.dumps(origin, indent=1).encode())
+        if settings.aligner == "dictionary":
+            links = [dictionary_links(*pair, text.forward, text.backward) for pair in words]
+        elif settings.aligner == "fastalign":
+            links = fast_align(lower_cased(words + text.more_words()))[: len(words)]
+        elif settings.aligner == "awesome":
+            chunks = in_chunks(iter(words), 32)
+            found = (awesome_links(encoder, tokenizer, chunk, layer) for chunk in chunks)
+            links = itertools.chain.from_iterable(found)
+        if settings.aligner != "none":
+            lines = [" ".join(f"{i}-{j}" for i, j in row) + "\n" for row in links]
+            write_whole(path, "".join(lines).encode())
+        write_whole(path.with_suffix(".words.txt"), content)  # at last: then all is written
+        say(f"{path.name}: {len(words)} sentence pairs, {time.time() - start:.1f} s")
+
+
+def links_exist(path: Path, origin: dict) -> bool:
+    """Return whether links of this origin are written. Raises UserError for those of another."""
+    origin_path = path.with_suffix(".json")
+    if not path.exists() and not origin_path.exists():
+        return False
+    problem = f"{path}: no {origin_path.name} says how it was made; choose another folder"
+    with as_user_error(problem):
+        stored = json.loads(origin_path.read_bytes())
+    message = "was made from other text or by another aligner; choose another folder"
+    require(stored == origin, path, message)
+    return path.with_suffix(".words.txt").exists()
+
+
+def lower_cased(pairs: list[Words]) -> list[Words]:
+    return [tuple([word.lower() for word in side] for side in pair) for pair in pairs]
+
+
+def fast_align(pairs: Iterable[Words]) -> list[Links]:
+    """Return the sorted links (source index, target index) of each sentence pair.
+
+    Reparameterised IBM model 2 (Dyer, Chahuneau and Smith, NAACL 2013), as `fast_align -d -o -v`
+    computes it, then with `-r` as well, then `atools -c grow-diag-final-and`. A pair with an empty
+    side has no link.
+    """
+    ids = defaultdict(itertools.count().__next__)  # a new word gets the next id; NULL has 0
     codes = []  # of each pair, (n + 1, m + 1): the ids of a source and a target word in one integer
     for source, target in pairs:
         if not source or not target:
             source = target = []
         rows = np.array([ids[word] for word in (None, *source)])
         codes.append(rows[:, None] << 32 | [ids[word] for word in (None, *target)])
-    if len(ids) < 2:  # no words at all
+    if len(ids) < 2:  # there are no words
         return [[] for _ in codes]
     shapes = [code.shape for code in codes]
     codes = np.concatenate(codes, axis=None)
-    places, table = pd.factorize(codes)  # where in the t-table, and what stands there
+    entries, table = pd.factorize(codes)  # numbers of entries in the t-table, and their codes
     ends = np.cumsum([n * m for n, m in shapes])
-    parts = np.split(places.astype(np.int32), ends[:-1])
+    parts = np.split(entries.astype(np.int32), ends[:-1])
     grids = [part.reshape(shape) for part, shape in zip(parts, shapes)]
     words = table >> 32, table & (2**32 - 1)
     forward = train_and_link([grid[:, 1:] for grid in grids], *words)
@@ -1025,19 +1167,20 @@ def fast_align(pairs: Iterable[Words]) -> list[Links]:
     return [grow_diag_final_and(*both) for both in zip(forward, reverse)]
 
 
-def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray) -> list[list[int]]:
-    """Fit p(target | source) by EM; which source word explains each target word of a pair, -1: NULL.
+def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray) -> list:
+    """Fit p(target | source) by EM; return which source word explains each target word of a pair.
 
-    grids: of each pair, (n + 1, m) places in the t-table, with the ids of the words at each place.
+    grids: of each pair, (n + 1, m) entries of the t-table. source_word, target_word: the ids of the
+    words of each entry. Returns lists of m indices; -1 is NULL.
     """
     tension, t_table = FIRST_TENSION, np.ones(len(source_word))
     shapes = Counter(grid.shape for grid in grids)
-    far = {}  # |i/n - j/m|, of i = 1 .. n and j = 0 .. m: how far from the diagonal; (n, m + 1)
+    far = {}  # distance from the diagonal |i/n - j/m|, of i = 1 .. n and j = 0 .. m; (n, m + 1)
     for shape in shapes:
         n, m = shape[0] - 1, shape[1]
         far[shape] = np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(m + 1) / max(m, 1))
     for iteration in range(EM_ITERATIONS):
-        priors = {}  # that a target word comes from NULL, or from a source position; (n + 1, m)
+        priors = {}  # that a target word comes from NULL or from a source position; (n + 1, m)
         for shape in shapes:
             near = np.exp(-tension * far[shape][:, 1:])
             null = np.full(shape[1], NULL_PROBABILITY)
@@ -1049,7 +1192,7 @@ def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray
         for grid, posterior in zip(grids, joint):
             posterior /= posterior.sum(0)
             np.add.at(counts, grid.ravel(), posterior.ravel())
-            # Like fast_align we count target positions from 0 here, from 1 elsewhere.
+            # Like fast_align, count target positions from 0 here, and from 1 elsewhere.
             observed += np.vdot(posterior[1:], far[grid.shape][:, :-1])
         if iteration > 0:
             tension = fit_tension(shapes, far, observed, tension)
@@ -1060,7 +1203,7 @@ def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray
 
 
 def fit_tension(shapes: Counter, far: dict, observed: float, tension: float) -> float:
-    """Eight gradient steps towards the tension that makes the prior expect the observed distance."""
+    """Take eight gradient steps to the tension whose prior expects the observed distance."""
     words = sum(count * m for (_, m), count in shapes.items())
     for _ in range(8):
         expected = 0.0
@@ -1074,21 +1217,22 @@ def fit_tension(shapes: Counter, far: dict, observed: float, tension: float) -> 
 
 
 def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
-    """The Z that fast_align has in the derivative of log Z, (m,): n and m are exchanged, by a slip."""
+    """Return Z of the derivative of log Z, (m,), in which the C++ program exchanges n and m."""
     i = np.arange(1, m + 1)
     floor = i * m // n
     ratio = math.exp(-tension / max(m, 1))
-    top = (m - floor) % 2**32  # a second slip: negative beyond the diagonal, but unsigned there
+    top = (m - floor) % 2**32  # negative beyond the diagonal, but the C++ program has it unsigned
     above = np.exp(-tension * np.abs((floor + 1) / m - i / n)) * (1 - ratio**top)
     below = np.exp(-tension * np.abs(floor / m - i / n)) * (1 - ratio**floor)
     return (above + below) / (1 - ratio)
 
 
 def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
-    """Merge both directions' links of a sentence pair (Koehn, Och and Marcu 2003); sorted.
+    """Merge the links of both directions (Koehn, Och and Marcu 2003); return them sorted.
 
-    Keep what both found; add, again and again, neighbours (8 directions) of kept links if one of the
-    words is still unlinked; then forward, then reverse links between two unlinked words.
+    Keep the links that both directions found. Add neighbours (in 8 directions) of kept links, if
+    one of the two words is still unlinked, until there are none. Then add forward links, and after
+    these reverse links, between two unlinked words.
     """
     forward = {(i, j) for j, i in enumerate(forward) if i >= 0}
     reverse = {(i, j) for i, j in enumerate(reverse) if j >= 0}
@@ -1112,63 +1256,41 @@ def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
 def awesome_links(
     encoder: nn.Module, tokenizer, pairs: list[Words], layer: int = 8, threshold: float = 1e-3
 ) -> list[Links]:
-    """Links of pairs of word lists by an encoder (Dou and Neubig 2021, arXiv 2101.08231).
+    """Link words by an encoder (Dou and Neubig 2021, https://arxiv.org/abs/2101.08231).
 
-    Two subwords are linked where the softmax of their dot product at `layer` exceeds `threshold` both
-    over the source's subwords and over the target's; two words where any of their subwords are.
+    Two subwords are linked if the softmax of their dot product at `layer` exceeds `threshold` both
+    over the source's subwords and over the target's; two words, if any of their subwords are.
     """
     links: list[Links] = [[] for _ in pairs]
     if not pairs:
         return links
     sentences = [source for source, _ in pairs] + [target for _, target in pairs]
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
-    hidden: list = [None] * len(windows)  # of each sentence, without padding: (T, hidden)
-    for group in in_buckets(windows, math.ceil(len(windows) / 16), lambda window: len(window.ids)):
-        inputs = pad_inputs([window.ids for window in group], tokenizer.pad_token_id, encoder.device)
-        for window, states in zip(group, hidden_state(encoder, inputs, layer).float()):
-            hidden[window.sentence] = states[: len(window.ids)]
-    source, target = nn.utils.rnn.pad_sequence(hidden, batch_first=True).chunk(2)  # (B, T, hidden)
+    ids = [window.ids for window in windows]
+    inputs = pad_inputs(ids, tokenizer.pad_token_id, encoder.device)
+    hidden = hidden_states(encoder, inputs, layer).float()
+    source, target = hidden.chunk(2)  # (B, T, d)
     source_word, target_word = pad([window.words for window in windows], -1).chunk(2)  # (B, T)
     outside = (source_word < 0)[:, :, None] | (target_word < 0)[:, None]  # padding, special tokens
     similarity = (source @ target.mT).masked_fill(outside.to(source.device), -math.inf)  # (B, T, T)
     linked = (similarity.softmax(1) > threshold) & (similarity.softmax(2) > threshold)
     pair, s, t = linked.nonzero().cpu().T
-    found = torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1).unique(dim=0)
-    for k, i, j in found.tolist():
+    rows = torch.stack([pair, source_word[pair, s], target_word[pair, t]], dim=1)
+    for k, i, j in rows.unique(dim=0).tolist():
         links[k].append((i, j))
     return links
 
 
-def links_file(language: str, part: str = "train") -> str:
-    """The name of a language's file in a folder of links."""
-    return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
+# ---- 9. Tasks ------------------------------------------------------------------------------------
+#
+# A task is a row of TASKS, at the end of this section, and three functions:
+# load(language, split, settings): return the examples, a list or an iterator of dicts.
+# encode(tokenizer, examples, max_length, training): return features, dicts of the arrays
+#     `input_ids` and `labels`, the index of the `example`, and whether a part of it was `cut` off.
+# score(examples, features, outputs): return {metric: value}, the main metric first. outputs: the
+#     logits of each feature, or the text that was generated for each example.
 
-
-def read_pharaoh(path: Path, pairs: Iterator[Words], whole: bool, limit: int | None) -> list[Links]:
-    """The links of each line, `0-0 1-2 ...`, English first. UserError if they do not fit the pairs."""
-    links = []
-    for number, line in itertools.islice(read_lines(path), limit):
-        where, words = f"{path}:{number}", next(pairs, None)
-        fine = PHARAOH.fullmatch(line.strip())
-        check(fine, where, f"expected links such as '0-0 1-2', found {line[:60]!r}")
-        check(words, where, f"the text has {number - 1} sentence pairs; are the links of another?")
-        links.append([tuple(map(int, link.split("-"))) for link in line.split()])
-        n, m = map(len, words)
-        inside = all(i < n and j < m for i, j in links[-1])
-        check(inside, where, f"a link points outside {n} and {m} words")
-    ended = not whole or next(pairs, None) is None  # whole: all pairs must have a line
-    check(ended, path, f"{len(links)} lines of links, but the text goes on; align all of it")
-    return links
-
-
-# ---- 6. Tasks: a new one is three functions here and a row in TASKS -------------------------------------------------
-# load(language, split, args) -> examples, a list or an iterator of dicts
-# encode(tokenizer, examples, max_length, training) -> features, dicts: arrays `input_ids` and
-#     `labels`, the index of the `example` that they come from, and whether that is `cut`
-# score(examples, features, outputs) -> {metric: value}, the main metric first; outputs: logits of
-#     each feature, or the text that was generated for each example
-
-TREEBANKS = {  # language: UD treebank; English to train on, the other 34 to test (and realign) on
+TREEBANKS = {  # language: UD treebank. English is to train on, the other 34 to test on and to align
     "en": "English-EWT", "af": "Afrikaans-AfriBooms", "ar": "Arabic-PADT", "bg": "Bulgarian-BTB",
     "ca": "Catalan-AnCora", "cs": "Czech-PDT", "da": "Danish-DDT", "de": "German-GSD",
     "el": "Greek-GDT", "es": "Spanish-GSD", "fa": "Persian-PerDT", "fi": "Finnish-PUD",
@@ -1191,54 +1313,59 @@ TRAIN_STRIDE, TEST_STRIDE = 32, 128  # subwords of its context that a question's
 ANSWER_LENGTH = 15  # subwords that an answer may have
 
 
-def load_udpos(language: str, split: str, args) -> list[dict]:
-    """Sentences of a UD treebank, from CoNLL-U (https://universaldependencies.org/format).
+def load_udpos(language: str, split: str, settings) -> list[dict]:
+    """Load the sentences of a UD treebank (https://universaldependencies.org/format).
 
-    As in the authors' code, a multi-word range (`3-4 du _`) is a token of its own with tag `_`, 18
-    tags in all; --syntactic-words leaves it out, and 17 remain. Empty nodes (`8.1`) are no tokens.
+    As in the authors' code, the range of a multi-word token (`3-4 du _`) is a word too, with the
+    tag `_`; that makes 18 tags. Empty nodes (`8.1`) are skipped.
     """
-    if args.data_dir:
-        path = args.data_dir / "udpos" / language / f"{split}.conllu"
+    if settings.data_dir:
+        path = settings.data_dir / "udpos" / language / f"{split}.conllu"
     else:
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
     examples = [{"tokens": [], "tags": []}]
-    known = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more columns"
+    expected = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more columns"
     for number, line in read_lines(path):
         if not line.strip():
             examples.append({"tokens": [], "tags": []})
         elif not line.startswith("#"):
             fields = line.split("\t")
-            fine = len(fields) == 10 and re.fullmatch(r"\d+([-.]\d+)?", fields[0]) and fields[1]
-            check(fine and fields[3] in UPOS, f"{path}:{number}", f"{known}; found {line[:40]!r}")
+            is_valid = len(fields) == 10 and re.fullmatch(r"\d+([-.]\d+)?", fields[0])
+            is_valid = is_valid and fields[1] and fields[3] in UPOS
+            require(is_valid, f"{path}:{number}", f"{expected}; found {line[:40]!r}")
             token, word, _, tag = fields[:4]
-            if "." not in token and not ("-" in token and args.syntactic_words):
+            if "." not in token:
                 examples[-1]["tokens"].append(word)
                 examples[-1]["tags"].append(UPOS.index(tag))
     examples = [example for example in examples if example["tokens"]]
-    check(examples, path, "no sentence in this file")
+    require(examples, path, "the file has no sentence")
     return examples
 
 
-def load_wikiann(language: str, split: str, args) -> Iterator[dict]:
-    """Sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
+def load_wikiann(language: str, split: str, settings) -> Iterator[dict]:
+    """Load the sentences of WikiANN (https://huggingface.co/datasets/unimelb-nlp/wikiann)."""
     hub = {"path": "unimelb-nlp/wikiann", "name": language, "split": split}
-    for where, row in read_rows(args, language, split, hub):
+    for where, row in read_rows(settings, language, split, hub):
         yield tagged_words(where, row)
 
 
 def tagged_words(where: str, row: dict) -> dict[str, list]:
-    """`tokens`, and numbers as `tags`, of a row with names in `tags` or numbers in `ner_tags`."""
-    column, known = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", [*range(len(NER_TAGS))])
+    """Return the `tokens` of a row, and the numbers of their `tags` in `NER_TAGS`.
+
+    A row has names in the column `tags` or numbers in the column `ner_tags`.
+    """
+    column, names = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", list(range(7)))
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
-    fine = len(tokens) == len(tags) and {str} == set(map(type, tokens))
-    fine = fine and all(type(tag) is type(known[0]) and tag in known for tag in tags)
-    check(fine, where, f"expected words, each with one of {column} {known}; found {str(tags)[:60]}")
-    return {"tokens": tokens, "tags": [known.index(tag) for tag in tags]}
+    is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
+    is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
+    message = f"expected words, each with one of {column} {names}; found {str(tags)[:60]}"
+    require(is_valid, where, message)
+    return {"tokens": tokens, "tags": [names.index(tag) for tag in tags]}
 
 
 def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
-    """A word's first visible subword carries its tag; long sentences go on in more windows."""
+    """Label the first visible subword of each word; split long sentences into windows."""
     sentences, seen = [example["tokens"] for example in examples], Counter()
     windows = encode_words(tokenizer, sentences, max_length, windows=True)
     for window in windows:
@@ -1246,27 +1373,27 @@ def encode_tokens(tokenizer, examples: list, max_length: int, training: bool) ->
     for window in windows:
         tags = np.array(examples[window.sentence]["tags"])
         labels = np.where(window.first, tags[window.words], IGNORE)
-        cut = seen[window.sentence] < len(tags)  # a word of invisible characters has no subword
+        cut = seen[window.sentence] < len(tags)  # a word may be invisible to the tokenizer
         yield {"example": window.sentence, "input_ids": window.ids, "labels": labels, "cut": cut}
 
 
 def score_accuracy(examples: list, features: list[dict], logits: list) -> dict[str, float]:
-    """The share of labels that are predicted: of words (PoS), or of sentence pairs (NLI)."""
+    """Return the share of correct labels, of words (PoS) or of sentence pairs (NLI)."""
     labels = np.concatenate([feature["labels"] for feature in features])
     predictions = np.concatenate([*map(predicted_labels, features, logits)])
     return {"accuracy": float((predictions == labels)[labels != IGNORE].mean())}
 
 
 def predicted_labels(feature: dict, logits: np.ndarray) -> np.ndarray:
-    """(T,) or (1,), as the labels. logits: (T or longer, labels) or (labels,)."""
+    """Return (T,) or (1,), like the labels. logits: (T or longer, classes) or (classes,)."""
     return logits.argmax(-1).reshape(-1)[: len(feature["labels"])]
 
 
 def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]]:
-    """(first word, last word, type) of the entities in tags: 0 is O, 2k - 1 B and 2k I of type k.
+    """Return (first word, last word, type) of each entity; tag 0 is O, 2k - 1 is B and 2k I of k.
 
-    An I that follows no entity begins one; so does an I of another type, as in conlleval, or else,
-    with `repair`, as the authors do to predictions, it changes the type of what it goes on with.
+    An I without an entity before it begins one. An I of another type begins one as well (as in
+    conlleval), or, with `repair`, changes the type of the entity (the authors repair predictions).
     """
     kind = (tags + 1) // 2
     before = np.append(0, kind[:-1])
@@ -1276,13 +1403,13 @@ def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]
 
 
 def f1(gold: Iterable, predicted: Iterable) -> float:
-    """Twice as many as both hold, over how many each holds; 0 if there are none at all."""
+    """Return the harmonic mean of precision and recall of items, which may repeat; 0 for none."""
     gold, predicted = Counter(gold), Counter(predicted)
     return 2 * (gold & predicted).total() / max(gold.total() + predicted.total(), 1)
 
 
 def score_entities(examples: list, features: list[dict], logits: list) -> dict[str, float]:
-    """F1 of whole entities, over all sentences together (https://aclanthology.org/W03-0419)."""
+    """Return the F1 of whole entities over all sentences (https://aclanthology.org/W03-0419)."""
     gold, predicted, sentence = [], [], None
     for feature, row in zip(features, logits):
         words = feature["labels"] != IGNORE
@@ -1295,18 +1422,19 @@ def score_entities(examples: list, features: list[dict], logits: list) -> dict[s
     return {"f1": f1(gold, predicted)}
 
 
-def load_xnli(language: str, split: str, args) -> Iterator[dict]:
-    """Sentence pairs of XNLI (https://aclanthology.org/D18-1269); to train, MultiNLI."""
+def load_xnli(language: str, split: str, settings) -> Iterator[dict]:
+    """Load sentence pairs of XNLI (https://aclanthology.org/D18-1269); MultiNLI to train."""
     hub = {"path": "facebook/xnli", "name": language, "split": split}
-    known = "0 (entailment), 1 (neutral) or 2 (contradiction)"
-    for where, row in read_rows(args, language, split, hub, premise=str, hypothesis=str, label=int):
-        check(row["label"] in range(3), where, f"label {row['label']}; expected {known}")
+    columns = {"premise": str, "hypothesis": str, "label": int}
+    for where, row in read_rows(settings, language, split, hub, **columns):
+        message = "expected a label 0 (entailment), 1 (neutral) or 2 (contradiction)"
+        require(row["label"] in range(3), where, f"{message}; found {row['label']}")
         yield row
 
 
 def encode_sentences(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
-    """Sentence pairs in one input; the longer one is cut off until both fit."""
-    limit = 50 * max_length  # characters; what is cut off both sides takes memory quadratically
+    """Encode both sentences as one input; cut off the longer one until both fit."""
+    limit = 50 * max_length  # characters, because truncation takes quadratic memory
     texts = [[example[side][:limit] for example in examples] for side in ("premise", "hypothesis")]
     options = {"truncation": "longest_first", "return_attention_mask": False}
     encoded = tokenizer(*texts, max_length=max_length, **options)
@@ -1316,38 +1444,40 @@ def encode_sentences(tokenizer, examples: list, max_length: int, training: bool)
         yield feature | {"example": k, "labels": np.array([example["label"]]), "cut": cut}
 
 
-def load_xquad(language: str, split: str, args) -> Iterator[dict]:
-    """Questions of XQuAD (https://huggingface.co/datasets/google/xquad); to train, SQuAD."""
+def load_xquad(language: str, split: str, settings) -> Iterator[dict]:
+    """Load questions of XQuAD (https://huggingface.co/datasets/google/xquad); SQuAD to train."""
     hub = {"path": "google/xquad", "name": f"xquad.{language}", "split": "validation"}
     if split == "train":
         hub = {"path": "rajpurkar/squad", "name": "plain_text", "split": split}
-    for where, row in read_rows(args, language, split, hub, question=str, context=str, answers=dict):
+    columns = {"question": str, "context": str, "answers": dict}
+    for where, row in read_rows(settings, language, split, hub, **columns):
         texts, starts = typed_columns(where, row.pop("answers"), text=list, answer_start=list)
-        fine = len(texts) == len(starts) > 0
+        is_valid = len(texts) == len(starts) > 0
         for text, start in zip(texts, starts):
-            typed = type(text) is str and type(start) is int and text and start >= 0
-            fine = fine and typed and row["context"].startswith(text, start)
-        check(fine, where, f"answers {str(texts)[:60]} not in the context at {str(starts)[:30]}")
+            has_types = type(text) is str and type(start) is int and text and start >= 0
+            is_valid = is_valid and has_types and row["context"].startswith(text, start)
+        message = f"the context has no answer {str(texts)[:60]} at {str(starts)[:30]}"
+        require(is_valid, where, message)
         yield row | {"language": language, "texts": texts, "starts": starts}
 
 
 def encode_questions(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
-    """A question, cut off at half of `max_length`, with every window of its context.
+    """Encode a question, cut off at half of `max_length`, with each window of its context.
 
-    labels: the first answer's first and last subword; 0 and 0 where a window does not hold all of it.
-    offsets: (T, 2), where in the context every subword begins and ends, or -1 and -1.
+    labels: the first and last subword of the first answer; 0 and 0 if the window lacks a part of
+    it. offsets: (T, 2), the characters of the context that a subword spans; else -1 and -1.
     """
-    questions, beyond = [example["question"] for example in examples], []
+    questions, is_cut = [example["question"] for example in examples], []
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
     for k, question in enumerate(tokenizer(questions, **options).encodings):
-        beyond.append(bool(question.overflowing))
+        is_cut.append(bool(question.overflowing))
         if question.overflowing:
             questions[k] = questions[k][: question.overflowing[0].offsets[0][0]]
+    contexts = [example["context"] for example in examples]
     stride = min(TRAIN_STRIDE if training else TEST_STRIDE, max_length // 2 - 8)
-    encoded = tokenizer(
-        questions, [example["context"] for example in examples], truncation="only_second",
-        max_length=max_length, stride=stride, return_overflowing_tokens=True, return_attention_mask=False,
-    )  # fmt: skip
+    options = {"truncation": "only_second", "max_length": max_length, "stride": stride}
+    options |= {"return_overflowing_tokens": True, "return_attention_mask": False}
+    encoded = tokenizer(questions, contexts, **options)
     features = []
     for k, number in enumerate(encoded.pop("overflow_to_sample_mapping")):
         in_context = np.array(encoded.sequence_ids(k)) == 1
@@ -1355,52 +1485,53 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
         start = examples[number]["starts"][0]
         end = start + len(examples[number]["texts"][0])
         answer = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))  # its subwords
-        whole = len(answer) and offsets[answer[0], 0] <= start and end <= offsets[answer[-1], 1]
-        labels = answer[[0, -1]] if whole else np.array([0, 0])
+        is_whole = len(answer) and offsets[answer[0], 0] <= start and end <= offsets[answer[-1], 1]
+        labels = answer[[0, -1]] if is_whole else np.array([0, 0])
         feature = {name: np.array(encoded[name][k]) for name in encoded}
         features.append(feature | {"example": number, "labels": labels, "offsets": offsets})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
         number = feature["example"]
-        feature["cut"] = beyond[number] or (training and number not in answered)
+        feature["cut"] = is_cut[number] or (training and number not in answered)
     return features
 
 
 def normalise_answer(text: str) -> list[str]:
-    """Words in lower case, without punctuation and articles, as in SQuAD's evaluation."""
-    text = re.sub(r"[!-/:-@[-`{-~]", "", text.lower())  # ASCII that is no letter and no digit
+    """Return words in lower case, without punctuation and articles, as SQuAD's evaluation does."""
+    text = re.sub(r"[!-/:-@[-`{-~]", "", text.lower())  # ASCII without letters, digits and blank
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
 def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
-    """F1 of words and exact match: official (SQuAD, the best of all references), and the authors'.
+    """Return F1 and exact match, by SQuAD's measure (the best reference) and by the authors'.
 
-    Theirs: the first reference only; words in common as sets, but precision and recall of lists;
-    2PR / max(1, P + R); exact match of raw strings except in English.
+    Theirs takes the first reference; common words as sets, but precision and recall of lists; 2PR /
+    max(1, P + R); exact match of raw strings, except in English.
     """
     words = normalise_answer(prediction)
-    known = [normalise_answer(reference) for reference in references]
-    same = len(set(words) & set(known[0]))
-    precision, recall = same / max(len(words), 1), same / max(len(known[0]), 1)
-    authors = 2 * precision * recall / max(1, precision + recall) if words or known[0] else 1.0
-    raw = float(words == known[0] if language == SOURCE else prediction == references[0])
-    best = max(f1(words, reference) for reference in known)
-    return {"f1": best, "em": float(words in known), "f1_authors": authors, "em_authors": raw}
+    gold = [normalise_answer(reference) for reference in references]
+    same = len(set(words) & set(gold[0]))
+    precision, recall = same / max(len(words), 1), same / max(len(gold[0]), 1)
+    authors = 2 * precision * recall / max(1, precision + recall) if words or gold[0] else 1.0
+    raw = float(words == gold[0] if language == SOURCE else prediction == references[0])
+    best = max(f1(words, reference) for reference in gold)
+    return {"f1": best, "em": float(words in gold), "f1_authors": authors, "em_authors": raw}
 
 
 def score_answers(examples: list, features: list[dict], logits: list) -> dict[str, float]:
-    """The answer of the highest product of its ends' probabilities in any window, against the gold.
+    """Compare the most probable answer of all windows with the references.
 
-    Softmax over a window's context and its first place (no answer), as in transformers' pipeline.
+    The score of an answer is the product of the probabilities of its ends: the softmax over the
+    window's context and its first position (no answer), as in the pipeline of transformers.
     """
     best = [(-math.inf, "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
         offsets, number = feature["offsets"], feature["example"]
         in_context = offsets[:, 0] >= 0
-        place = np.arange(len(offsets))
-        ends = np.where(in_context | (place == 0), ends[:, : len(offsets)], -math.inf)
+        position = np.arange(len(offsets))
+        ends = np.where(in_context | (position == 0), ends[:, : len(offsets)], -math.inf)
         start, end = ends - np.logaddexp.reduce(ends, axis=1, keepdims=True)
-        length = place - place[:, None] + 1  # of the answer from start to end, (T, T)
+        length = position - position[:, None] + 1  # of the answer from start to end, (T, T)
         allowed = (length > 0) & (length <= ANSWER_LENGTH) & in_context & in_context[:, None]
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
@@ -1412,7 +1543,7 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
     return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
 
 
-# Tasks that generate: examples hold `system` (an instruction), `user` and `target` (the answer).
+# Tasks that generate text. An example has `system` (an instruction), `user` and `target`.
 
 LOCALES = """af-ZA ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL
 hi-IN hu-HU hy-AM id-ID it-IT ja-JP jv-ID ka-GE ko-KR lv-LV nl-NL pl-PL pt-PT ru-RU sw-KE th-TH
@@ -1423,86 +1554,93 @@ NAMES = {
     "ja": "Japanese", "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese",
 }  # fmt: skip
 CHARACTERS = ("ja", "zh")  # languages whose slots are counted in characters
-BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # 13a for others; the authors take it for all
-ASK_SLOTS = """List what the command mentions as `type: value`, in the command's own words and order,
-separated by `; `. Answer None if it mentions nothing."""
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # 13a for others; the authors use it for all
+ASK_SLOTS = (
+    "List what the command mentions as `type: value`, in the command's own words and order,\n"
+    "separated by `; `. Answer None if it mentions nothing."
+)
 ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
-PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"  # a template
+PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"  # chat template
 ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
 
 
-def load_slots(language: str, split: str, args) -> Iterator[dict]:
-    """Commands with slots, of MASSIVE (https://arxiv.org/abs/2204.08582) or xSID, or texts with
-    names, of Universal NER (https://arxiv.org/abs/2311.09122). Where a language has no file to
-    train on, it is trained on that for validation.
+def load_slots(language: str, split: str, settings) -> Iterator[dict]:
+    """Load commands with slots (MASSIVE, xSID), or texts with names (Universal NER).
+
+    https://arxiv.org/abs/2204.08582, https://arxiv.org/abs/2311.09122. A language without a
+    training file is trained on its validation file.
     """
-    task, hub = args.task, {}
-    if args.data_dir:
+    task, hub = settings.task, {}
+    if settings.data_dir:
         validation = "dev" if task == "uner" else "valid"
-        if split == "train" and not (args.data_dir / task / language / "train.jsonl").exists():
-            say(f"{task} {language}: no train.jsonl, {validation}.jsonl is taken instead")
+        if split == "train" and not (settings.data_dir / task / language / "train.jsonl").exists():
+            say(f"{task} {language}: no train.jsonl; using {validation}.jsonl instead")
             split = "valid"
         split = split.replace("valid", validation)
     else:
-        sets = {"massive": LOCALES, "uner": UNER}.get(task, [])
-        name = {name[:2]: name for name in sets}.get(language)
-        check(name, f"{task} {language}", f"the hub has {' '.join(sets) or 'none'}; use --data-dir")
+        configurations = {"massive": LOCALES, "uner": UNER}.get(task, [])
+        name = {name[:2]: name for name in configurations}.get(language)
+        message = f"the hub has {' '.join(configurations) or 'none'}; use --data-dir"
+        require(name, f"{task} {language}", message)
         part = split.replace("valid", "validation")
         hub = {"path": "BramVanroy/universal_ner", "name": name, "split": part}
-        if task == "massive":  # the hub's conversion; it also has a script
+        if task == "massive":  # the hub's conversion, as the data set itself is a script
             hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet"}
             hub |= {"data_files": {part: f"{name}/{part}/0000.parquet"}, "split": part}
-    for where, row in read_rows(args, language, split, hub):
+    for where, row in read_rows(settings, language, split, hub):
         text, slots = read_slots(where, row, language)
-        example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text, "slots": slots}
-        example["target"] = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots) or "None"
+        example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text}
+        example["slots"] = slots
+        answer = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots)
+        example["target"] = answer or "None"
         if task == "uner":
             results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
             example["system"] = ASK_NAMES
             example["target"] = json.dumps({"Results": results}, ensure_ascii=False)
         if split != "train":
-            tag_slots(example, where)  # raises an error for what could not be scored
+            tag_slots(example, where)  # raises an error if an example cannot be scored
         yield example
 
 
 def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
-    """Text and slots of a row: `text` and `slots` or `entities`, `tokens` and tags, `annot_utt`."""
-    pairs = []
-    if "annot_utt" in row:  # `wake me at [time : five am]`
-        slot = r"\[([^][:]+) : ([^][]*)\]"
-        (said,) = typed_columns(where, row, annot_utt=str)
-        text = re.sub(slot, r"\2", said)
-        pairs = [(kind.strip(), value.strip()) for kind, value in re.findall(slot, said)]
-    elif "tokens" in row and "slots" not in row:
+    """Return the text and the slots of a row of MASSIVE, of tagged words, or of local data."""
+    if "annot_utt" in row:  # MASSIVE on the hub: `wake me at [time : five am]`
+        pattern = r"\[([^][:]+) : ([^][]*)\]"
+        (annotated,) = typed_columns(where, row, annot_utt=str)
+        text = re.sub(pattern, r"\2", annotated)
+        found = re.findall(pattern, annotated)
+        pairs = [(kind.strip(), value.strip()) for kind, value in found]
+    elif "slots" in row:
+        text, slots = typed_columns(where, row, text=str, slots=list)
+        pairs = [typed_columns(where, slot, type=str, value=str) for slot in slots]
+    else:
         tokens, tags = tagged_words(where, row).values()
         space = "" if language in CHARACTERS else " "
-        text = space.join(tokens)
+        text, pairs = space.join(tokens), []
         for first, last, kind in sorted(entities(np.array(tags))):
             name = NER_TAGS[2 * kind].removeprefix("I-")
             pairs.append((name, space.join(tokens[first : last + 1])))
-    else:
-        column = "entities" if "entities" in row else "slots"
-        text, slots = typed_columns(where, row, text=str, **{column: list})
-        pairs = [typed_columns(where, slot, type=str, value=str) for slot in slots]
     return text, [{"type": kind, "value": value} for kind, value in pairs]
 
 
-def load_translation(language: str, split: str, args) -> Iterator[dict]:
-    """`en-de`: English into German. ALMA (https://arxiv.org/abs/2309.11674); to test, WMT23.
+def load_translation(language: str, split: str, settings) -> Iterator[dict]:
+    """Load a direction such as `en-de`, English into German; ALMA to train, WMT23 to test.
 
-    Where a direction has no data of its own, those of the other one are turned round.
+    A direction without data of its own uses those of the opposite direction.
+    ALMA: https://arxiv.org/abs/2309.11674
     """
     source, _, target = language.partition("-")
-    check(target, "--task translation", f"'{language}' is no direction such as en-de")
+    require(target, "--task translation", f"'{language}' is not a direction such as en-de")
     back, pairs = f"{target}-{source}", []
-    if args.data_dir:
-        files = [args.data_dir / "translation" / name / f"{split}.tsv" for name in (language, back)]
-        turned = files[1].exists() and not files[0].exists()
-        for number, line in read_lines(files[turned]):
-            sides = line.split("\t")
-            check(len(sides) == 2, f"{files[turned]}:{number}", "expected 'source TAB translation'")
-            pairs.append(sides[::-1] if turned else sides)
+    if settings.data_dir:
+        folder = settings.data_dir / "translation"
+        path = folder / language / f"{split}.tsv"
+        opposite = folder / back / f"{split}.tsv"
+        is_opposite = opposite.exists() and not path.exists()
+        path = opposite if is_opposite else path
+        for sides in read_tsv(path):
+            pairs.append(sides[::-1] if is_opposite else sides)
     else:
         name = "en-cs" if language == "cs-en" else language  # of WMT23
         hub = {"path": "haoranxu/WMT23-Test", "name": name, "split": split}
@@ -1510,7 +1648,7 @@ def load_translation(language: str, split: str, args) -> Iterator[dict]:
             name, config = "translation", language if target == "en" else back
             split = split.replace("valid", "validation")
             hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": config, "split": split}
-        for where, row in read_rows(args, language, split, hub, **{name: dict}):
+        for where, row in read_rows(settings, language, split, hub, **{name: dict}):
             pairs.append(typed_columns(where, row[name], **{source: str, target: str}))
     system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
     for text, translation in pairs:
@@ -1518,24 +1656,25 @@ def load_translation(language: str, split: str, args) -> Iterator[dict]:
 
 
 def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
-    """A prompt by the chat template, or by `PLAIN`; to train, the target and the end token follow.
+    """Encode a prompt by the chat template, or by `PLAIN`; add the target and the end to train.
 
-    labels: (T,), at each place the id that *follows*, if it is of the target or the end token.
+    labels: (T,), at each position the id that follows, if it belongs to the target or is the end.
     """
     end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
-    check(end is not None, "--model", "its tokenizer has no end-of-text token")
+    require(end is not None, "--model", "the tokenizer has no end-of-text token")
     options = {"tokenize": False, "add_generation_prompt": True}
     options["chat_template"] = None if chat else PLAIN
     for example in examples:
         messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
-        with as_user_error("--model: its chat template takes no system message with a user's"):
+        with as_user_error("--model: the chat template refuses a system and a user message"):
             prompts.append(tokenizer.apply_chat_template(messages, **options))
-        check(prompts[-1], "--model", "its chat template leaves nothing of a message")
+        require(prompts[-1], "--model", "the chat template leaves nothing of a message")
     targets = [example["target"] if chat else " " + example["target"] for example in examples]
-    encoded = [tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (prompts, targets)]
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    target_ids = tokenizer(targets, add_special_tokens=False)["input_ids"]
     first = tokenizer("a")["input_ids"][:1]  # perhaps a begin-of-text token, as templates have it
     begin = [] if chat or first[0] not in tokenizer.all_special_ids else first
-    for k, (prompt, target) in enumerate(zip(*encoded)):
+    for k, (prompt, target) in enumerate(zip(prompt_ids, target_ids)):
         start = begin + prompt
         ids = start + target + [end] if training else start
         kept = np.array(ids[:max_length])
@@ -1545,18 +1684,19 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
 
 
 def slot_words(text: str, language: str) -> list[str]:
-    """What slots are counted in: words; in ja and zh characters, where ASCII stays whole."""
+    """Split text into the units of slots: words; in ja and zh characters, but ASCII runs whole."""
     return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
 
 
 def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
-    """(word, type of the slot that it is in) of the text. UserError if a slot is not there."""
+    """Return (word, type of its slot or None). Raises UserError if the text lacks a slot."""
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
         value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
         if start < 0 or example["language"] in CHARACTERS:
             start = text.find(value, at)
-        check(value and start >= 0, where, f"slot '{value[:60]}' does not follow in the text")
+        message = f"the text does not have the slot '{value[:60]}' in this order"
+        require(value and start >= 0, where, message)
         parts += [(text[at:start], None), (value, slot["type"])]
         at = start + len(value)
     tagged = []
@@ -1566,31 +1706,29 @@ def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
 
 
 def parse_slots(output: str) -> list[list[str]]:
-    """[type, value] of each part of the first line `type: value; ...`, or what else a part is."""
+    """Return [type, value] of each part of the first line `type: value; ...`."""
     line = output.strip().split("\n")[0].strip()
     return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
 
 
 def parse_json(output: str) -> list[tuple[str, ...]]:
-    """(type, value) of what has the form of `ASK_NAMES`; first all LOC, then PER, then ORG."""
+    """Return (type, value) of each name in the form of `ASK_NAMES`: all LOC, then PER, then ORG."""
     pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
     found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
-    if not found and not re.search(r'"Results"\s*:\s*\[\s*\]', output):
-        return [(output,)]  # fits no format
     return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
 
 
-def score_commands(examples: list, features: list, outputs: list, parse=parse_slots) -> dict:
-    """`score_slots`, and how many outputs are not (type, value) in all parts."""
-    malformed = sum(any(len(part) != 2 for part in parse(output)) for output in outputs)
-    return score_slots(examples, outputs, parse) | {"malformed": malformed}
+def score_commands(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
+    """Return the scores of `score_slots`; names are answered in JSON."""
+    parse = parse_json if examples[0]["system"] == ASK_NAMES else parse_slots
+    return score_slots(examples, outputs, parse)
 
 
 def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) -> dict[str, float]:
-    """F1 over all examples: `f1` of (type, place), as MASSIVE counts, `f1_strict` of (type, value).
+    """Return F1 over all examples: of (type, place) as MASSIVE counts, and of (type, value).
 
-    A value tags every place where its words stand, in any case, over what was tagged before;
-    one that stands nowhere costs only the miss. Neighbours of one type are one slot.
+    For `f1`, a value tags every place where its words occur, in any case, and overwrites earlier
+    tags. A value that does not occur costs only the miss. Neighbours of one type are one slot.
     """
     gold_tags, found_tags, gold_values, found_values = [], [], [], []
     for k, (example, output) in enumerate(zip(examples, outputs)):
@@ -1612,7 +1750,7 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
 
 
 def score_translation(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
-    """BLEU and chrF of the outputs' first lines, 0 to 1. UserError if sacrebleu lacks anything."""
+    """Return BLEU and chrF of the first lines, 0 to 1. Raises UserError if sacrebleu is missing."""
     direction = examples[0]["language"]
     tokenizer = BLEU_TOKENIZERS.get(direction.split("-")[-1], "13a")
     with as_user_error(f"{direction}: BLEU needs `pip install 'sacrebleu[ja]'`"):
@@ -1625,22 +1763,26 @@ def score_translation(examples: list, features: list, outputs: list[str]) -> dic
 
 
 class Task(NamedTuple):
-    head: type  # the transformers class: an encoder and a classifier, or a model that generates
+    """A row of TASKS."""
+
+    head: type  # the class of transformers that has the head of the task
     load: Callable
     encode: Callable
     score: Callable
-    targets: list[str]  # the paper's target languages
-    sources: Sequence[str] = (SOURCE,)  # and those with labels
-    labels: int = 0  # of the classifier
+    languages: list[str]  # the paper's target languages
+    train_languages: Sequence[str] = ("en",)
+    labels: int = 0  # of a classifier
     epochs: int = 5
     max_length: int = 96  # subwords in training, special tokens included
-    test_length: int = 128  # and in evaluation
-    new_tokens: int = 0  # subwords that are generated at most; 0: it is a task to classify
+    test_length: int = 128  # subwords in evaluation
+    new_tokens: int = 0  # subwords that are generated at most; 0: the task is a classification
 
 
+TASK_SETTINGS = ("languages", "train_languages", "epochs", "max_length")  # defaults of `Settings`
+SPLITS = ("train", "valid", "dev", "test")  # names of local files
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
-# Of the second paper's languages en, zh (labelled), cy and jv (not) are known: we chose the rest.
+# Of the second paper's languages en, zh (labelled), cy and jv (not) are known; we chose the rest.
 MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
 XSID = "da de-ba de-muc gsw id ja lt nl no tr".split(), "en de it zh ar".split()
 NAMED = "da hr sk sr".split(), "en pt sv zh".split()
@@ -1656,87 +1798,89 @@ TASKS = {
                   labels=2, epochs=2, test_length=384),
     "massive": Task(Generator, load_slots, encode_prompts, score_commands, *MASSIVE, **LONG),
     "xsid": Task(Generator, load_slots, encode_prompts, score_commands, *XSID, **LONG),
-    "uner": Task(Generator, load_slots, encode_prompts, lambda *given: score_commands(*given, parse_json),
-                 *NAMED, **LONG),
+    "uner": Task(Generator, load_slots, encode_prompts, score_commands, *NAMED, **LONG),
     "translation": Task(Generator, load_translation, encode_prompts, score_translation,
                         UNSEEN, SEEN, **LONG | {"new_tokens": 512}),
 }  # fmt: skip
 
 
-# ---- 7. Files: --data-dir, the hub, downloads ------------------------------------------------------------------------
+# ---- 10. Files: local data, the hub, downloads ---------------------------------------------------
 
 NO_NETWORK = "check the language and the network, or use --data-dir"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
 
 
-class UserError(Exception):
-    """What is wrong with the input, where, and what to do; `main` prints it in one line, returns 2."""
-
-
 @contextmanager
 def as_user_error(problem: str) -> Iterator[None]:
-    """Whatever a library raises in here (the hub's raise dozens of types) becomes a UserError."""
+    """Turn any error of a library in this context into a UserError."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{problem} ({why})") from None
-
-
-def check(fine, where, problem: str) -> None:
-    """UserError, which says where, unless all is fine."""
-    if not fine:
-        raise UserError(f"{where}: {problem}")
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{problem} ({reason})") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line) of UTF-8 text. UserError if it is none (a pipe, say), or empty."""
-    check(path.is_file(), path, "is no file; the README says which files --data-dir must hold")
+    """Yield (line number from 1, line). Raises UserError unless the file is UTF-8 and not empty."""
+    message = "file not found; see 'Local data' in the README for the expected layout"
+    require(path.is_file(), path, message)
     number = 0
     try:
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                line = line.decode("utf-8-sig" if number == 1 else "utf-8")  # -sig: a byte order mark
-                yield number, line.rstrip("\r\n")
+                encoding = "utf-8-sig" if number == 1 else "utf-8"  # it may have a byte order mark
+                yield number, line.decode(encoding).rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 ({error.reason}); convert the file") from None
-    check(number, path, "the file is empty")
+    require(number, path, "the file is empty")
 
 
-def read_rows(args, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
-    """(where it stands, row) of --data-dir or the hub; only the columns `kinds`, if any are named."""
-    if args.data_dir:
-        path = args.data_dir / args.task / language / f"{split}.jsonl"
+def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (text, translation). Raises UserError for a line without exactly one tab."""
+    for number, line in read_lines(path):
+        sides = tuple(line.split("\t"))
+        message = f"expected 'text TAB translation', found {len(sides) - 1} tabs"
+        require(len(sides) == 2, f"{path}:{number}", message)
+        yield sides
+
+
+def read_rows(settings, language: str, split: str, hub: dict, **kinds: type) -> Iterator:
+    """Yield (location, row) of local data or of the hub, with the columns `kinds` if any are named.
+
+    hub: arguments of `datasets.load_dataset`.
+    """
+    if settings.data_dir:
+        path = settings.data_dir / settings.task / language / f"{split}.jsonl"
         rows = ((f"{path}:{number}", line) for number, line in read_lines(path))
     else:
         name = f"{hub['path']} {hub.get('name', language)} {hub['split']}"
-        with as_user_error(f"cannot load {name} from the hub; {NO_NETWORK}"):
+        with as_user_error(f"{name}: cannot be loaded from the hub; {NO_NETWORK}"):
             table = datasets.load_dataset(**hub)
         rows = ((f"{name}, row {number}", row) for number, row in enumerate(table))
     for where, row in rows:
-        if args.data_dir:
-            with as_user_error(f"{where}: not a line of JSON in whole characters"):
+        if settings.data_dir:
+            with as_user_error(f"{where}: is not valid JSON"):
                 row = json.loads(row)
-                json.dumps(row, ensure_ascii=False).encode()  # fails for half a pair: "\\ud800"
+                json.dumps(row, ensure_ascii=False).encode()  # fails for a lone surrogate "\\ud800"
         columns = typed_columns(where, row, **kinds)
         yield where, dict(zip(kinds, columns)) if kinds else row
 
 
 def typed_columns(where: str, row, **kinds: type) -> list:
-    """The values of these columns. UserError if one is missing or of another type (True is no int)."""
-    check(type(row) is dict, where, f"expected named columns, found {str(row)[:60]!r}")
+    """Return the values of columns. Raises UserError if one is missing or of another type."""
+    require(type(row) is dict, where, f"expected named columns, found {str(row)[:60]!r}")
     for name, kind in kinds.items():
-        check(type(row.get(name)) is kind, where, f"no column '{name}' of type {kind.__name__}")
+        require(type(row.get(name)) is kind, where, f"no column '{name}' of type {kind.__name__}")
     return [row[name] for name in kinds]
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whoever else writes it, whenever the process ends."""
+    """Write a file so that it is whole or absent, even if other processes write it too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{os.urandom(8).hex()}"
-    with as_user_error(f"cannot write {path}"):
+    with as_user_error(f"{path}: cannot be written"):
         try:
             part.write_bytes(content)
             os.replace(part, path)
@@ -1745,143 +1889,148 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def fetch(url: str) -> Path:
-    """Download a plain file once; later runs read it from the cache. UserError if that fails."""
+    """Download a file once, and return its path in the cache. Raises UserError if that fails."""
     path = CACHE / regex.sub(r"^\w+://|[^\w.-]+", "_", url).strip("_")
     if not path.exists():
-        with as_user_error(f"cannot download {url}; {NO_NETWORK}"):
-            write_whole(path, urllib.request.urlopen(url, timeout=60).read())  # all of it, or an error
+        with as_user_error(f"{url}: cannot be downloaded; {NO_NETWORK}"):
+            write_whole(path, urllib.request.urlopen(url, timeout=60).read())
     return path
 
 
-# ---- 8. One run: check everything, align, fine-tune, evaluate, write the record ------------------
+# ---- 11. One run: validate, load, align, fine-tune, evaluate, write the record -------------------
 
-SCRIPT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # now: it may be edited while this runs
-RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # what names a run
-PROBE_PAIRS = 100  # sentence pairs of each language that --probe looks at
+SCRIPT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()  # at start, as it may be edited
+RECORD_KEYS = ("model", "task", "strategy", "schedule", "aligner", "seed")  # they name a record
+NOT_RECORDED = """out overwrite device save_model write_links aligner_model aligner_layer""".split()
+OF_ALIGNMENT = """unit layer temperature pool_first realign_languages realign_steps limit_links
+realign_batch_size realign_max_length realign_lr realign_decay""".split()
+MAY_BE_ZERO = ("seed", "clip", "warmup", "lora", "lora_dropout", "epochs", "aligner_layer")
+PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 
 
-def run(args) -> Path:
-    """Do one run and write its record; return its path. One whose record exists is not repeated."""
-    settle(args)
-    path = args.out / f"{record_name(args)}.json"
-    check(len(os.fsencode(path.name)) <= 240, path.name, "too long; rename the model's folder")
-    if is_done(args, path):
+def run(settings: Settings) -> Path:
+    """Do one run and write its record; return the path. A run whose record exists is skipped."""
+    device = set_up_device(settings.device)
+    precision = settings.precision or gather_objects(fast_precision(device))[0]
+    settings = dataclasses.replace(settings, precision=precision)
+    validate_settings(settings)
+    tokenizer, config = load_tokenizer(settings.model, generates=is_generative(settings))
+    defaults = default_settings(settings)
+    for name in ("max_length", "realign_max_length"):  # some models read less than the default
+        if getattr(settings, name) == getattr(defaults, name):
+            length = min(getattr(defaults, name), tokenizer.model_max_length)
+            settings = dataclasses.replace(settings, **{name: length})
+    validate_for_model(settings, config, tokenizer.model_max_length)
+    path = settings.out / f"{record_name(settings)}.json"
+    content = content_hash(settings, config)
+    if is_done(path, settings, content):
         return path
     seconds: dict[str, float] = {}
-    tokenizer, config = load_tokenizer(args.model, generates=TASKS[args.task].new_tokens > 0)
-    for name in ("max_length", "realign_max_length"):  # a default may be more than a small model reads
-        if getattr(args, name) == args.defaults[name]:
-            setattr(args, name, min(args.defaults[name], tokenizer.model_max_length))
-    check_flags(args, config, tokenizer.model_max_length)
     with timed(seconds, "model"):
-        model = build_model(args, tokenizer)
-        awesome = load_awesome(args) if args.aligner == "awesome" else None
+        model = build_model(settings, tokenizer, device)
     with timed(seconds, "data"):
-        training, validation, tests = load_data(args, tokenizer)
+        training, validation, tests = load_data(settings, tokenizer)
+        try_evaluation(settings, model, tokenizer, tests)
     with timed(seconds, "pairs"):
-        pairs, probed = load_pairs(args, awesome)
-    results = train(args, model, tokenizer, training, validation, pairs, probed, seconds)
+        pairs, probe_sets = load_pairs(settings)
+    results = train(settings, model, tokenizer, training, validation, pairs, probe_sets, seconds)
     with timed(seconds, "evaluate"):
-        scores = evaluate_all(args, model, tokenizer, tests)
-    malformed = {code: values.pop("malformed", None) for code, values in scores.items()}
-    if any(count is not None for count in malformed.values()):
-        results["malformed"] = malformed
-    results = {"scores": scores, "config": settings_of(args), "seconds": seconds} | results
-    write_record(path, results, args.device)
+        scores = evaluate_all(settings, model, tokenizer, tests)
+    results |= {"scores": scores, "config": settings_of_run(settings), "content": content}
+    write_record(path, results | {"seconds": seconds}, device)
     return path
 
 
 def train(
-    args, model: nn.Module, tokenizer, features: list, validation: list,
-    pairs: Iterator[Pair], probed: dict[str, list[Pair]], seconds: dict[str, float],
+    settings: Settings, model, tokenizer, features: list, validation: list,
+    pairs: Iterator[Pair], probe_sets: dict[str, list[Pair]], seconds: dict[str, float],
 ) -> dict:  # fmt: skip
-    """Align and fine-tune a model in the order of --schedule; what the record says of it."""
-    how = Alignment(  # a baseline aligns nothing, and so freezes nothing
-        args.strategy, args.unit, args.layer, args.temperature, args.realign_batch_size,
-        args.realign_max_length, args.pool_first == "yes", args.gather,
-    )  # fmt: skip
-    training = Training(*(getattr(args, name) for name in Training._fields))
-    updates = finetune_steps(len(features), args.epochs, args.batch_size, args.schedule, args.accumulate)
-    enough = (args.validate or 0) <= updates
-    check(enough, "--validate", f"fine-tuning has {updates} updates; check more often")
-    steps, losses, seen, best = {"finetune": updates}, {}, {}, {}
-    measure, found = probing(model, tokenizer, probed, how, seconds)
-    if args.schedule == "during":
-        steps["realign"] = updates
-    if args.schedule == "before":
-        steps["realign"] = args.realign_steps or updates
-        alone = training._replace(lr=args.realign_lr, decay=args.realign_decay)
+    """Align and fine-tune a model in the order of the schedule; return a part of the record."""
+    updates = finetune_steps(len(features), settings)
+    message = f"{settings.validate}: fine-tuning has {updates} updates; validate more often"
+    require((settings.validate or 0) <= updates, "--validate", message)
+    steps, losses, aligned, best, probed = {"finetune": updates}, {}, {}, {}, {}
+    measure(probed, "before", settings, model, tokenizer, probe_sets)
+    if settings.strategy != "baseline" and settings.schedule == "before":
+        steps["realign"] = settings.realign_steps or updates
         with timed(seconds, "realign"):
-            losses, seen = realign(model, tokenizer, pairs, steps["realign"], how, alone)
-        measure("realigned")
-    generates = TASKS[args.task].new_tokens > 0
-    if args.save_model and not generates:
-        save_model(args, model, tokenizer)
-    if args.epochs:
-        stop = keep_best(args, model, tokenizer, validation, best) if args.validate else None
+            losses, aligned = realign(model, tokenizer, pairs, steps["realign"], settings)
+        measure(probed, "realigned", settings, model, tokenizer, probe_sets)
+    if settings.save_model and not is_generative(settings):
+        save_model(settings, model, tokenizer)
+    if settings.epochs:
+        stop = keep_best(settings, model, tokenizer, validation, best) if validation else None
         with timed(seconds, "finetune"):
-            curves, also = finetune(
-                model, tokenizer, features, args.epochs, training, batch_size=args.batch_size, stop=stop,
-                schedule="before" if args.schedule == "none" else args.schedule, pairs=pairs, how=how,
-            )  # fmt: skip
-        losses, seen = losses | curves, seen | also
-        load_best(model, best)
-        measure("finetuned")
-    if args.save_model and generates:
-        save_model(args, model, tokenizer)
-    results = {"steps": steps, "losses": losses, "pairs": seen, "validation": best, "probe": found}
-    return {key: value for key, value in results.items() if value or key in ("losses", "pairs")}
+            curves, seen = finetune(model, tokenizer, features, settings, pairs, stop)
+        losses, aligned = losses | curves, aligned | seen
+        if best:
+            model.load_state_dict(best.pop("weights"), strict=False)
+            say(f"validation: kept the weights after {best['step']} updates, {best['loss']:.4f}")
+        measure(probed, "finetuned", settings, model, tokenizer, probe_sets)
+    if settings.save_model and is_generative(settings):
+        save_model(settings, model, tokenizer)
+    results = {"steps": steps, "losses": losses, "pairs": aligned}
+    optional = {"validation": best, "probe": probed}
+    return results | {key: value for key, value in optional.items() if value}
 
 
-def evaluate_all(args, model: nn.Module, tokenizer, tests: dict) -> dict:
-    """{language: its scores}. With several processes, each takes some of the languages."""
-    task, own = TASKS[args.task], {}
-    k, n = processes()
-    for code in progress(list(tests)[k::n], "evaluate"):
-        own[code] = evaluate(model, tokenizer, task, *tests[code], precision=args.precision)
-    scores = gather_objects(own)
-    return {code: scores[number % n][code] for number, code in enumerate(tests)}
+def evaluate_all(settings: Settings, model, tokenizer, tests: dict) -> dict[str, dict]:
+    """Return {language: its scores}. Several processes share out the languages."""
+    task, scores = TASKS[settings.task], {}
+    rank, world = processes()
+    for code in progress(list(tests)[rank::world], "evaluate"):
+        scores[code] = evaluate(model, tokenizer, task, *tests[code], settings)
+    parts = gather_objects(scores)
+    return {code: parts[k % world][code] for k, code in enumerate(tests)}
 
 
-def keep_best(args, model: nn.Module, tokenizer, features: list, best: dict) -> Callable:
-    """What stops a training after five checks, one every --validate updates, without a lower loss on the
-    validation examples; `best` then holds the lowest loss, and its weights."""
-    features = sorted(features, key=lambda row: len(row["input_ids"]))
-    chunks = in_chunks(iter(features), args.batch_size)
-    batches = [task_batch(chunk, tokenizer.pad_token_id, device=model.device) for chunk in chunks]
-    labels = sum(int(batch.count) for batch in batches)
+def try_evaluation(settings: Settings, model, tokenizer, tests: dict) -> None:
+    """Evaluate two examples, so that errors of a test are found before training."""
+    task = TASKS[settings.task]
+    task = task._replace(new_tokens=min(task.new_tokens, 2))
+    examples, features = next(iter(tests.values()))
+    features = [feature for feature in features if feature["example"] < 2]
+    with as_user_error(f"--model {settings.model}: this architecture does not run"):
+        evaluate(model, tokenizer, task, examples[:2], features, settings)
+
+
+def keep_best(settings: Settings, model, tokenizer, features: list, best: dict) -> Callable:
+    """Return the `stop` of a training that validates: true after five checks without a lower loss.
+
+    A check, every `settings.validate` updates, computes the loss of the validation examples. `best`
+    holds the lowest loss and the weights that had it.
+    """
+    features = sorted(features, key=lambda feature: len(feature["input_ids"]))
+    chunks = in_chunks(iter(features), settings.batch_size)
+    batches = [task_batch(chunk, tokenizer.pad_token_id, model.device) for chunk in chunks]
+    labels = [int((batch["labels"] != IGNORE).sum()) for batch in batches]
     best |= {"loss": math.inf, "step": 0, "losses": []}
 
     def stop(step: int) -> bool:
-        if step % args.validate:
+        if step % settings.validate:
             return False
         model.eval()
-        with torch.no_grad(), autocast(model.device, args.precision):
-            total = sum(task_loss(model, batch).item() * int(batch.count) for batch in batches)
+        with torch.no_grad(), autocast(model.device, settings.precision):
+            losses = [task_loss(model, batch).item() for batch in batches]
         model.train()
-        loss = finite_mean("validation", [torch.tensor(total / labels)])
+        loss = float(np.average(losses, weights=labels))
+        require(math.isfinite(loss), "validation", f"the loss is {loss}; lower the learning rate")
         best["losses"].append(round(loss, 6))
         if loss < best["loss"]:
-            best.update(loss=loss, step=step, weights={})
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    best["weights"][name] = parameter.detach().clone()
-        return step >= best["step"] + 5 * args.validate
+            trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            best["weights"] = {name: parameter.detach().clone() for name, parameter in trained}
+            best["loss"], best["step"] = loss, step
+        return step >= best["step"] + 5 * settings.validate
 
     return stop
 
 
-def load_best(model: nn.Module, best: dict) -> None:
-    """Give the model the weights of the best check; `best` then is what the record says of it."""
-    if best:
-        model.load_state_dict(best.pop("weights"), strict=False)
-        say(f"validation: loss {best['loss']:.4f} after {best['step']} updates, whose weights are kept")
-
-
 def set_up_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest there is; on a GPU, with deterministic algorithms. Where
-    torchrun started several processes, they meet here, and each takes the GPU of its number."""
-    with as_user_error(f"--device {name}: not to be had here"):
+    """Return the device of that name, or a GPU if there is one; make its algorithms deterministic.
+
+    The processes of torchrun meet here, and each takes the GPU of its number.
+    """
+    with as_user_error(f"--device {name}: not available on this machine"):
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and (device.index is None or dist.is_torchelastic_launched()):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -1889,283 +2038,347 @@ def set_up_device(name: str | None) -> torch.device:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # 1,200 launches a step, for nothing
-        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for each shape of a batch
-        torch.backends.cuda.matmul.allow_tf32 = True  # as it was when the authors ran their code
+        torch.utils.deterministic.fill_uninitialized_memory = False  # saves 1,200 launches a step
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape of a batch
+        torch.backends.cuda.matmul.allow_tf32 = True  # the default when the authors ran their code
         torch.cuda.set_device(device)
     if dist.is_torchelastic_launched() and not dist.is_initialized():
-        with as_user_error("torchrun: the processes cannot meet"):
+        with as_user_error("torchrun: the processes cannot connect"):
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 
 def fast_precision(device: torch.device) -> str:
-    """bf16 where the hardware multiplies matrices faster so, else fp32."""
+    """Return bf16 if the hardware multiplies matrices faster in it, else fp32."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
 
 
-def settle(args) -> None:
-    """Fill in what depends on the machine; empty the settings that do not matter for this run, so that
-    one baseline serves all aligners. UserError for a flag that was given but does not matter."""
-    args.device = set_up_device(args.device)
-    args.precision = args.precision or gather_objects(fast_precision(args.device))[0]
-    aligned, words = args.strategy != "baseline", args.unit == "word"
-    before = aligned and args.schedule == "before"
-    compared = aligned or args.probe  # words or sentences are, with their translations
-    for name, used, where in [
-        ("realign_steps", before, "an alignment before the task"),
-        ("aligner_model", args.aligner == "awesome", "--aligner awesome"),
-        ("aligner", words, "--unit word"),
-        ("gather", not words, "--unit sentence"),
-        ("pool_first", not words, "--unit sentence"),
-        ("syntactic_words", args.task == "udpos", "--task udpos"),
-    ]:
-        fine = used or getattr(args, name) == args.defaults[name]
-        check(fine, f"--{name.replace('_', '-')}", f"only with {where}")
-    args.schedule = args.schedule if aligned else "none"
-    args.aligner = args.aligner if compared and words else "none"
-    for names, used in [
-        ("lora_alpha lora_dropout", args.lora),
-        ("realign_steps realign_lr realign_decay", before),  # else those of fine-tuning
-        ("realign_batch_size temperature gather", aligned),
-        ("unit layer pool_first realign_languages realign_max_length limit_links", compared),
-        ("aligner_model aligner_layer", args.aligner == "awesome"),
-    ]:
-        if not used:
-            vars(args).update(dict.fromkeys(names.split()))
+def is_generative(settings: Settings) -> bool:
+    """Return whether the model of a task generates text."""
+    return TASKS[settings.task].new_tokens > 0
 
 
-def settings_of(args) -> dict:
-    """The settings as a record shows them: of a path the last part, and not where things go."""
-    elsewhere = ("out", "overwrite", "device", "save_model", "write_links", "defaults")
-    values = {key: value for key, value in vars(args).items() if key not in elsewhere}
-    for key in ("model", "aligner", "aligner_model", "data_dir"):
-        values[key] = values[key] and Path(os.path.abspath(values[key])).name
-    values["adapter"] = [f"{folder.absolute().name}={weight}" for folder, weight in args.adapter]
-    return values | {"fingerprint": fingerprint(args)}
+def default_settings(settings: Settings) -> Settings:
+    """Return the defaults of a method, model and task."""
+    chosen = [f"--{name}={getattr(settings, name)}" for name in ("method", "model", "task")]
+    return parse_args(chosen)
 
 
-def fingerprint(args) -> str:
-    """Eight digits of the names and sizes of local files that a run reads."""
-    folders = [Path(name) for name in (args.model, args.aligner, args.aligner_model) if name]
-    folders += [folder for folder, _ in args.adapter]
-    if args.data_dir:
-        folders += [args.data_dir / name for name in ("parallel", "dictionary", args.task)]
-    sizes = []
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            check(path.is_file() or path.is_dir() or not path.exists(), path, "is no regular file")
-            if path.is_file():
-                sizes.append([str(path.relative_to(folder)), path.stat().st_size])
-    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()[:8] if sizes else ""
+def settings_of_run(settings: Settings) -> dict:
+    """Return the settings that determine a result, as the record shows them; paths by their name.
+
+    The settings of the alignment do not count for a baseline, unless --probe uses them.
+    """
+    values = dataclasses.asdict(settings)
+    for name in NOT_RECORDED:
+        del values[name]
+    if settings.strategy == "baseline":
+        values["schedule"] = "none"
+        if not settings.probe:
+            values |= dict.fromkeys(OF_ALIGNMENT) | {"aligner": "none"}
+    if settings.unit == "sentence":
+        values["aligner"] = "none"
+    for name in ("model", "aligner", "data_dir"):
+        values[name] = values[name] and Path(os.path.abspath(values[name])).name
+    adapters = map(parse_adapter, settings.adapter)
+    values["adapter"] = [f"{folder.absolute().name}={weight:g}" for folder, weight in adapters]
+    return values
 
 
-def record_name(args) -> str:
-    """`<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`, and six digits for other settings."""
-    values = settings_of(args)
-    name = "_".join(str(values[key]) for key in RECORD_KEYS)
+def record_name(settings: Settings) -> str:
+    """Return `<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`.
+
+    Six digits follow, a hash of the settings that are not the method's defaults, if there are any.
+    """
+    values = settings_of_run(settings)
+    defaults = dataclasses.asdict(default_settings(settings)) | {"precision": "fp32"}
+    defaults["method"] = "mid-align" if is_generative(settings) else "alignfreeze"
     changed = {}
     for key, value in values.items():
-        if key in args.defaults and key not in RECORD_KEYS and value not in (None, args.defaults[key]):
+        if key not in RECORD_KEYS and value not in (None, defaults[key]):
             changed[key] = value
     digits = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
-    return f"{name}-{digits}" if changed else name
+    name = "_".join(str(values[key]) for key in RECORD_KEYS) + (f"-{digits}" if changed else "")
+    require(len(os.fsencode(name)) <= 235, name, "the name is too long; rename the model's folder")
+    return name
 
 
-def is_done(args, path: Path) -> bool:
-    """Whether a run's record is there and whole; says so. UserError if it is of other data."""
-    check(path.is_file() or not path.exists(), path, "a folder or no plain file; move it away")
-    if args.overwrite or not gather_objects(path.exists())[0]:
+def content_hash(settings: Settings, config) -> str:
+    """Return a hash of the model, the adapters, the links, and the local files of all languages."""
+    identities = [model_identity(settings.model, config)]
+    for folder, _ in map(parse_adapter, settings.adapter):
+        identities.append(hash_files(sorted(folder.glob("adapter_*"))))
+    paths = []
+    if settings.data_dir:
+        for code in sorted({*settings.train_languages, *settings.languages}):
+            back = "-".join(reversed(code.split("-")))  # of a direction of translation
+            for folder in {settings.data_dir / settings.task / name for name in (code, back)}:
+                paths += [path for path in folder.glob("*.*") if path.stem in SPLITS]
+    if settings.strategy != "baseline" or settings.probe:
+        for code, part in itertools.product(settings.realign_languages, ("train", "dev")):
+            name = links_name(code, part)
+            if settings.unit == "word" and settings.aligner not in ALIGNERS:
+                paths.append(Path(settings.aligner) / name)
+            if settings.data_dir:
+                paths.append((settings.data_dir / "parallel" / name).with_suffix(".tsv"))
+                paths.append(settings.data_dir / "dictionary" / name)
+    identities.append(hash_files(sorted(path for path in paths if path.exists())))
+    return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
+
+
+def model_identity(name: str, config) -> str:
+    """Return a hash of the files of a local model, or the id and the commit of one on the hub."""
+    if not Path(name).is_dir():
+        return f"{name}@{config._commit_hash}"
+    suffixes = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
+    return hash_files(path for path in sorted(Path(name).iterdir()) if path.suffix in suffixes)
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return a hash of the names and contents of files. Raises UserError for a pipe or a folder."""
+    digest = hashlib.sha256()
+    for path in paths:
+        require(path.is_file(), path, "is not a regular file; remove it")
+        digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def is_done(path: Path, settings: Settings, content: str) -> bool:
+    """Return whether the record of this run exists. Raises UserError if the file is another one."""
+    if settings.overwrite or not gather_objects(os.path.lexists(path))[0]:
         return False
-    try:
+    with as_user_error(f"{path}: is not a record of a run; move it away, or add --overwrite"):
+        require(path.is_file(), path, "is not a regular file; move it away")
         record = json.loads(path.read_bytes())
-        revision = record["versions"]["alignfreeze.py"]
-        made_of = record["config"].get("fingerprint", fingerprint(args))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        say(f"{path} is no whole record of a run: the run is done again")
-        return False
-    check(made_of == fingerprint(args), path, "made of other files of the same names; change --out")
-    check(not args.save_model, path, "exists; add --overwrite, or nothing is trained or stored")
-    other = "" if revision == SCRIPT else "; ANOTHER REVISION of alignfreeze.py made it"
-    say(f"{path} exists: nothing to do (--overwrite repeats the run){other}")
+        stored, revision = dict(record["config"]), record["versions"]["alignfreeze.py"]
+        tested = set(record["scores"]) == {*settings.train_languages, *settings.languages}
+    expected = json.loads(json.dumps(settings_of_run(settings)))
+    changed = [key for key in expected if stored.get(key) != expected[key]]
+    message = f"has other settings ({', '.join(changed)}); choose another --out, or add --overwrite"
+    require(tested and not changed, path, message)
+    message = "was made from other data or weights; choose another --out, or add --overwrite"
+    require(record.get("content") == content, path, message)
+    message = "exists, so that no model is trained; add --overwrite to train it and to save it"
+    require(not settings.save_model, path, message)
+    note = "" if revision == SCRIPT else "; another revision of alignfreeze.py made it"
+    say(f"{path} exists: nothing to do (--overwrite repeats the run){note}")
     return True
 
 
-def check_flags(args, config, longest: int) -> None:
-    """Whatever can be known to be wrong before any data is read. UserError."""
-    depth, task = config.num_hidden_layers, TASKS[args.task]
-    aligned = args.strategy != "baseline"
-    paired, words = aligned or args.probe, args.unit == "word"
-    shortest = 40 if args.task == "xquad" else 8
-    freezes = frozen_layers(args.strategy if aligned else "none", depth)
-    most = 2 * args.realign_batch_size if aligned else args.batch_size
-    below = set(range((args.layer or 0) % (depth + 1)))  # layers that get a gradient of alignment
-    stuck = below <= set(freezes) and ("emb" in args.strategy.split(",") or args.lora > 0)
-    for wrong, problem in [
-        (paired and not -depth - 1 <= args.layer <= depth,
-         f"--layer {args.layer}: this model has hidden states {-depth - 1} to {depth}"),
-        (aligned and stuck, f"--strategy {args.strategy}: nothing below --layer {args.layer} trains"),
-        (paired and not 8 <= args.realign_max_length <= longest,
-         f"--realign-max-length {args.realign_max_length}: must be 8 to {longest} subwords"),
-        (paired and words and args.aligner not in ALIGNERS and not Path(args.aligner).is_dir(),
-         f"--aligner {args.aligner}: neither {', '.join(ALIGNERS)} nor a folder of links"),
-        (not shortest <= args.max_length <= longest,
-         f"--max-length {args.max_length}: must be {shortest} to {longest} subwords with this model"),
-        (processes()[1] > most, f"{processes()[1]} processes, but a batch is of {most}: start fewer"),
-        (aligned and not words and not args.gather and args.realign_batch_size % processes()[1],
-         f"--realign-batch-size {args.realign_batch_size}: no multiple of {processes()[1]} processes"),
-        (args.checkpointing and freezes and args.schedule in ("during", "alternate"),
-         f"--checkpointing: not with layers frozen in --schedule {args.schedule}"),
-        ((args.adapter or args.validate) and not task.new_tokens,
-         "--adapter, --validate: only for a task that generates"),
-        (not args.epochs and (args.validate or (aligned and not args.realign_steps)),
-         "--epochs 0: not with --validate; to align, give --schedule before and --realign-steps"),
-        (args.save_model and args.schedule in ("during", "alternate") and not task.new_tokens,
-         f"--save-model: with --schedule {args.schedule}, no encoder is realigned before fine-tuning"),
-    ]:  # fmt: skip
-        if wrong:
-            raise UserError(problem)
-    check_languages(args)
-    check_folder("--out", args.out)
-    if args.save_model:
-        check_folder("--save-model", args.save_model.parent)
-        fine = not os.path.lexists(args.save_model) and len(os.fsencode(args.save_model.name)) <= 240
-        check(fine, f"--save-model {args.save_model}", "exists, or too long; name a new directory")
+def validate_settings(settings: Settings) -> None:
+    """Validate all flags before anything is loaded. Raises UserError."""
+    defaults, task = default_settings(settings), TASKS[settings.task]
+    is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
+    for name, value in vars(settings).items():
+        if type(value) in (int, float) and name != "layer":
+            in_range = 0 < value < 2**32 or (value == 0 and name in MAY_BE_ZERO)
+            require(in_range, flag_of(name), f"{value} must be more than 0 and less than 2^32")
+    require(settings.lora_dropout < 1, "--lora-dropout", "must be less than 1")
+    before = not is_aligned or settings.schedule == "before"  # flags may be shared with a baseline
+    for name, has_effect, other in [
+        ("realign_steps", before, "--schedule before"),
+        ("realign_lr", before, "--schedule before"),
+        ("realign_decay", before, "--schedule before"),
+        ("aligner", is_word, "--unit word"),
+        ("pool_first", not is_word, "--unit sentence"),
+        ("lora_alpha", settings.lora, "--lora"),
+        ("lora_dropout", settings.lora, "--lora"),
+        ("aligner_model", settings.write_links, "--write-links"),
+        ("aligner_layer", settings.write_links, "--write-links"),
+        ("adapter", task.new_tokens, "a task that generates text"),
+        ("validate", task.new_tokens, "a task that generates text"),
+        ("validate", settings.epochs, "fine-tuning (--epochs)"),
+    ]:
+        is_default = getattr(settings, name) == getattr(defaults, name)
+        require(has_effect or is_default, flag_of(name), f"has no effect without {other}")
+    if (is_aligned or settings.probe) and is_word and settings.aligner != "dictionary":
+        message = "write the links first, by --write-links DIR; then train with --aligner DIR"
+        require(settings.aligner not in ALIGNERS, f"--aligner {settings.aligner}", message)
+        message = f"is neither a folder of links nor one of {', '.join(ALIGNERS)}"
+        require(Path(settings.aligner).is_dir(), f"--aligner {settings.aligner}", message)
+    has_steps = settings.epochs or settings.realign_steps or not is_aligned
+    require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")
+    world = processes()[1]
+    message = f"an update has {settings.accumulate} batches to share out; raise --accumulate"
+    require(world <= settings.accumulate, f"torchrun, {world} processes", message)
+    validate_languages(settings)
+    validate_output(settings)
 
 
-def check_languages(args) -> None:
-    """UserError for a code that is none, that the hub has no data of, or that cannot be scored."""
+def validate_languages(settings: Settings) -> None:
+    """Raise UserError for a code without data on the hub, or one that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
-        flag = f"--{name.replace('_', '-')}"
-        for code in getattr(args, name) or []:
-            check(regex.fullmatch(r"[\w-]+", code), flag, f"'{code}' is no language code")
-            needs = name == "realign_languages" or args.task == "udpos"
-            there = args.data_dir or not needs or code in TREEBANKS
-            check(there, flag, f"no '{code}' on the hub; take some of {' '.join(TREEBANKS)}")
-    if args.task == "translation":  # what sacrebleu lacks is said now, not after training
-        for direction in [*args.train_languages, *args.languages]:
+        needs_treebank = name == "realign_languages" or settings.task == "udpos"
+        for code in getattr(settings, name):
+            is_code = regex.fullmatch(r"[\w-]+", code)
+            require(is_code, flag_of(name), f"'{code}' is not a language code")
+            exists = settings.data_dir or not needs_treebank or code in TREEBANKS
+            message = f"no data of '{code}' on the hub; choose from {' '.join(TREEBANKS)}"
+            require(exists, flag_of(name), message)
+    if settings.task == "translation":  # sacrebleu may lack a tokenizer
+        for direction in [*settings.train_languages, *settings.languages]:
             score_translation([{"language": direction, "target": "a"}], [], ["a"])
 
 
-def check_folder(flag: str, folder: Path) -> None:
-    """Make a folder. UserError if nothing can be written there."""
-    with as_user_error(f"{flag} {folder}: cannot write there; choose another folder"):
+def validate_output(settings: Settings) -> None:
+    """Raise UserError if nothing can be written to --out or --save-model."""
+    validate_folder("--out", settings.out)
+    path = settings.save_model
+    if path:
+        validate_folder("--save-model", path.parent)
+        is_new = not os.path.lexists(path) and len(os.fsencode(path.name)) <= 240
+        require(is_new, f"--save-model {path}", "exists, or is too long; name a new folder")
+        realigned = settings.schedule == "before" or is_generative(settings)
+        message = f"--schedule {settings.schedule} has no encoder realigned before fine-tuning"
+        require(realigned or settings.strategy == "baseline", "--save-model", message)
+
+
+def validate_folder(flag: str, folder: Path) -> None:
+    """Make a folder. Raises UserError if nothing can be written there."""
+    with as_user_error(f"{flag} {folder}: cannot be written to; choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
 
+def validate_for_model(settings: Settings, config, longest: int) -> None:
+    """Validate the flags that depend on the model. longest: subwords that it reads.
+
+    Raises UserError.
+    """
+    depth, layer, spec = config.num_hidden_layers, settings.layer, settings.strategy
+    shortest = 40 if settings.task == "xquad" else 8
+    message = f"{settings.max_length} must be {shortest} to {longest} subwords with this model"
+    require(shortest <= settings.max_length <= longest, "--max-length", message)
+    frozen_layers = set(layer_numbers(spec, depth))
+    if spec == "baseline" and not settings.probe:
+        return
+    message = f"the hidden states of this model are {-depth - 1} to {depth}"
+    require(-depth - 1 <= layer <= depth, f"--layer {layer}", message)
+    message = f"{settings.realign_max_length} must be 8 to {longest} subwords with this model"
+    require(8 <= settings.realign_max_length <= longest, "--realign-max-length", message)
+    embeddings_train = "emb" not in spec.split(",") and not settings.lora
+    layers_train = set(range(layer % (depth + 1))) - frozen_layers
+    message = f"nothing below --layer {layer} trains; freeze fewer layers"
+    trains = spec == "baseline" or embeddings_train or layers_train
+    require(trains, f"--strategy {spec}", message)
+
+
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
-    """(tokenizer, config) of a model. UserError, before anything is computed, if it is of no use."""
+    """Load the tokenizer and the configuration of a model.
+
+    generates: whether a decoder is needed instead of an encoder. Raises UserError if the model
+    cannot be used, before anything is computed.
+    """
     flag = f"{flag} {name}"
-    with as_user_error(f"{flag}: no hub id and no local directory that loads"):
+    with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder"):
         config = transformers.AutoConfig.from_pretrained(name)
         config = config if config.is_encoder_decoder else config.get_text_config()
         options = {} if generates else {"add_prefix_space": True}
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-        tokenizer("a")  # fails if its settings are of odd types
-    encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not encoder
-    fine = decoder if generates else encoder and not getattr(config, "is_decoder", False)
-    fine = fine and not config.is_encoder_decoder
-    wanted = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
-    check(fine, flag, f"{config.model_type} is not what this task takes; give {wanted}")
-    fine = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
-    check(fine, flag, "has no fast tokenizer with words; are its files missing?")
+        sample = tokenizer("a")["input_ids"]  # fails if its settings are of odd types
+    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder
+    fits = is_decoder if generates else is_encoder and not getattr(config, "is_decoder", False)
+    needed = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
+    message = f"{config.model_type} does not fit this task, which needs {needed}"
+    require(fits and not config.is_encoder_decoder, flag, message)
+    has_words = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
+    require(has_words, flag, "has no fast tokenizer with words; are files missing?")
     if tokenizer.pad_token_id is None and generates:
         tokenizer.pad_token = tokenizer.eos_token
-    whole = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes: knows every word
-    fine = tokenizer.pad_token_id is not None and (whole or tokenizer.unk_token_id is not None)
-    check(fine, flag, "its tokenizer has no token for padding or for unknown words")
-    highest = max(tokenizer.vocab_size - 1, tokenizer.pad_token_id, *tokenizer("a")["input_ids"])
-    fine = highest < config.vocab_size
-    check(fine, flag, f"its tokenizer has ids to {highest}, the model {config.vocab_size}")
+    is_bytes = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # knows every word
+    is_complete = tokenizer.pad_token_id is not None
+    is_complete = is_complete and (is_bytes or tokenizer.unk_token_id is not None)
+    require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
+    highest, size = max(tokenizer.vocab_size - 1, *sample), config.vocab_size
+    message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
+    require(max(highest, tokenizer.pad_token_id) < size, flag, message)
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
     tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
-    fine = longest >= 8 and config.num_hidden_layers > 0
-    check(fine, flag, "has no layer, or reads fewer than 8 subwords; see its config and tokenizer")
+    is_usable = longest >= 8 and config.num_hidden_layers > 0
+    require(is_usable, flag, "has no layer, or reads fewer than 8 subwords; see its configuration")
     return tokenizer, config
 
 
 def load_model(name: str, head=transformers.AutoModel, flag="--model", **options) -> nn.Module:
-    """A pretrained model. UserError if weights are missing, but for the task's head or a pooler."""
+    """Load a pretrained model in float32.
+
+    Raises UserError if weights are missing that are neither of a task's head nor of a pooler.
+    """
     flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with as_user_error(f"{flag}: cannot load its weights"):
-        model, found = head.from_pretrained(name, **options)
-    prefix = "" if head in (transformers.AutoModel, Generator) else f"{model.base_model_prefix}."
-    misfit = [key for key, *_ in found["mismatched_keys"]]
-    lacking = [key for key in [*found["missing_keys"], *misfit] if key.startswith(prefix)]
-    lacking = [key for key in lacking if "pooler" not in key]
-    first = min(lacking, default="")
-    check(not lacking, flag, f"its files lack {len(lacking)} tensors of the model, {first} first")
-    if misfit:
-        say(f"{flag}: a classifier of another size is left out ({', '.join(misfit)})")
-    surplus = [key for key in found["unexpected_keys"] if regex.search(r"layers?\.\d+\.", key)]
-    if surplus:
-        say(f"{flag}: {len(surplus)} tensors of surplus layers are left out, {min(surplus)} first")
+    with as_user_error(f"{flag}: its weights cannot be loaded"):
+        model, info = head.from_pretrained(name, **options)
+    whole = head in (transformers.AutoModel, Generator)
+    prefix = "" if whole else f"{model.base_model_prefix}."
+    mismatched = [key for key, *_ in info["mismatched_keys"]]
+    missing = [key for key in [*info["missing_keys"], *mismatched] if key.startswith(prefix)]
+    missing = sorted(key for key in missing if "pooler" not in key)
+    require(not missing, flag, f"its files lack {len(missing)} tensors, such as {missing[:1]}")
+    if mismatched:
+        say(f"{flag}: the classifier of another size is not used ({', '.join(mismatched)})")
     return model
 
 
-def build_model(args, tokenizer) -> nn.Module:
-    """The model of a run, with its task's head, its adapters merged and new ones added."""
-    torch.manual_seed(args.seed)  # for the first weights of the classifier and of adapters
-    task = TASKS[args.task]
+def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Module:
+    """Load the model of a run, with the head of its task; merge adapters, and add new ones."""
+    torch.manual_seed(settings.seed)  # for the first weights of the classifier and of adapters
+    task = TASKS[settings.task]
     options = {} if task.new_tokens else {"num_labels": task.labels}
-    if args.lora and args.precision == "bf16":  # the weights that stay need no more
+    if settings.lora and settings.precision == "bf16":  # frozen weights need no higher precision
         options["dtype"] = torch.bfloat16
-    model = load_model(args.model, task.head, **options).to(args.device)
-    for folder, weight in args.adapter:
+    model = load_model(settings.model, task.head, **options).to(device)
+    for folder, weight in map(parse_adapter, settings.adapter):
         merge_adapter(model, folder, weight)
-    if args.lora:
-        for name in add_lora(model, args.lora, args.lora_alpha, args.lora_dropout):  # a classifier too
+    if settings.lora:
+        names = add_lora(model, settings.lora, settings.lora_alpha, settings.lora_dropout)
+        for name in names:  # a classifier is among them
             model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = model.num_parameters(only_trainable=True)
-        say(f"adapters of rank {args.lora}: {count / 1e6:.2f}M parameters train")
-    if args.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    with as_user_error(f"--model {args.model}: this architecture does not run here"):
-        try_out(args, model.eval(), tokenizer)
-    size = f"{model.num_parameters() / 1e6:.1f}M parameters on {args.device}"
-    say(f"{args.model}: {size}; strategy {args.strategy}")
+        say(f"adapters of rank {settings.lora}: {count / 1e6:.2f}M parameters train")
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
+    say(f"{settings.model}: {size}; strategy {settings.strategy}")
     return model
 
 
-@torch.no_grad()
-def try_out(args, model: nn.Module, tokenizer) -> None:
-    """Pass the longest text that may come through the model, as training and tests will."""
-    task = TASKS[args.task]
-    longest = max(args.max_length, task.test_length, args.realign_max_length or 0)
-    ids = np.resize(tokenizer("a b")["input_ids"], min(longest, tokenizer.model_max_length))
-    inputs = pad_inputs([ids], tokenizer.pad_token_id, model.device)
-    kinds = tokenizer("a", "b").get("token_type_ids")
-    if kinds and task.head in (Sentences, Answers):
-        inputs["token_type_ids"] = torch.full_like(inputs["input_ids"], max(kinds))
-    with autocast(model.device, args.precision):
-        (inputs,) = with_embeddings(model, [inputs])
-        for layer in (-2, -1):
-            finite = hidden_state(model.base_model, inputs, layer).isfinite().all()
-            check(finite, f"--model {args.model}", "its weights, or an --adapter's, give no numbers")
-        generate(model, tokenizer, [ids[:8]] * 2, 2) if task.new_tokens else task_logits(model, inputs)
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """Return (folder, weight) of `DIR` or `DIR=WEIGHT`; the weight is 1 if none is given."""
+    folder, _, weight = text.rpartition("=")
+    try:
+        return (Path(folder), float(weight)) if folder else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
 
 
 def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
-    """Add `weight` x scale x B A, of a folder in PEFT's format, to the weights beside them."""
+    """Add `weight` x scale x B A to the weights of the model, from a folder in PEFT's format.
+
+    Raises UserError if the folder does not hold plain LoRA adapters of this model.
+    """
     flag = f"--adapter {folder}"
     with as_user_error(f"{flag}: cannot be read"):
         config = json.loads((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
-        odd = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
-        odd = [key for key in odd if config.get(key)]
-        plain = config.get("peft_type") == "LORA" and not odd
-        check(plain, flag, f"not plain low-rank adapters ({config.get('peft_type')} {odd})")
+        unsupported = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
+        unsupported = [key for key in unsupported if config.get(key)]
+        is_plain = config.get("peft_type") == "LORA" and not unsupported
+        message = f"not plain low-rank adapters ({config.get('peft_type')} {unsupported})"
+        require(is_plain, flag, message)
         rank, scale = config["r"], config["lora_alpha"] / config["r"]
+    require(math.isfinite(weight), flag, f"its weight {weight} is not a number")
     names = {key.rsplit(".lora_", 1)[0] for key in tensors}
     paired = tensors.keys() == {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
-    check(names and paired, flag, "its tensors are not all pairs of lora_A.weight and lora_B.weight")
+    message = "its tensors are not pairs of lora_A.weight and lora_B.weight"
+    require(names and paired, flag, message)
     modules = dict(model.named_modules())
     for key in sorted(names):
         low, high = (tensors[f"{key}.lora_{part}.weight"].float() for part in "AB")
@@ -2173,218 +2386,181 @@ def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
         layer = modules.get(name)
         fits = isinstance(layer, nn.Linear) and low.shape == (rank, layer.in_features)
         fits = fits and high.shape == (layer.out_features, rank)
-        check(fits, flag, f"this model has no linear layer {name} of that size and rank")
-        layer.weight.data += weight * scale * (high @ low).to(layer.weight.device)  # summed in float32
+        require(fits, flag, f"this model has no linear layer {name} of that size and rank")
+        product = high @ low  # in float32
+        layer.weight.data += weight * scale * product.to(layer.weight.device)
     say(f"{flag}: merged with weight {weight:g}")
 
 
-def save_model(args, model: nn.Module, tokenizer) -> None:
-    """Write a folder, whole or absent: adapters in PEFT's format, or a model that --model takes."""
-    if processes()[0] > 0:  # one of them writes
+def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
+    """Write a folder, whole or absent: adapters in PEFT's format, or a model for --model."""
+    if processes()[0] > 0:  # only one process writes
         return
-    generates = TASKS[args.task].new_tokens > 0
-    trained = model if generates else model.base_model
-    problem = f"--save-model {args.save_model}: cannot be written"
-    with as_user_error(problem), tempfile.TemporaryDirectory(dir=args.save_model.parent) as scratch:
+    path, is_decoder = settings.save_model, is_generative(settings)
+    trained = model if is_decoder else model.base_model
+    with (
+        as_user_error(f"--save-model {path}: cannot be written"),
+        tempfile.TemporaryDirectory(dir=path.parent) as scratch,
+    ):
         folder = Path(scratch) / "model"
-        if args.lora:
+        if settings.lora:
             folder.mkdir()
             weights = trained.state_dict(prefix="base_model.model.")
             tensors = {name: weight for name, weight in weights.items() if ".lora_" in name}
             config = {
-                "peft_type": "LORA", "bias": "none", "fan_in_fan_out": False, "inference_mode": True,
-                "task_type": "CAUSAL_LM" if generates else "FEATURE_EXTRACTION",
-                "r": args.lora, "lora_alpha": args.lora_alpha, "lora_dropout": args.lora_dropout,
+                "peft_type": "LORA", "bias": "none", "fan_in_fan_out": False,
+                "task_type": "CAUSAL_LM" if is_decoder else "FEATURE_EXTRACTION",
+                "r": settings.lora, "lora_alpha": settings.lora_alpha,
+                "lora_dropout": settings.lora_dropout, "inference_mode": True,
                 "target_modules": sorted({name.split(".")[-3] for name in tensors}),
-                "base_model_name_or_path": settings_of(args)["model"],
+                "base_model_name_or_path": Path(os.path.abspath(settings.model)).name,
             }  # fmt: skip
             save_file(tensors, folder / "adapter_model.safetensors")
-            (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
+            text = json.dumps(config, indent=1) + "\n"
+            (folder / "adapter_config.json").write_text(text, "utf-8")
         else:
             trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        os.replace(folder, args.save_model)
-    say(f"--save-model: {args.save_model}")
+        os.replace(folder, path)
+    say(f"--save-model: {path}")
 
 
-def load_data(args, tokenizer) -> tuple[list, list, dict]:
-    """(features to train, to validate, {language: (examples, features) to test}), all checked."""
-    task, tests = TASKS[args.task], {}
-
-    def features(split: str) -> list[dict]:
-        examples = []
-        for code in args.train_languages:
-            part = list(task.load(code, split, args))[: args.limit_train]
-            say(f"{args.task}, {split}: {code} {len(part)} examples")
-            examples += part
-        return encode(task, tokenizer, examples, args.max_length, True, f"{args.task}, {split}")
-
-    training = features("train") if args.epochs else []
-    validation = features("valid") if args.validate else []
+def load_data(settings: Settings, tokenizer) -> tuple[list, list, dict]:
+    """Return (training features, validation features, {language: (examples, features)} to test)."""
+    task, tests = TASKS[settings.task], {}
+    training = load_features(settings, tokenizer, "train") if settings.epochs else []
+    validation = load_features(settings, tokenizer, "valid") if settings.validate else []
     length = min(task.test_length, tokenizer.model_max_length)
-    for code in dict.fromkeys([*args.train_languages, *args.languages]):
-        examples = list(task.load(code, "test", args))[: args.limit_test]
-        name = f"{args.task}, {code}"
+    for code in dict.fromkeys([*settings.train_languages, *settings.languages]):
+        examples = list(task.load(code, "test", settings))[: settings.limit_test]
+        name = f"{settings.task}, {code}"
         tests[code] = examples, encode(task, tokenizer, examples, length, False, name)
     counts = [f"{code} {len(examples)}" for code, (examples, _) in tests.items()]
     say(f"test examples: {', '.join(counts)}")
     return training, validation, tests
 
 
+def load_features(settings: Settings, tokenizer, split: str) -> list[dict]:
+    """Return the features of a split, of all languages that have labels."""
+    task, examples, name = TASKS[settings.task], [], f"{settings.task}, {split}"
+    for code in settings.train_languages:
+        part = list(task.load(code, split, settings))[: settings.limit_train]
+        say(f"{name}: {code} {len(part)} examples")
+        examples += part
+    return encode(task, tokenizer, examples, settings.max_length, True, name)
+
+
 def encode(
     task: Task, tokenizer, examples: list[dict], max_length: int, training: bool, name: str = "data"
 ) -> list[dict]:
-    """The task's features of a set of examples. UserError if there is nothing to learn or to score."""
+    """Return the task's features of a set of examples.
+
+    Raises UserError if there is nothing to learn or to score.
+    """
     features = []
     for start in range(0, len(examples), 1000):  # tokenizers return large objects
         part = task.encode(tokenizer, examples[start : start + 1000], max_length, training)
         features += [feature | {"example": start + feature["example"]} for feature in part]
     if training or not task.new_tokens:
-        labelled = any((feature["labels"] != IGNORE).any() for feature in features)
-        check(labelled, name, "nothing to learn or to score in this data")
+        has_label = any((feature["labels"] != IGNORE).any() for feature in features)
+        require(has_label, name, "there is nothing to learn or to score")
     cut = len({feature["example"] for feature in features if feature["cut"]})
     if cut:
-        say(f"{name}: {cut} examples are not seen whole (cut off, or without a subword)")
+        say(f"{name}: {cut} examples are incomplete (cut off, or a word has no subword)")
     return features
 
 
-def load_pairs(args, awesome: Callable | None) -> tuple[Iterator[Pair], dict]:
-    """(endless sentence pairs, all languages in turn; {language: [pairs for the probe]}), checked."""
-    streams, probed = [], {}
-    options = {"limit": args.limit_links, "awesome": awesome}
-    for code in args.realign_languages or []:
-        if args.strategy != "baseline":
-            text = linker(code, args.aligner, args.data_dir, **options)
-            stream = linked_pairs(code, *text, args.seed)
-            streams.append(itertools.chain([next(stream)], stream))  # the first now, for its errors
-        if args.probe:
-            dev = linker(code, args.aligner, args.data_dir, part="dev", **options)
-            probed[code] = probe_pairs(code, *dev)
-    return itertools.chain.from_iterable(zip(*streams)), probed
+def load_pairs(settings: Settings) -> tuple[Iterator[Pair], dict[str, list[Pair]]]:
+    """Return endless sentence pairs, all languages in turn, and {language: pairs} for the probe."""
+    streams, probe_sets = [], {}
+    for code in settings.realign_languages:
+        if settings.strategy != "baseline":
+            stream = ParallelText(code, settings).stream()
+            first = next(stream)  # now, so that errors are raised before training
+            streams.append(itertools.chain([first], stream))
+        if settings.probe:
+            probe_sets[code] = probe_pairs(ParallelText(code, settings, "dev"))
+    return itertools.chain.from_iterable(zip(*streams)), probe_sets
 
 
-def load_awesome(args) -> Callable[[list], list[Links]]:
-    """The function that links pairs of word lists by the encoder of --aligner-model. In float32 whatever
-    --precision says: leaving autocast in the thread that makes batches would empty the cache of the
-    training step beside it, and its sums would depend on the moment."""
-    tokenizer, config = load_tokenizer(args.aligner_model, "--aligner-model")
-    layer, depth = args.aligner_layer, config.num_hidden_layers
-    check(0 <= layer <= depth, f"--aligner-layer {layer}", f"must be 0 to {depth}")
-    encoder = load_model(args.aligner_model, flag="--aligner-model").to(args.device).eval()
-    return lambda pairs: awesome_links(encoder, tokenizer, pairs, layer)
-
-
-def store_links(args) -> None:
-    """--write-links: align the text of every language, write its links, and train nothing."""
-    settle(args)
-    wanted = f"needs --aligner {', '.join(ALIGNERS)}, not {args.aligner}"
-    check(args.aligner in ALIGNERS, "--write-links", wanted)
-    check_languages(args)
-    check_folder("--write-links", args.write_links)
-    awesome = load_awesome(args) if args.aligner == "awesome" else None
-    parts = ("train", "dev") if args.probe else ("train",)
-    for code, part in itertools.product(args.realign_languages, parts):
-        path = args.write_links / links_file(code, part)
-        if path.exists() and not args.overwrite:
-            say(f"{path} exists: nothing to do (--overwrite aligns again)")
-            continue
-        start, lines = time.time(), []
-        options = {"limit": args.limit_links, "part": part, "awesome": awesome}
-        link, text = linker(code, args.aligner, args.data_dir, **options)
-        for chunk in in_chunks(text(), 32):
-            for pair in link(chunk):
-                lines.append(" ".join(f"{i}-{j}" for i, j in pair.links) + "\n")
-        write_whole(path, "".join(lines).encode())
-        say(f"{path.name}: {len(lines)} sentence pairs aligned in {time.time() - start:.1f} s")
-
-
-def probing(model: nn.Module, tokenizer, pairs: dict, how: Alignment, seconds: dict) -> tuple:
-    """(`measure`, to be called after each stage of training; what it finds): of each layer `retrieval`,
-    see there, and `drift`, the norm of the change of its weights since `before`, relative to their norm
-    then. `before` is measured here; without pairs (no --probe) nothing is."""
-    start, found = {}, defaultdict(lambda: defaultdict(dict))
-    parts = {"emb": embeddings(model.base_model)}
-    parts |= {str(k): layer for k, layer in enumerate(transformer_layers(model.base_model))}
-
-    def measure(stage: str) -> None:
-        with timed(seconds, "probe"):
-            for code, chosen in pairs.items():
-                for kind, shares in retrieval(model, tokenizer, chosen, how).items():
-                    found[kind][stage][code] = shares
-            for name, part in parts.items():
-                weights = nn.utils.parameters_to_vector(part.parameters()).detach().float().cpu()
-                before = start.setdefault(name, weights)
-                if stage != "before":
-                    change = (weights - before).norm() / before.norm().clamp(min=1e-12)
-                    found["drift"][stage][name] = round(change.item(), 6)
-
-    if not pairs:
-        return lambda stage: None, found
-    measure("before")
-    return measure, found
+def measure(results: dict, stage: str, settings, model, tokenizer, probe_sets: dict) -> None:
+    """Add the `retrieval` of each language after a stage to results[kind][stage][language]."""
+    for code, pairs in probe_sets.items():
+        for kind, shares in retrieval(model, tokenizer, pairs, settings).items():
+            results.setdefault(kind, {}).setdefault(stage, {})[code] = shares
 
 
 @torch.inference_mode()
-def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], how: Alignment) -> dict:
-    """For each of the hidden states, how often the nearest word or sentence is the one linked to it.
+def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings) -> dict:
+    """Return {"retrieval": [for each of hidden_states: 0 to 1]}; for sentences also "margin".
 
-    Among all linked words of the pairs, or all sentences, in both directions, the embeddings' output
-    first. `retrieval`: by cosine; for sentences also `margin`: by cosine over the mean cosine of both
-    sides to their 4 nearest (Artetxe and Schwenk 2019, https://arxiv.org/abs/1811.01136).
+    That is how often the nearest vector is the linked one, in both directions, among all linked
+    words or all sentences of the pairs. "retrieval" compares by cosine; "margin" by the cosine
+    divided by the mean cosine of both sides to their 4 nearest neighbours (Artetxe and Schwenk
+    2019, https://arxiv.org/abs/1811.01136). Raises UserError if no linked word is left.
     """
-    buckets, found = math.ceil(len(pairs) / 16), defaultdict(list)
-    encode = encode_pairs if how.unit == "word" else encode_texts
-    batch = encode(tokenizer, pairs, how, buckets, model.device)
-    size = len(batch.queries) // (2 if how.unit == "word" else 1)  # words: half is reversed
-    check(size, "--probe", f"no linked word of {pairs[0].language} within {how.max_length} subwords")
+    encode_batch = encode_pairs if settings.unit == "word" else encode_texts
+    length = settings.realign_max_length
+    batch = encode_batch(tokenizer, pairs, length, model.device)
+    size = len(batch.queries) // (2 if settings.unit == "word" else 1)  # words: half are reversed
+    require(size, f"--probe, {pairs[0].language}", f"no linked word within {length} subwords")
     model.eval()
-    outputs = [model.base_model(**bucket, output_hidden_states=True) for bucket in batch.inputs]
-    states = [output.hidden_states for output in outputs]
-    for layer in zip(*states):  # (sentences, T, hidden) of each bucket
-        vectors = F.normalize(vectors_of(layer, batch, how).float(), dim=-1)
+    states = []  # of each part of the batch, its hidden states
+    for start in range(0, 2 * len(pairs), 32):
+        part = {name: tensor[start : start + 32] for name, tensor in batch.inputs.items()}
+        states.append(model.base_model(**part, output_hidden_states=True).hidden_states)
+    results = defaultdict(list)
+    for layer in zip(*states):
+        vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).float()
+        vectors = F.normalize(vectors, dim=-1)
         cosine = vectors[batch.queries[:size]] @ vectors[batch.targets[:size]].T
-        found["retrieval"].append(nearest_right(cosine))
-        if how.unit == "sentence":
+        results["retrieval"].append(share_found(cosine))
+        if settings.unit == "sentence":
             near = min(4, size)
-            around = cosine.topk(near, 1).values.mean(1)[:, None] + cosine.topk(near, 0).values.mean(0)
-            found["margin"].append(nearest_right(2 * cosine / around))
-    return found
+            rows = cosine.topk(near, dim=1).values.mean(1)
+            columns = cosine.topk(near, dim=0).values.mean(0)
+            results["margin"].append(share_found(2 * cosine / (rows[:, None] + columns)))
+    return results
 
 
-def nearest_right(similarity: Tensor) -> float:
-    """How often the k-th of one side is the most similar to the k-th of the other, both ways."""
-    place = torch.arange(len(similarity), device=similarity.device)
-    right = torch.cat([similarity.argmax(0) == place, similarity.argmax(1) == place])
-    return round(right.float().mean().item(), 6)
+def share_found(similarity: Tensor) -> float:
+    """Return how often row k is most similar to column k, and column k to row k."""
+    k = torch.arange(len(similarity), device=similarity.device)
+    found = torch.cat([similarity.argmax(0) == k, similarity.argmax(1) == k])
+    return round(found.float().mean().item(), 6)
 
 
-def probe_pairs(language: str, link: Callable, text: Callable) -> list[Pair]:
-    """The first linked pairs of the lines for the probe; each word keeps only its first link."""
+def probe_pairs(text: ParallelText) -> list[Pair]:
+    """Return the first linked pairs of a text; every word keeps only its first link."""
     linked, chosen = set(), []
-    for pair in link(list(text())):
+    for number, line in enumerate(text.lines()):
+        pair = text.pair(number, line)
         links = []
-        for i, j in one_to_one(pair.links, pair.source, pair.target):
-            words = {(SOURCE, pair.source[i]), (language, pair.target[j])}
+        for i, j in pair.links:
+            words = {(SOURCE, pair.source[i]), (pair.language, pair.target[j])}
             if not words & linked:
                 links.append((i, j))
                 linked |= words
-        if (links or isinstance(pair.source, str)) and len(chosen) < PROBE_PAIRS:
+        if links or text.settings.unit == "sentence":
             chosen.append(pair._replace(links=links))
-    check(chosen, "--probe", f"no line of the {language} text for it gets a link from the aligner")
+        if len(chosen) == PROBE_PAIRS:
+            break
+    message = "no line of the text for the probe has a link; check the dictionary or the links"
+    require(chosen, f"--probe, {text.language}", message)
     return chosen
 
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time that is spent in here to the seconds of a stage."""
+    """Add the time that is spent in this context to the seconds of a stage."""
     start = time.time()
     yield
     seconds[stage] = round(seconds.get(stage, 0.0) + time.time() - start, 1)
 
 
 def write_record(path: Path, results: dict, device: torch.device) -> None:
-    """One JSON file for one run: what was run, with what, how long, the scores. No path in it."""
-    if processes()[0] > 0:  # one of them writes
+    """Write the JSON file of a run (settings, scores, losses, versions) and print the scores."""
+    if processes()[0] > 0:  # only one process writes
         return
     record = {key: results["config"][key] for key in RECORD_KEYS} | results
     record["versions"] = {"python": sys.version.split()[0], "alignfreeze.py": SCRIPT}
@@ -2394,190 +2570,75 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
     record |= {"threads": torch.get_num_threads(), "processes": processes()[1]}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, text.encode("utf-8", "backslashreplace"))
-    say_pairs(results["pairs"])
+    if results["pairs"]:
+        say(f"\naligned\n{pd.DataFrame(results['pairs']).T.to_string()}")
     table = pd.DataFrame(results["scores"]).T * 100
     targets = table.drop(index=results["config"]["train_languages"])
     if len(targets):
         table.loc["average"] = targets.mean()
     say(f"\npercent\n{table.to_string(float_format='%.1f')}")
-    say(f"(the average is over {len(targets)} languages, without those that the task was learned in)\n")
-    say(f"record: {path}")
+    say(f"(average: over the {len(targets)} languages without labels)\n\nrecord: {path}")
 
 
-def say_pairs(seen: dict[str, Counter]) -> None:
-    """What was aligned, and what was passed over."""
-    if not seen:
-        return
-    total = sum(seen.values(), Counter())
-    say(f"aligned {total['sentences']} sentence pairs with {total['words']} word pairs")
-    if total["words"]:
-        cut = f"{total['cut']} cut-off word pairs"
-        say(f"passed over: {total['skipped']} sentence pairs without a link, {cut}")
-    for code, counts in seen.items():
-        if counts["readings"] > 1:
-            say(f"{SOURCE}-{code}: text shorter than the training, begun {counts['readings']} times")
+# ---- 12. Command line ----------------------------------------------------------------------------
 
 
-# ---- 9. Command line -----------------------------------------------------------------------------
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the defaults, and keeps the line breaks of the description."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+class Parser(transformers.HfArgumentParser):
+    """A parser whose errors are a UserError."""
 
     def error(self, message: str):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def number(kind: type, low: float | None = None, high: float = 2**31) -> Callable[[str], Any]:
-    """The type of a flag: a number from `low` on, or more than 0, and less than `high`."""
-
-    def parse(text: str) -> Any:
-        value = kind(text)
-        if not (value > 0 if low is None else value >= low) or not value < high:
-            limit = "more than 0" if low is None else f"{low} or more"
-            raise argparse.ArgumentTypeError(f"{text}: must be {limit} and less than {high}")
-        return value
-
-    parse.__name__ = "whole number" if kind is int else "number"
-    return parse
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
-def adapter(text: str) -> tuple[Path, float]:
-    """The type of --adapter: a folder, and `=WEIGHT` behind it if that is not 1."""
-    folder, _, weight = text.rpartition("=")
-    try:
-        return (Path(folder), number(float, -(2**31))(weight)) if folder else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
-
-
-METHODS = ("alignfreeze", "mid-align")
-NATURAL, BATCH = number(int, 1), number(int, 1, 10_001)
-RATE, SHARE = number(float), number(float, 0, 1)
-DECAYS = ("constant", "constant_with_warmup", "linear", "inverse_sqrt")
-FLAGS = {  # group: rows of (flag, type, what it is for); a tuple is a choice, bool a switch, a list takes many
-    "what to run": [
-        ("strategy", str, "baseline, full, front, back, or layers to freeze as in emb,0-2"),
-        ("schedule", ("before", "during", "alternate"), "align before the task, with it, or in turn with it"),
-        ("seed", number(int, 0, 2**32), "the first paper's are 31 42 66 23 17"),
-        ("train-languages", [str], "that the task is learned in (default: the paper's)"),
-        ("languages", [str], "that it is tested in as well (default: the paper's)"),
-        ("realign-languages", [str], "aligned with English (default: the first paper's 34)"),
-    ],
-    "alignment": [
-        ("unit", ("word", "sentence"), "what one vector is"),
-        ("layer", int, "index into hidden_states; -1 is the last layer"),
-        ("temperature", RATE, "of the contrastive loss"),
-        ("aligner", str, "of words: dictionary, fastalign, awesome, or a folder of Pharaoh files"),
-        ("aligner-model", str, "encoder for --aligner awesome"),
-        ("aligner-layer", int, "its hidden states that are compared"),
-        ("pool-first", ("yes", "no"), "whether begin-of-text counts in a sentence's mean"),
-        ("gather", bool, "compare with the sentences of all processes"),
-        ("realign-steps", NATURAL, "updates, --schedule before (default: as many as the task takes)"),
-        ("realign-batch-size", BATCH, "sentence pairs in a batch"),
-        ("realign-max-length", NATURAL, "subwords of a sentence"),
-        ("realign-lr", RATE, "highest learning rate, --schedule before"),
-        ("realign-decay", DECAYS, "of that rate"),
-    ],
-    "training": [
-        ("epochs", number(int, 0), "of the task"),
-        ("batch-size", BATCH, "examples in a batch"),
-        ("accumulate", BATCH, "batches that make one update"),
-        ("lr", RATE, "highest learning rate of the task"),
-        ("decay", DECAYS, "of that rate, after warm-up"),
-        ("warmup", number(float, 0), "share of the updates in which it rises; more than 1: it never arrives"),
-        ("clip", number(float, 0), "largest norm of the gradient; 0: any"),
-        ("max-length", NATURAL, "subwords of an example"),
-        ("precision", ("fp32", "bf16"), "of matrix products (default: bf16 where it is fast)"),
-        ("lora", number(int, 0, 10_001), "rank of low-rank adapters; 0: none, all weights train"),
-        ("lora-alpha", RATE, "their scale is alpha / rank"),
-        ("lora-dropout", SHARE, "in front of them"),
-        ("adapter", [adapter], "folders of adapters to merge into the model first; =WEIGHT behind one scales it"),
-        ("validate", NATURAL, "every so many updates look at the validation loss, and keep the best weights"),
-        ("checkpointing", bool, "compute activations twice, to hold fewer"),
-    ],
-    "data and output": [
-        ("data-dir", Path, "local files instead of the hub; the README shows the layout"),
-        ("syntactic-words", bool, "udpos: the standard 17 tags, no multi-word ranges"),
-        ("limit-train", NATURAL, "only so many training examples of a language"),
-        ("limit-test", NATURAL, "only so many test examples of a language"),
-        ("limit-links", NATURAL, "only so many lines of parallel text"),
-        ("device", str, "cpu, cuda, cuda:1, ... (default: a GPU if there is one)"),
-        ("save-model", Path, "new folder: the realigned encoder; of a language model, what was trained"),
-        ("probe", bool, "also measure every layer: retrieval, and how far its weights moved"),
-        ("write-links", Path, "align the text, store its links as Pharaoh files, and stop"),
-        ("out", Path, "folder for the record"),
-        ("overwrite", bool, "repeat a run whose record, or links that, exist"),
-    ],
-}  # fmt: skip
-DEFAULTS = {  # of both methods
-    "realign_languages": TARGETS, "aligner": "dictionary", "aligner_layer": 8, "pool_first": "yes", "lora_alpha": 16.0,
-    "aligner_model": "bert-base-multilingual-cased", "lora_dropout": 0.1, "adapter": [], "limit_links": OPUS_LINES,
-    "out": Path("results/runs"),
-}  # fmt: skip
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The flags, each with its default. Method, model and task, which set others, come first."""
-    default = "(default: %(default)s)"
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument(
-        "--method", default=METHODS[0], choices=METHODS, help=f"sets those below {default}"
+def parse_args(argv: list[str] | None = None) -> Settings:
+    """Return the settings of a command line. Method, model and task choose the defaults."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(
+        Settings, description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False
     )
-    method = first.parse_known_args(argv)[0].method
-    defaults = DEFAULTS | {name: values[METHODS.index(method)] for name, values in SETTINGS.items()}
-    first.add_argument("--model", default=defaults["model"], help=f"hub id or folder {default}")
-    first.add_argument(
-        "--task", default=defaults["task"], choices=TASKS, help=f"what is learned {default}"
-    )
-    known = first.parse_known_args(argv)[0]
-    task = TASKS[known.task]
-    defaults |= MODEL_SETTINGS.get(Path(known.model).name, {})
-    defaults |= {"realign_lr": defaults["lr"], "epochs": task.epochs, "max_length": task.max_length}
-    defaults |= {"train_languages": [*task.sources], "languages": [*task.targets]}
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(description=__doc__, formatter_class=raw, parents=[first], allow_abbrev=False)
-    for title, rows in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for flag, kind, purpose in rows:
-            options = {"help": purpose, "default": defaults.get(flag.replace("-", "_"))}
-            if options["default"] is not None and not isinstance(options["default"], list):
-                options["help"] += f" {default}"
-            if kind is bool:
-                options |= {"action": "store_true", "default": False}
-            elif isinstance(kind, tuple):
-                options["choices"] = kind
-            else:
-                options["metavar"] = flag.split("-")[-1].upper()
-                options |= {"type": kind[0], "nargs": "+"} if isinstance(kind, list) else {"type": kind}
-            group.add_argument(f"--{flag}", **options)
-    args = parser.parse_args(argv)
-    for flag in ("languages", "train_languages", "realign_languages"):
-        setattr(args, flag, list(dict.fromkeys(getattr(args, flag))))
-    args.defaults = vars(parser.parse_args([])) | {"precision": "fp32"}
-    args.defaults["method"] = METHODS[task.new_tokens > 0]  # the other one is named in the record's name
-    return args
+    words = [word for word in argv if word not in ("-h", "--help")]
+    method = parser.parse_known_args(words)[0].method
+    parser.set_defaults(**PRESETS.get(method, {}))
+    chosen = parser.parse_known_args(words)[0]
+    message = f"choose from {', '.join(TASKS)}"
+    require(chosen.task in TASKS, f"--task {chosen.task}", message)
+    task = TASKS[chosen.task]
+    parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
+    parser.set_defaults(**{name: getattr(task, name) for name in TASK_SETTINGS})
+    settings = Settings(**vars(parser.parse_args(argv)))
+    for name in ("languages", "train_languages", "realign_languages"):
+        setattr(settings, name, list(dict.fromkeys(getattr(settings, name))))
+    return settings
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0, or 2 for a user's error, which is printed in one line, or 130 when interrupted."""
+    """Run a command line. Return 0, 2 for a user's error, or 130 when interrupted."""
     for library in (transformers.utils, huggingface_hub.utils, datasets.utils):
         library.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.config.STREAMING_READ_MAX_RETRIES = 3
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is no error
+        if hasattr(stream, "reconfigure"):  # the terminal may not be able to show a name
             stream.reconfigure(errors="backslashreplace")
     try:
-        args = parse_args(argv)
-        if args.write_links:
-            store_links(args)
+        settings = parse_args(argv)
+        if settings.write_links:
+            write_links(settings)
         else:
-            run(args)
+            run(settings)
         return 0
-    except (UserError, OSError) as error:  # OSError: a full disk, say
-        if int(os.environ.get("RANK", 0)):  # torchrun ends this process if another one failed before
+    except (UserError, OSError) as error:  # OSError: a full disk, for example
+        if int(os.environ.get("RANK", 0)):  # let the first process print its error first
             time.sleep(3)
         print("alignfreeze:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -2585,7 +2646,7 @@ def main(argv: list[str] | None = None) -> int:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
     except RuntimeError:
-        if dist.is_initialized():  # another process failed, most likely, and torchrun ends this one
+        if dist.is_initialized():  # another process failed, most likely; torchrun ends this one
             time.sleep(5)
         raise
 
