@@ -328,9 +328,7 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
     batches = ((None, pairs) for pairs in batches)
     lr, decay = settings.realign_lr or settings.lr, settings.realign_decay
     settings = dataclasses.replace(settings, lr=lr, decay=decay)
-    torch.manual_seed(settings.seed)
-    projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
-    return optimize("realign", model, projection, batches, steps, settings)
+    return optimize("realign", model, batches, steps, settings)
 
 
 def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:
@@ -356,21 +354,21 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     steps = finetune_steps(len(features), settings)
     batches = scheduled(schedule, task, aligned)
-    projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
-    torch.manual_seed(settings.seed)
-    return optimize("fine-tune", model, projection, batches, steps, settings, stop)
+    return optimize("fine-tune", model, batches, steps, settings, stop)
 
 
 # ---- 3. Training and testing ---------------------------------------------------------------------
 
 
-def optimize(stage: str, model, projection, batches, steps: int, settings: Settings, stop=None):
+def optimize(stage: str, model, batches: Iterator, steps: int, settings: Settings, stop=None):
     """The training loop of both methods: `steps` updates of Adam, in place.
 
     batches: see `scheduled`; an update takes `settings.accumulate` of them. stop: asked after every
     update whether to end. Several processes share out the batches of an update and add up their
     gradients. Returns ({loss: its mean over every 20 batches}, {language: what was aligned}).
     """
+    torch.manual_seed(settings.seed)
+    projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
     frozen_layers = parameters_of_layers(model, settings.strategy)  # by the alignment loss
     parameters = [p for p in [*model.parameters(), *projection.parameters()] if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
@@ -381,6 +379,7 @@ def optimize(stage: str, model, projection, batches, steps: int, settings: Setti
     model.train()
     for step, group in enumerate(log.groups(batches, steps, settings.accumulate), 1):
         for number, (examples, pairs) in group[rank::world]:
+            torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
