@@ -4,22 +4,26 @@
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
 fine-tuned on English and tested in other languages. Before that, it is *realigned* on translated
 sentences: a contrastive loss pulls the vectors of words that translate each other together. Some
-languages gain by this and others lose. Therefore half of the layers are frozen meanwhile.
+languages gain and others lose, so half of the layers are frozen during realignment.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
-alternate with batches of translated sentences, for which the same contrastive loss is computed. A
-vector is now the mean hidden state of a sentence, at one middle layer.
+alternate with translated sentences, which the same contrastive loss pulls together: a vector is
+now the mean hidden state of a sentence at one middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
 Sections 1 to 3 are the methods. AlignFreeze calls `realign`, then `finetune`; middle-layer
-alignment calls `add_lora`, then `finetune` with the schedule `alternate`. Data flow in one
-direction: text -> words -> links -> batch -> hidden states -> vectors -> loss.
+alignment calls `add_lora`, then `finetune` with the schedule `alternate`.
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, shows no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import dataclasses
@@ -33,6 +37,7 @@ import re
 import sys
 import tempfile
 import time
+import unicodedata
 import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -72,29 +77,30 @@ class Settings:
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "baseline, full, front, back, or layers such as emb,0-2")
-    schedule: Literal["before", "during", "alternate"] = setting("before", "when to align")
+    strategy: str = setting("front", "freeze front, back, emb,0-2, or full: nothing; or baseline")
+    schedule: Literal["before", "during", "alternate"] = setting(
+        "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
-    languages: list[str] = setting(lambda: TARGETS, "languages to test in, besides")
+    languages: list[str] = setting(lambda: TARGETS, "further languages to test in")
     realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
     # Alignment.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "index into hidden_states: 0 is the embeddings, -1 the last layer")
     temperature: float = setting(0.1, "of the contrastive loss")
-    aligner: str = setting("dictionary", "of words: dictionary, fastalign, awesome, or a folder")
+    aligner: str = setting("dictionary", "what links words: dictionary, or a folder of links")
     aligner_model: str = setting("bert-base-multilingual-cased", "encoder of --aligner awesome")
-    aligner_layer: int = setting(8, "its hidden states that are compared")
+    aligner_layer: int = setting(8, "which of its hidden states to compare")
     pool_first: bool = setting(True, "count the first position in the mean of a sentence")
-    realign_steps: int | None = setting(None, "updates, if `before`; None: as many as fine-tuning")
+    realign_steps: int | None = setting(None, "updates with `before`; None: those of fine-tuning")
     realign_batch_size: int = setting(16, "sentence pairs in a batch")
     realign_max_length: int = setting(96, "subwords of a sentence, special tokens included")
-    realign_lr: float | None = setting(None, "learning rate, if `before`; None: that of --lr")
+    realign_lr: float = setting(2e-5, "peak of the learning rate with `before`")
     realign_decay: Decay = setting("constant", "schedule of that learning rate")
     # Fine-tuning.
     epochs: int = setting(5, "passes over the examples of the task")
     batch_size: int = setting(32, "examples in a batch")
-    accumulate: int = setting(1, "batches in an update; of `alternate`, half are sentence pairs")
+    accumulate: int = setting(1, "batches in an update; with `alternate`, half are pairs")
     lr: float = setting(2e-5, "peak of the learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates in which the rate rises; may exceed 1")
@@ -105,7 +111,7 @@ class Settings:
     lora_alpha: float = setting(16.0, "scales the adapters by alpha / rank")
     lora_dropout: float = setting(0.1, "dropout in front of the adapters")
     adapter: list[str] = setting(list, "DIR or DIR=WEIGHT: adapters to merge into the model first")
-    validate: int | None = setting(None, "updates between two looks at the validation loss")
+    validate: int | None = setting(None, "check the validation loss every N updates")
     checkpointing: bool = setting(False, "compute activations twice to store fewer")
     # Data and output.
     data_dir: Path | None = setting(None, "folder of local data; None: download everything")
@@ -117,31 +123,21 @@ class Settings:
     probe: bool = setting(False, "also measure retrieval of translations at every layer")
     write_links: Path | None = setting(None, "write links to this folder, and stop")
     out: Path = setting(Path("results/runs"), "folder for the record")
-    overwrite: bool = setting(False, "replace a record or links that exist")
+    overwrite: bool = setting(False, "replace a record that exists")
 
 
 Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
-PRESETS = {  # other defaults, by method, then by model (the last part of its name), then by task
+PRESETS = {  # other defaults, by method, and by the last part of a model's name; see also TASKS
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
         "realign_batch_size": 32, "realign_max_length": 2048, "realign_decay": "inverse_sqrt",
-        "lora": 8, "accumulate": 4, "lr": 5e-4, "decay": "inverse_sqrt", "warmup": 0.03,
-        "clip": 1.0, "seed": 1,
+        "lora": 8, "accumulate": 4, "lr": 5e-4, "realign_lr": 5e-4, "decay": "inverse_sqrt",
+        "warmup": 0.03, "clip": 1.0, "seed": 1,
     },
-    "xlm-roberta-base": {"lr": 7.5e-6},
+    "xlm-roberta-base": {"lr": 7.5e-6, "realign_lr": 7.5e-6},
     "Qwen2.5-7B-Instruct": {"temperature": 1.5},
 }  # fmt: skip
-
-
-class UserError(Exception):
-    """Invalid input: what is wrong, where, and what to do. `main` prints it and returns 2."""
-
-
-def require(condition, location, message: str) -> None:
-    """Raise UserError("location: message") unless the condition holds."""
-    if not condition:
-        raise UserError(f"{location}: {message}")
 
 
 # ---- 2. The methods ------------------------------------------------------------------------------
@@ -155,9 +151,8 @@ def contrastive_loss(
 
         mean over (q, t) of  -log  exp(v_q . v_t / tau) / sum over c of exp(v_q . v_c / tau)
 
-    v are the vectors scaled to unit length, tau is the temperature, and c are the candidates.
-    vectors: (N, d), of words or of sentences. queries, targets: (Q,) indices into `vectors`.
-    candidates: (C,) indices into `vectors`; None: all vectors but the query itself.
+    v: the vectors, scaled to unit length; (N, d). tau: the temperature. queries, targets: (Q,)
+    indices of vectors. candidates: (C,) indices; None: all vectors but the query itself.
 
     Words: both words of a link are queries, and all words of the batch are candidates ("strong
     alignment", Wu and Dredze 2020, https://arxiv.org/abs/2010.02537). Sentences: the translations
@@ -174,13 +169,23 @@ def contrastive_loss(
     return total / max(len(queries), 1)  # a batch may have no link
 
 
+class UserError(Exception):
+    """Invalid input: what is wrong, where, and what to do. `main` prints it and returns 2."""
+
+
+def require(condition, location, message: str) -> None:
+    """Raise UserError("location: message") unless the condition holds."""
+    if not condition:
+        raise UserError(f"{location}: {message}")
+
+
 def freeze(model: nn.Module, spec: str) -> list[str]:
     """Freeze the layers that `spec` names; return the names of the parameters it froze.
 
-    This is AlignFreeze. `front` is the lower half of the layers and `back` the upper half; `full`
-    and `none` freeze nothing. A list such as `0-5`, `emb,0-2,11` or `emb,front` names layers,
-    counted from 0, and the embeddings. As in the authors' code, the embeddings train unless `emb`
-    is named. Raises UserError if the model has no such layer.
+    AlignFreeze does this while it aligns (in `optimize`). `front` is the lower half of the layers,
+    `back` the upper half; `full`, `none` and `baseline` freeze nothing. A list such as `emb,0-2,11`
+    names layers, counted from 0, and the embeddings, which train unless `emb` is named (as in the
+    authors' code). Raises UserError if the model has no such layer.
     """
     parameters = parameters_of_layers(model, spec)
     for parameter in parameters:
@@ -189,7 +194,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers that `spec` names, if they train so far."""
+    """Return the parameters of the layers that `spec` names, except those already frozen."""
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
     if "emb" in spec.split(","):
@@ -199,7 +204,7 @@ def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
 
 
 @contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
     """Freeze these parameters; unfreeze them on exit, also after an error."""
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -236,9 +241,8 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
     pretrained = model.base_model if is_classifier(model) else model
     pretrained.requires_grad_(False)
     for layer in transformer_layers(model.base_model):
-        for name, module in list(layer.named_modules()):
-            if isinstance(module, nn.Linear):
-                layer.set_submodule(name, LoraLinear(module, rank, alpha, dropout))
+        for name, module in linear_modules(layer):
+            layer.set_submodule(name, LoraLinear(module, rank, alpha, dropout))
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -265,6 +269,7 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
             encoder(**inputs)
         except LayerReached as reached:
             return reached.args[0]
+    raise UserError(f"{type(encoder).__name__}: its layers cannot be reached by a hook")
 
 
 class PairBatch(NamedTuple):
@@ -277,7 +282,7 @@ class PairBatch(NamedTuple):
     """
 
     inputs: dict[str, Tensor]  # input_ids and attention_mask, (2B, T)
-    positions: Tensor | None  # (N,) first subword of each word in 2B * T; None: whole sentences
+    positions: Tensor | None  # (N,) first subword of each word, flattened; None: whole sentences
     queries: Tensor  # (Q,) vectors that have a link
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
@@ -293,14 +298,14 @@ def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Ten
     if batch.positions is not None:
         return hidden.flatten(0, 1)[batch.positions]
     mask = batch.inputs["attention_mask"]
-    if not pool_first:
+    if not pool_first:  # it is an attention sink, begin-of-text for example, like no other
         mask = mask * (mask.cumsum(1) > 1)
     weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
     return (hidden.float() * weights[:, :, None]).sum(1)
 
 
 def projection_head(hidden_size: int, unit: str) -> nn.Module:
-    """Map words to 128 dimensions to compare them there; dropped after the alignment."""
+    """Map words to 128 dimensions to compare them there; leave sentences as they are."""
     if unit == "sentence":
         return nn.Identity()
     first = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -310,24 +315,22 @@ def projection_head(hidden_size: int, unit: str) -> nn.Module:
 
 def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) -> Tensor:
     """Return the contrastive loss of a batch of sentence pairs at one layer of the encoder."""
-    hidden = hidden_states(encoder, batch.inputs, settings.layer)  # (2B, T, d)
-    message = f"nothing below layer {settings.layer} trains; freeze fewer layers"
-    require(hidden.requires_grad, "alignment", message)
+    hidden = grouped_hidden_state(encoder, batch.inputs, settings.layer)  # (2B, T, d)
+    require(hidden.requires_grad, f"--layer {settings.layer}", "nothing below it trains")
     vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
     links = batch.queries, batch.targets
     return contrastive_loss(vectors, *links, settings.temperature, batch.candidates)
 
 
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
-    """Align the encoder of a model in place, in `steps` updates, before it learns a task.
+    """Align the encoder of a model in place, before it learns a task; see `optimize`.
 
     pairs: a list, which is repeated as often as needed, or an iterator. Returns what `optimize`
     returns. Raises UserError if an iterator ends too early.
     """
-    batches = pair_batches(tokenizer, pairs, settings, model.device)
-    batches = ((None, pairs) for pairs in batches)
-    lr, decay = settings.realign_lr or settings.lr, settings.realign_decay
-    settings = dataclasses.replace(settings, lr=lr, decay=decay)
+    aligned = pair_batches(tokenizer, pairs, settings, model.device)
+    batches = ((None, batch) for batch in aligned)  # without batches of the task
+    settings = dataclasses.replace(settings, lr=settings.realign_lr, decay=settings.realign_decay)
     return optimize("realign", model, batches, steps, settings)
 
 
@@ -363,33 +366,34 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
 def optimize(stage: str, model, batches: Iterator, steps: int, settings: Settings, stop=None):
     """The training loop of both methods: `steps` updates of Adam, in place.
 
-    batches: see `scheduled`; an update takes `settings.accumulate` of them. stop: asked after every
-    update whether to end. Several processes share out the batches of an update and add up their
-    gradients. Returns ({loss: its mean over every 20 batches}, {language: what was aligned}).
+    batches: see `scheduled`; an update takes `settings.accumulate` of them. The alignment loss does
+    not train the layers of `settings.strategy`. stop: called after every update; true ends the
+    training. Several processes split the batches of an update and sum their gradients. Returns
+    ({loss: its mean over every 20 batches}, {language: what was aligned}).
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
-    frozen_layers = parameters_of_layers(model, settings.strategy)  # by the alignment loss
+    frozen_layers = parameters_of_layers(model, settings.strategy)
     parameters = [p for p in [*model.parameters(), *projection.parameters()] if p.requires_grad]
+    require(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
-    warmup = warmup_steps(settings, steps)
-    rate = transformers.get_scheduler(settings.decay, optimizer, warmup, steps)
+    rate = learning_rate_schedule(optimizer, settings, steps)
     log = TrainingLog(stage)
     rank, world = processes()
     model.train()
-    for step, group in enumerate(log.groups(batches, steps, settings.accumulate), 1):
-        for number, (examples, pairs) in group[rank::world]:
+    for step, group in enumerate(log.updates(batches, steps, settings.accumulate), 1):
+        for number, (examples, translations) in group[rank::world]:
             torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
                 (loss / len(group)).backward()
                 log.add(number, "task", loss)
-            if pairs:
-                weight = 0.1 if examples else 1.0  # AlignFreeze, `during`: the sum of both losses
+            if translations:
+                weight = 0.1 if examples else 1.0  # `during`: task loss + 0.1 x alignment loss
                 with frozen(frozen_layers):
                     with autocast(model.device, settings.precision):
-                        loss = alignment_loss(model.base_model, projection, pairs, settings)
+                        loss = alignment_loss(model.base_model, projection, translations, settings)
                     (weight * loss / len(group)).backward()
                 log.add(number, "align", loss)
         sum_gradients(parameters)
@@ -407,36 +411,30 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy over the labels of a batch.
 
     batch: the model's inputs, (B, T), and "labels": (B, T) for words and for generated text, (B, 1)
-    for sentences, (B, 2) for the first and last position of an answer; or `IGNORE`: no label.
+    for sentences, (B, 2) for the first and last position of an answer; `IGNORE` for no label.
     """
     total = 0.0
-    for _, inputs in by_length(model, batch):
+    for _, inputs in by_length(model, batch):  # groups of rows, to save padding
         labels = inputs.pop("labels")
         if is_classifier(model):
             logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes)
         else:  # the label of a position is the token that follows
             logits = token_logits(model, inputs, labels != IGNORE)
             labels = labels[labels != IGNORE]
-        labels = labels.flatten()
-        total += F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+        logits, labels = logits.float(), labels.flatten()
+        total += F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     return total / (batch["labels"] != IGNORE).sum().clamp(min=1)
 
 
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module, tokenizer, task: Task, examples: list[dict], features: list[dict],
-    settings: Settings,
-) -> dict[str, float]:  # fmt: skip
-    """Return the scores of a model, {metric: 0 to 1}.
-
-    features: what `task.encode` made of the examples, one or more for each.
-    """
+@torch.no_grad()
+def evaluate(model, tokenizer, task: Task, examples: list, features: list, settings: Settings):
+    """Return the scores of a model, {metric: 0 to 1}; `task.encode` made the features."""
     model.eval()
     outputs: list = [None] * len(features)  # logits or generated text, one for each feature
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
-    for chunk in in_chunks(iter(order), 32):
-        rows = [features[k] for k in chunk]
-        with autocast(model.device, settings.precision):
+    with autocast(model.device, settings.precision):
+        for chunk in in_chunks(iter(order), 32):
+            rows = [features[k] for k in chunk]
             if task.new_tokens:  # the model generates text
                 prompts = [row["input_ids"] for row in rows]
                 results = generate(model, tokenizer, prompts, task.new_tokens)
@@ -446,8 +444,8 @@ def evaluate(
                 results = task_logits(model, batch).float().cpu().numpy()
                 message = "the model's outputs are not numbers (NaN)"
                 require(not np.isnan(results).any(), "evaluation", message)
-        for k, result in zip(chunk, results):
-            outputs[k] = result
+            for k, result in zip(chunk, results):
+                outputs[k] = result
     scores = task.score(examples, features, outputs)
     return {metric: round(value, 6) for metric, value in scores.items()}
 
@@ -458,26 +456,23 @@ IGNORE = -100  # the label of a position that has none
 
 
 def layer_numbers(spec: str, depth: int) -> list[int]:
-    """Return the numbers of the layers that `spec` names in a model of `depth` layers.
-
-    Raises UserError if a part of the spec names no layer of the model.
-    """
-    half = depth // 2
-    names = {"front": range(half), "back": range(half, depth)}
-    names |= dict.fromkeys(("baseline", "none", "full", "emb"), ())
-    numbers = set()
+    """Return the numbers of the layers that `spec` names. Raises UserError if there are none."""
+    half, numbers = depth // 2, set()
+    groups = {"front": range(half), "back": range(half, depth)}
+    groups |= dict.fromkeys(("baseline", "none", "full", "emb"), ())
     for part in spec.split(","):
-        location = f"--strategy {spec}, '{part}'"
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if span:
             first, last = int(span[1]), int(span[2] or span[1])
-            require(first <= last < depth, location, f"the model has layers 0 to {depth - 1}")
+            message = f"layers are numbered from 0 to {depth - 1}"
+            require(first <= last < depth, f"--strategy {spec}", message)
             numbers.update(range(first, last + 1))
         else:
-            message = "use baseline, full, front, back, or a list such as emb,0-2,11"
-            require(part in names, location, message)
-            require(half or not names[part], location, f"{depth} layer cannot be halved")
-            numbers.update(names[part])
+            message = f"'{part}' is unknown; use full, front, back, or a list such as emb,0-2,11"
+            require(part in groups, f"--strategy {spec}", message)
+            has_halves = half or part not in ("front", "back")
+            require(has_halves, f"--strategy {spec}", "one layer cannot be halved")
+            numbers.update(groups[part])
     return sorted(numbers)
 
 
@@ -495,6 +490,18 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
         message = "keeps the parts of its layers in parallel lists; choose another model"
         require(len(lists) < 2, type(encoder).__name__, message)
     raise UserError(f"{type(encoder).__name__}: found no list of its {depth} layers to freeze")
+
+
+def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """Return the names and modules that adapters go beside. Raises UserError if there are none.
+
+    Mamba layers are refused, because their fused kernels bypass adapters.
+    """
+    linear = [(name, module) for name, module in layer.named_modules() if type(module) is nn.Linear]
+    is_mamba = any(hasattr(module, "A_log") for module in layer.modules())
+    message = "not possible: the layers of this model are not made of plain linear layers"
+    require(linear and not is_mamba, "--lora", message)
+    return linear
 
 
 def embeddings(encoder: nn.Module) -> nn.Module:
@@ -528,19 +535,28 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
         return
     order = lengths.argsort(stable=True)
     # Look up the embeddings once: the gradient of each look-up is as large as the vocabulary.
-    embedded = model.get_input_embeddings()(batch["input_ids"][order])  # (B, T, d)
+    table = model.get_input_embeddings()
+    embedded = table(batch["input_ids"][order])  # (B, T, d)
     for rows, vectors in zip(order.chunk(8), embedded.chunk(8)):
         longest = int(lengths[rows[-1]])
         group = {name: tensor[rows, :longest] for name, tensor in batch.items()}
-        yield rows, group | {"input_ids": None, "inputs_embeds": vectors[:, :longest]}
+        with table.register_forward_hook(replace_by(vectors[:, :longest])):
+            yield rows, group
 
 
-def hidden_states(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
+def replace_by(vectors: Tensor) -> Callable:
+    """Return a hook that gives these vectors instead of a module's output of the same shape."""
+    return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
+
+
+def grouped_hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
     """Return the `hidden_state` of a batch, (B, T, d), computed in groups of similar length."""
     length = inputs["input_ids"].shape[1]
     order, states = [], []
     for rows, group in by_length(encoder, inputs):
         hidden = hidden_state(encoder, group, layer)
+        message = "has several hidden states for each subword; choose another model"
+        require(hidden.ndim == 3, type(encoder).__name__, message)
         states.append(F.pad(hidden, (0, 0, 0, length - hidden.shape[1])))
         order.append(rows)
     return torch.cat(states)[torch.cat(order).argsort()]
@@ -561,29 +577,47 @@ def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def token_logits(model: nn.Module, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
     """Return the logits of a language model, (positions, vocabulary), at the positions `where`.
 
-    where: (B, T), boolean. A vocabulary of 262,144 words makes the logits of all positions large.
+    where: (B, T), boolean. A hook hands these positions alone to the model's head, because the
+    logits of all positions are large; scaling and the like stay those of the model.
     """
-    hidden = model.base_model(**inputs).last_hidden_state
-    logits = model.get_output_embeddings()(hidden[where])
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-    return cap * torch.tanh(logits / cap) if cap else logits
+    head = model.get_output_embeddings()
+    with head.register_forward_pre_hook(lambda _, hidden: (hidden[0][where],)):
+        return model(**inputs).logits
 
 
 def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
-    """Return the text that the model writes after each prompt, by greedy decoding."""
+    """Return the text that the model writes after each prompt, by greedy decoding.
+
+    Raises UserError if the logits are not numbers.
+    """
+    longest = max(map(len, prompts))
+    room = max(1, tokenizer.model_max_length - longest)
+    if room < new_tokens and len(prompts) > 1:  # a long prompt must not shorten other answers
+        return [generate(model, tokenizer, [ids], new_tokens)[0] for ids in prompts]
     inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
     inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
-    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-    model.generation_config.update(**greedy)
-    length = inputs["input_ids"].shape[1]
-    new_tokens = min(new_tokens, max(1, tokenizer.model_max_length - length))
-    # The last position alone is a view with gaps, for which a frozen head would be copied.
+
+    def contiguous(head, hidden):  # of a view with gaps, a frozen head would be copied
+        return (hidden[0].contiguous(),)
+
+    def validate(head, hidden, logits):
+        message = "the model's outputs are not numbers (NaN)"
+        require(not logits.isnan().any(), "generation", message)
+
     head = model.get_output_embeddings()
-    with head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
-        ids = model.generate(
-            **inputs, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id
-        )
-    return tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+    with head.register_forward_pre_hook(contiguous), head.register_forward_hook(validate):
+        ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
+    return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
+
+
+def greedy_decoding(model: nn.Module, tokenizer) -> transformers.GenerationConfig:
+    """Return settings of greedy decoding, without penalties, that ends at any end token."""
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    ends = sorted({tokenizer.eos_token_id, *ends} - {None})
+    return transformers.GenerationConfig(
+        do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
 
 
 # ---- 5. The training loop: processes, learning rate, log -----------------------------------------
@@ -624,18 +658,21 @@ def finetune_steps(examples: int, settings: Settings) -> int:
     return math.ceil(batches / settings.accumulate)
 
 
-def warmup_steps(settings: Settings, steps: int) -> int:
-    """Return in how many updates the learning rate rises, rounded as each paper's authors do."""
-    share = settings.warmup * steps
-    if settings.decay == "inverse_sqrt":
-        return math.ceil(share)
-    return int(share + 1e-9)  # 0.29 * 100 is a little less than 29
+def learning_rate_schedule(optimizer, settings: Settings, steps: int):
+    """Return the schedule of the learning rate; warm-up is rounded as each paper's authors do."""
+    warmup = settings.warmup * steps
+    warmup = math.ceil(warmup) if settings.decay == "inverse_sqrt" else int(warmup + 1e-9)
+    return transformers.get_scheduler(settings.decay, optimizer, warmup, steps)
 
 
 def say(line: str) -> None:
     """Print a line at once, in the first process only."""
-    if processes()[0] == 0:
+    if processes()[0] > 0:
+        return
+    try:
         print(line, flush=True)
+    except BrokenPipeError:  # nobody reads any more; the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
@@ -669,7 +706,7 @@ class TrainingLog:
         self.losses: list[tuple[int, str, Tensor]] = []  # (number of the batch, name, scalar)
         self.aligned: dict[str, Counter] = {}  # by language
 
-    def groups(self, batches: Iterator, steps: int, accumulate: int) -> Iterator[list]:
+    def updates(self, batches: Iterator, steps: int, accumulate: int) -> Iterator[list]:
         """Yield the batches of each update, numbered. Raises UserError if they are too few."""
         numbered = prefetched(itertools.islice(enumerate(batches), steps * accumulate))
         for step in progress(range(1, steps + 1), self.stage):
@@ -709,11 +746,10 @@ def loss_curves(stage: str, losses: list[tuple[int, str, Tensor]]) -> dict[str, 
     for _, name, value in sorted(itertools.chain(*gather_objects(own))):
         require(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
         curves[name].append(value)
-    return {name: means_of_20(values) for name, values in curves.items()}
-
-
-def means_of_20(values: list[float]) -> list[float]:
-    return [round(sum(part) / len(part), 6) for part in in_chunks(iter(values), 20)]
+    for name, values in curves.items():
+        means = [float(np.mean(part)) for part in in_chunks(iter(values), 20)]
+        curves[name] = [round(mean, 6) for mean in means]
+    return dict(curves)
 
 
 # ---- 6. Batches ----------------------------------------------------------------------------------
@@ -787,31 +823,41 @@ def encode_words(
 ) -> list[Window]:
     """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
 
-    XLM-R's tokenizer can put a lone `▁` in front of a word (`▁ ，`). The authors delete it, so that
-    the first *visible* subword represents the word. What does not fit is cut off, or goes into
-    further windows if `windows` is true.
+    The subwords are those of the words joined by blanks. XLM-R's tokenizer can put a lone `▁` in
+    front of a word (`▁ ，`); the authors delete it, so that the first *visible* subword represents
+    the word. What does not fit is cut off, or goes into further windows if `windows` is true.
     """
-    alone = tokenizer(["a"], is_split_into_words=True)  # special tokens such as [CLS] around a word
-    start, _, end = np.split(np.array(alone["input_ids"]), alone.word_to_tokens(0))
-    mark = alone.tokens()[len(start)][0]  # perhaps the tokenizer's mark of a blank
-    blank = tokenizer.convert_tokens_to_ids(mark) if mark in "▁Ġ" else None
-    edges, room = (len(start), len(end)), max_length - len(start) - len(end)
-    options = {"add_special_tokens": False, "return_attention_mask": False}
-    encoded = tokenizer(sentences, is_split_into_words=True, **options)
+    frame = tokenizer("a a", return_special_tokens_mask=True)  # special tokens around a text
+    blank = {token[0] for token in frame.tokens()} & {"▁", "Ġ"}  # this tokenizer's mark of a blank
+    inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
+    start, _, end = np.split(np.array(frame["input_ids"]), [inside[0], inside[-1] + 1])
+    room = max_length - len(start) - len(end)
+    texts = [" ".join(words) for words in sentences]
     result = []
-    for k, ids in enumerate(encoded["input_ids"]):
-        ids = np.array(ids, dtype=np.int64)
-        words = np.array(encoded.word_ids(k), dtype=np.int64)
-        lone = (ids == blank) & (words == np.append(words[1:], -1))  # more of its word follows
-        ids, words = ids[~lone], words[~lone]
+    for k, encoding in enumerate(tokenizer(texts, add_special_tokens=False).encodings):
+        ids = np.array(encoding.ids, dtype=np.int64)
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        words = words_at(sentences[k], spans)
+        is_blank = np.array([token in blank for token in encoding.tokens], dtype=bool)
+        is_lone = is_blank & (words == np.append(words[1:], -1))  # more of its word follows
+        ids, words = ids[~is_lone], words[~is_lone]
         first = np.diff(words, prepend=-1) != 0
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
-            padded_words = np.pad(words[part], edges, constant_values=-1)
-            padded_first = np.pad(first[part], edges)
+            edges = np.full(len(start), -1), np.full(len(end), -1)
+            padded_words = np.concatenate([edges[0], words[part], edges[1]])
+            padded_first = np.concatenate([edges[0] > 0, first[part], edges[1] > 0])
             padded_ids = np.concatenate([start, ids[part], end])
             result.append(Window(k, padded_ids, padded_words, padded_first))
     return result
+
+
+def words_at(words: list[str], spans: np.ndarray) -> np.ndarray:
+    """Return in which word each span of the joined text ends, (T,). spans: (T, 2), characters."""
+    lengths = np.array([len(word) + 1 for word in words], dtype=np.int64)  # with a blank
+    ends = np.cumsum(lengths) - 1  # a blank in front belongs to the word that follows it
+    last = np.maximum(spans[:, 1], spans[:, 0] + 1) - 1  # the last character of each span
+    return np.searchsorted(ends, last, side="right").clip(max=len(words) - 1)
 
 
 def task_batches(tokenizer, features: list[dict], settings, device="cpu") -> Iterator[dict]:
@@ -847,7 +893,7 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
 
 # ---- 7. Text -> words -> links -------------------------------------------------------------------
 
-UNSPACED_LANGUAGES = ("zh", "ja", "th")
+UNSPACED_LANGUAGES = ("zh", "ja", "th")  # written without blanks
 UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # a character of their scripts
 WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # a combining mark belongs to its word (Hindi)
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
@@ -858,8 +904,8 @@ Words = tuple[list[str], list[str]]  # source words, target words of a sentence 
 class ParallelText:
     """English text with its translation into one language, and what links the words.
 
-    part: "train", or "dev" for --probe. Local files are read to their end here, so that errors in
-    them are found before training. Raises UserError for these.
+    part: "train", or "dev" for --probe, whose words the dictionary links. Local files are read to
+    their end here, so that errors in them are found before training.
     """
 
     def __init__(self, language: str, settings: Settings, part: str = "train"):
@@ -867,10 +913,12 @@ class ParallelText:
         self.forward: Dictionary = {}
         self.backward: Dictionary = {}
         self.links: list[Links] | None = None  # of each line, if they come from a folder
-        by_dictionary = settings.aligner == "dictionary"
-        if settings.unit == "word" and (by_dictionary or language in UNSPACED_LANGUAGES):
+        is_word = settings.unit == "word"
+        by_dictionary = settings.aligner == "dictionary" or part == "dev"
+        is_unspaced = base_language(language) in UNSPACED_LANGUAGES
+        if is_word and (by_dictionary or is_unspaced):
             self.forward, self.backward = read_dictionary(language, settings.data_dir)
-        if settings.unit == "word" and settings.aligner not in ALIGNERS:
+        if is_word and not by_dictionary and settings.aligner not in ALIGNERS:
             self.links = read_links(Path(settings.aligner), self)
         elif settings.data_dir:
             deque(self.lines(), maxlen=0)
@@ -878,19 +926,13 @@ class ParallelText:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (English, translation)."""
         lines = parallel_lines(self.language, self.settings, self.part)
-        return itertools.islice(lines, self.settings.limit_links)
+        limit = self.settings.limit_links if self.links is None else len(self.links)
+        return itertools.islice(lines, limit)
 
     def words(self, line: tuple[str, str]) -> Words:
         """Split both sides of a line into words."""
         source, target = line
         return split_words(source, SOURCE), split_words(target, self.language, self.backward)
-
-    def more_words(self) -> list[Words]:
-        """Return the words of the training text if this is the text of the probe."""
-        if self.part == "train":
-            return []
-        train = ParallelText(self.language, self.settings)
-        return [train.words(line) for line in train.lines()]
 
     def pair(self, number: int, line: tuple[str, str]) -> Pair:
         """Return a line, which is the `number`-th of the text from 0, as a pair with its links."""
@@ -926,11 +968,15 @@ class ParallelText:
 def parallel_lines(language: str, settings: Settings, part: str) -> Iterator[tuple[str, str]]:
     """Yield (English, translation) from `parallel/en-XX.tsv` of --data-dir, or from OPUS-100.
 
-    The part "dev" is `parallel/en-XX.dev.tsv`, or the validation split of OPUS-100.
+    For the task `massive`, they are its own utterances. The part "dev" is `en-XX.dev.tsv`, or the
+    validation split of OPUS-100 or MASSIVE.
     """
+    if settings.task == "massive":
+        yield from utterance_pairs(language, "valid" if part == "dev" else "train", settings)
+        return
     if settings.data_dir:
-        path = settings.data_dir / "parallel" / links_name(language, part)
-        yield from read_tsv(path.with_suffix(".tsv"))
+        name = f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.tsv"
+        yield from read_tsv(settings.data_dir / "parallel" / name)
         return
     hub = {"path": "Helsinki-NLP/opus-100", "name": "-".join(sorted((SOURCE, language)))}
     hub["split"] = "validation" if part == "dev" else "train"
@@ -950,13 +996,18 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     yield from buffer
 
 
+def base_language(code: str) -> str:
+    """Return the language of a code without script and region: `zh` of `zh-TW` and `zh_Hans`."""
+    return re.split("[-_]", code.lower())[0]
+
+
 def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
     """Split text into runs of word characters (letters, digits, marks) or of other characters.
 
     Chinese, Japanese and Thai are written without blanks. They are split by greedy longest match
     against `vocabulary` (a set or dict), else into characters; a mark stays with its character.
     """
-    if lang not in UNSPACED_LANGUAGES:
+    if base_language(lang) not in UNSPACED_LANGUAGES:
         return WORD.findall(text)
     words = []
     for run in RUN.findall(text):
@@ -982,7 +1033,7 @@ def one_to_one(links: Links, source: list[str], target: list[str]) -> Links:
 # ---- 8. Word aligners ----------------------------------------------------------------------------
 
 Dictionary = dict[str, set[str]]  # word -> its translations
-ALIGNERS = ("dictionary", "fastalign", "awesome", "none")
+ALIGNERS = ("dictionary", "fastalign", "awesome", "none")  # none: only split into words
 MUSE_URL = "https://dl.fbaipublicfiles.com/arrival/dictionaries/{}-{}.txt"
 PHARAOH = re.compile(r"(\d{1,9}-\d{1,9}(\s+|$))*")
 NULL_PROBABILITY = 0.08  # prior probability that a word translates nothing
@@ -998,16 +1049,24 @@ def dictionary_links(source: list, target: list, forward: dict, backward: dict) 
     `source[i]` (`forward`), and `i` the only position in the source sentence of a translation of
     `target[j]` (`backward`).
     """
+    source = [unicodedata.normalize("NFC", word) for word in source]
+    target = [unicodedata.normalize("NFC", word) for word in target]
     source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
         translations = forward.get(word, ())
-        found = [j for other in translations for j in target_positions.get(other, ())]
+        found = at_most_two(translations, target_positions)
         if len(found) == 1:
             back = backward.get(target[found[0]], ())
-            if [k for other in back for k in source_positions.get(other, ())] == [i]:
+            if at_most_two(back, source_positions) == [i]:
                 links.append((i, found[0]))
     return links
+
+
+def at_most_two(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
+    """Return the first positions of any of the words; two are enough to be ambiguous."""
+    found = (k for word in words for k in positions.get(word, ()))
+    return list(itertools.islice(found, 2))
 
 
 def positions_of(words: list[str]) -> dict[str, list[int]]:
@@ -1024,27 +1083,30 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
     Raises UserError for a line of a local file that does not hold two words. In a downloaded file,
     such lines are counted and skipped.
     """
-    name, skipped = f"{SOURCE}-{language}.txt", 0
-    url = MUSE_URL.format(SOURCE, language)
-    path = data_dir / "dictionary" / name if data_dir else fetch(url)
-    forward, backward = defaultdict(set), defaultdict(set)
+    if data_dir:
+        path = dictionary_path(language, data_dir)
+    else:
+        path = fetch(MUSE_URL.format(SOURCE, base_language(language)))
+    forward, backward, skipped = defaultdict(set), defaultdict(set), 0
     for number, line in read_lines(path):
-        words = line.split()
-        if len(words) == 2:
+        words = unicodedata.normalize("NFC", line).split()
+        message = f"expected 'word translation', found {len(words)} words"
+        require(len(words) == 2 or not data_dir, f"{path}:{number}", message)
+        if len(words) != 2:
+            skipped += 1
+        elif words[0] != words[1]:  # the authors drop these before they look for ambiguity
             forward[words[0]].add(words[1])
             backward[words[1]].add(words[0])
-        else:
-            message = f"expected 'word translation', found {len(words)} words"
-            require(not data_dir, f"{path}:{number}", message)
-            skipped += 1
     if skipped:
-        say(f"dictionary {name}: skipped {skipped} lines that do not hold two words")
+        say(f"{path.name}: skipped {skipped} lines that do not hold two words")
     return forward, backward
 
 
-def links_name(language: str, part: str = "train") -> str:
-    """Return the name of a language's file in a folder of links."""
-    return f"{SOURCE}-{language}{'.dev' if part == 'dev' else ''}.txt"
+def dictionary_path(language: str, data_dir: Path) -> Path:
+    """Return the local dictionary of a language, such as `zh-TW`, or else of its base, `zh`."""
+    path = data_dir / "dictionary" / f"{SOURCE}-{language}.txt"
+    base = path.with_name(f"{SOURCE}-{base_language(language)}.txt")
+    return path if path.exists() else base
 
 
 def tokenised(words: Words) -> str:
@@ -1058,7 +1120,7 @@ def read_links(folder: Path, text: ParallelText) -> list[Links]:
     The numbers count the words that `split_words` makes. If the folder holds `en-XX.words.txt`, its
     lines are compared with these. Raises UserError if the links do not belong to the text.
     """
-    path = folder / links_name(text.language, text.part)
+    path = folder / f"{SOURCE}-{text.language}.txt"
     words_path = path.with_suffix(".words.txt")
     stored_words = read_lines(words_path) if words_path.exists() else itertools.repeat((0, None))
     lines, links = text.lines(), []
@@ -1087,21 +1149,24 @@ def write_links(settings: Settings) -> None:
     `en-XX.words.txt` holds the words, `en-XX.txt` their links in Pharaoh format (unless the aligner
     is `none`), and `en-XX.json` how they were made. Raises UserError if the folder holds others.
     """
+    validate_settings(settings)
     origin: dict[str, Any] = {"aligner": settings.aligner}
     if settings.aligner == "awesome":
         name, layer = settings.aligner_model, settings.aligner_layer
         tokenizer, config = load_tokenizer(name, "--aligner-model")
         depth = config.num_hidden_layers
         require(layer <= depth, f"--aligner-layer {layer}", f"the model has 0 to {depth}")
-        origin |= {"model": model_identity(name, config), "layer": layer}
+        origin |= {"model": model_identity(name), "layer": layer}
         encoder = load_model(name, flag="--aligner-model").eval().to(set_up_device(settings.device))
-    parts = ("train", "dev") if settings.probe else ("train",)
-    for language, part in itertools.product(settings.realign_languages, parts):
-        path, start = settings.write_links / links_name(language, part), time.time()
-        text = ParallelText(language, settings, part)
+    for language in settings.realign_languages:
+        path, start = settings.write_links / f"{SOURCE}-{language}.txt", time.time()
+        text = ParallelText(language, settings)
         words = [text.words(line) for line in text.lines()]
         content = "".join(tokenised(pair) + "\n" for pair in words).encode()
         origin["words"] = hashlib.sha256(content).hexdigest()
+        if settings.aligner == "dictionary":
+            entries = {word: sorted(others) for word, others in text.forward.items()}
+            origin["dictionary"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
         if links_exist(path, origin):
             say(f"{path} exists: nothing to do")
             continue
@@ -1109,7 +1174,9 @@ def write_links(settings: Settings) -> None:
         if settings.aligner == "dictionary":
             links = [dictionary_links(*pair, text.forward, text.backward) for pair in words]
         elif settings.aligner == "fastalign":
-            links = fast_align(lower_cased(words + text.more_words()))[: len(words)]
+            links = fast_align(
+                [tuple([w.lower() for w in side] for side in pair) for pair in words]
+            )
         elif settings.aligner == "awesome":
             chunks = in_chunks(iter(words), 32)
             found = (awesome_links(encoder, tokenizer, chunk, layer) for chunk in chunks)
@@ -1123,19 +1190,15 @@ def write_links(settings: Settings) -> None:
 
 def links_exist(path: Path, origin: dict) -> bool:
     """Return whether links of this origin are written. Raises UserError for those of another."""
-    origin_path = path.with_suffix(".json")
-    if not path.exists() and not origin_path.exists():
+    origin_path, words_path = path.with_suffix(".json"), path.with_suffix(".words.txt")
+    if not any(os.path.lexists(name) for name in (path, origin_path, words_path)):
         return False
     problem = f"{path}: no {origin_path.name} says how it was made; choose another folder"
     with as_user_error(problem):
         stored = json.loads(origin_path.read_bytes())
     message = "was made from other text or by another aligner; choose another folder"
     require(stored == origin, path, message)
-    return path.with_suffix(".words.txt").exists()
-
-
-def lower_cased(pairs: list[Words]) -> list[Words]:
-    return [tuple([word.lower() for word in side] for side in pair) for pair in pairs]
+    return words_path.exists()
 
 
 def fast_align(pairs: Iterable[Words]) -> list[Links]:
@@ -1267,7 +1330,7 @@ def awesome_links(
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     ids = [window.ids for window in windows]
     inputs = pad_inputs(ids, tokenizer.pad_token_id, encoder.device)
-    hidden = hidden_states(encoder, inputs, layer).float()
+    hidden = grouped_hidden_state(encoder, inputs, layer).float()
     source, target = hidden.chunk(2)  # (B, T, d)
     source_word, target_word = pad([window.words for window in windows], -1).chunk(2)  # (B, T)
     outside = (source_word < 0)[:, :, None] | (target_word < 0)[:, None]  # padding, special tokens
@@ -1315,29 +1378,38 @@ ANSWER_LENGTH = 15  # subwords that an answer may have
 def load_udpos(language: str, split: str, settings) -> list[dict]:
     """Load the sentences of a UD treebank (https://universaldependencies.org/format).
 
-    As in the authors' code, the range of a multi-word token (`3-4 du _`) is a word too, with the
-    tag `_`; that makes 18 tags. Empty nodes (`8.1`) are skipped.
+    As in the authors' code, the range of a multi-word token (`3-4 du _`), with the tag `_`, and an
+    empty node (`8.1`) are words too; that makes 18 tags.
     """
     if settings.data_dir:
         path = settings.data_dir / "udpos" / language / f"{split}.conllu"
     else:
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
-    examples = [{"tokens": [], "tags": []}]
-    expected = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more columns"
-    for number, line in read_lines(path):
+    examples, tokens, tags, last, range_end = [], [], [], 0, 0
+    for number, line in itertools.chain(read_lines(path), [("end", "")]):
+        location = f"{path}:{number}"
         if not line.strip():
-            examples.append({"tokens": [], "tags": []})
+            require(range_end <= last, location, f"the sentence ends before word {range_end}")
+            if tokens:
+                examples.append({"tokens": tokens, "tags": tags})
+            tokens, tags, last, range_end = [], [], 0, 0
         elif not line.startswith("#"):
             fields = line.split("\t")
-            is_valid = len(fields) == 10 and re.fullmatch(r"\d+([-.]\d+)?", fields[0])
-            is_valid = is_valid and fields[1] and fields[3] in UPOS
-            require(is_valid, f"{path}:{number}", f"{expected}; found {line[:40]!r}")
-            token, word, _, tag = fields[:4]
-            if "." not in token:
-                examples[-1]["tokens"].append(word)
-                examples[-1]["tags"].append(UPOS.index(tag))
-    examples = [example for example in examples if example["tokens"]]
+            match = re.fullmatch(r"(\d+)(?:([-.])(\d+))?", fields[0])
+            is_valid = match and len(fields) == 10 and fields[1] and fields[3] in UPOS
+            message = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}), 6 more columns"
+            require(is_valid, location, f"{message}; found {line[:40]!r}")
+            start, kind, end = int(match[1]), match[2], int(match[3] or 0)
+            is_next = start == last + (kind != ".") and (kind != "-" or end > start)
+            message = f"ID {fields[0]} does not follow word {last}; is a blank line missing?"
+            require(is_next, location, message)
+            if kind == "-":
+                range_end = end
+            elif not kind:
+                last = start
+            tokens.append(fields[1])
+            tags.append(UPOS.index(fields[3]))
     require(examples, path, "the file has no sentence")
     return examples
 
@@ -1482,12 +1554,17 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
         in_context = np.array(encoded.sequence_ids(k)) == 1
         offsets = np.where(in_context[:, None], encoded.encodings[k].offsets, -1).astype(np.int32)
         start = examples[number]["starts"][0]
-        end = start + len(examples[number]["texts"][0])
+        text = examples[number]["texts"][0]
+        end = start + len(text)
+        visible_end = start + len(regex.sub(r"\p{M}+$", "", text))  # an accent may have no subword
         answer = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))  # its subwords
-        is_whole = len(answer) and offsets[answer[0], 0] <= start and end <= offsets[answer[-1], 1]
+        is_whole = len(answer) and offsets[answer[0], 0] <= start
+        is_whole = is_whole and visible_end <= offsets[answer[-1], 1]
         labels = answer[[0, -1]] if is_whole else np.array([0, 0])
         feature = {name: np.array(encoded[name][k]) for name in encoded}
-        features.append(feature | {"example": number, "labels": labels, "offsets": offsets})
+        words = np.array(encoded.encodings[k].word_ids, dtype=float)  # None becomes NaN
+        feature |= {"words": np.where(in_context, words, -1), "offsets": offsets}
+        features.append(feature | {"example": number, "labels": labels})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
         number = feature["example"]
@@ -1521,9 +1598,10 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
     """Compare the most probable answer of all windows with the references.
 
     The score of an answer is the product of the probabilities of its ends: the softmax over the
-    window's context and its first position (no answer), as in the pipeline of transformers.
+    window's context and its first position (no answer), as in the pipeline of transformers. For the
+    authors' measure the answer grows to whole words of the pre-tokenizer, as their pipeline did.
     """
-    best = [(-math.inf, "")] * len(examples)
+    best = [(-math.inf, "", "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
         offsets, number = feature["offsets"], feature["example"]
         in_context = offsets[:, 0] >= 0
@@ -1534,12 +1612,24 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
         allowed = (length > 0) & (length <= ANSWER_LENGTH) & in_context & in_context[:, None]
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
-        answer = examples[number]["context"][offsets[first, 0] : offsets[last, 1]].strip()
-        best[number] = max(best[number], (float(score[first, last]), answer))
-    scores = []
-    for example, (_, answer) in zip(examples, best):
-        scores.append(compare_answers(answer, example["texts"], example["language"]))
-    return {metric: sum(score[metric] for score in scores) / len(scores) for metric in scores[0]}
+        grown_first = np.flatnonzero(feature["words"] == feature["words"][first])[0]
+        grown_last = np.flatnonzero(feature["words"] == feature["words"][last])[-1]
+        context = examples[number]["context"]
+        answer = text_between(context, offsets[first, 0], offsets[last, 1])
+        grown = text_between(context, offsets[grown_first, 0], offsets[grown_last, 1])
+        best[number] = max(best[number], (float(score[first, last]), answer, grown))
+    totals = Counter()
+    for example, (_, answer, grown) in zip(examples, best):
+        references = example["texts"], example["language"]
+        scores, authors = (compare_answers(text, *references) for text in (answer, grown))
+        totals.update(scores | {key: authors[key] for key in ("f1_authors", "em_authors")})
+    return {metric: total / len(examples) for metric, total in totals.items()}
+
+
+def text_between(text: str, start: int, end: int) -> str:
+    """Return a part of a text; a combining accent behind it is included."""
+    end = regex.compile(r"\p{M}*").match(text, end).end()
+    return text[start:end].strip()
 
 
 # Tasks that generate text. An example has `system` (an instruction), `user` and `target`.
@@ -1553,13 +1643,17 @@ NAMES = {
     "ja": "Japanese", "ru": "Russian", "uk": "Ukrainian", "zh": "Chinese",
 }  # fmt: skip
 CHARACTERS = ("ja", "zh")  # languages whose slots are counted in characters
-BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # 13a for others; the authors use it for all
+BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # the authors use 13a for all
+BLEU_TOKENIZERS |= dict.fromkeys("th lo km my bo dz".split(), "char")  # written without blanks
+CODE = r"[a-z]{2,3}(?:[-_][A-Z]\w*)?"  # a language, perhaps with a region or a script
 ASK_SLOTS = (
     "List what the command mentions as `type: value`, in the command's own words and order,\n"
     "separated by `; `. Answer None if it mentions nothing."
 )
 ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
+DATE = time.strptime("26 Jul 2024", "%d %b %Y")  # what a chat template takes for today
+TODAY = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # a call in a chat template
 PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"  # chat template
 ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
 
@@ -1567,9 +1661,33 @@ ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translati
 def load_slots(language: str, split: str, settings) -> Iterator[dict]:
     """Load commands with slots (MASSIVE, xSID), or texts with names (Universal NER).
 
-    https://arxiv.org/abs/2204.08582, https://arxiv.org/abs/2311.09122. A language without a
-    training file is trained on its validation file.
+    https://arxiv.org/abs/2204.08582, https://arxiv.org/abs/2311.09122
     """
+    ambiguous = 0
+    for where, row in slot_rows(language, split, settings):
+        text, slots = read_slots(where, row, language)
+        example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text}
+        example["slots"] = slots
+        answer = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots)
+        example["target"] = answer or "None"
+        if settings.task == "uner":
+            results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
+            example["system"] = ASK_NAMES
+            example["target"] = json.dumps({"Results": results}, ensure_ascii=False)
+            is_known = {slot["type"] for slot in slots} <= {"PER", "ORG", "LOC"}
+            require(is_known, where, "expected names of the types PER, ORG and LOC")
+        elif any(": " in slot["value"] or "; " in slot["value"] for slot in slots):
+            ambiguous += 1
+        if split != "train":
+            tag_slots(example, where)  # raises an error if an example cannot be scored
+        yield example
+    if ambiguous:
+        say(f"{settings.task} {language}: {ambiguous} texts have a value with '; ' or ': ', which "
+            "is the format's own sign, so that no answer can have it")  # fmt: skip
+
+
+def slot_rows(language: str, split: str, settings) -> Iterator:
+    """Yield (location, row). A language without training data is read from its validation data."""
     task, hub = settings.task, {}
     if settings.data_dir:
         validation = "dev" if task == "uner" else "valid"
@@ -1587,19 +1705,19 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
         if task == "massive":  # the hub's conversion, as the data set itself is a script
             hub = {"path": "AmazonScience/massive", "revision": "refs/convert/parquet"}
             hub |= {"data_files": {part: f"{name}/{part}/0000.parquet"}, "split": part}
-    for where, row in read_rows(settings, language, split, hub):
-        text, slots = read_slots(where, row, language)
-        example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text}
-        example["slots"] = slots
-        answer = "; ".join(f"{slot['type']}: {slot['value']}" for slot in slots)
-        example["target"] = answer or "None"
-        if task == "uner":
-            results = [{"TypeName": slot["type"], "Text": slot["value"]} for slot in slots]
-            example["system"] = ASK_NAMES
-            example["target"] = json.dumps({"Results": results}, ensure_ascii=False)
-        if split != "train":
-            tag_slots(example, where)  # raises an error if an example cannot be scored
-        yield example
+    yield from read_rows(settings, language, split, hub)
+
+
+def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, str]]:
+    """Yield (English, translation) of the utterances of MASSIVE with the same `id`."""
+    english = {}
+    for where, row in slot_rows(SOURCE, split, settings):
+        require("id" in row, where, "no column 'id', which joins translations")
+        english[str(row["id"])] = read_slots(where, row, SOURCE)[0]
+    for where, row in slot_rows(language, split, settings):
+        require("id" in row, where, "no column 'id', which joins translations")
+        if str(row["id"]) in english:
+            yield english[str(row["id"])], read_slots(where, row, language)[0]
 
 
 def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
@@ -1610,12 +1728,13 @@ def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
         text = re.sub(pattern, r"\2", annotated)
         found = re.findall(pattern, annotated)
         pairs = [(kind.strip(), value.strip()) for kind, value in found]
+        require("[" not in text and "]" not in text, where, f"unclosed slot in {annotated[:60]!r}")
     elif "slots" in row:
         text, slots = typed_columns(where, row, text=str, slots=list)
         pairs = [typed_columns(where, slot, type=str, value=str) for slot in slots]
     else:
         tokens, tags = tagged_words(where, row).values()
-        space = "" if language in CHARACTERS else " "
+        space = "" if base_language(language) in CHARACTERS else " "
         text, pairs = space.join(tokens), []
         for first, last, kind in sorted(entities(np.array(tags))):
             name = NER_TAGS[2 * kind].removeprefix("I-")
@@ -1629,8 +1748,7 @@ def load_translation(language: str, split: str, settings) -> Iterator[dict]:
     A direction without data of its own uses those of the opposite direction.
     ALMA: https://arxiv.org/abs/2309.11674
     """
-    source, _, target = language.partition("-")
-    require(target, "--task translation", f"'{language}' is not a direction such as en-de")
+    source, target = sides_of(language)
     back, pairs = f"{target}-{source}", []
     if settings.data_dir:
         folder = settings.data_dir / "translation"
@@ -1649,25 +1767,42 @@ def load_translation(language: str, split: str, settings) -> Iterator[dict]:
             hub = {"path": "haoranxu/ALMA-Human-Parallel", "name": config, "split": split}
         for where, row in read_rows(settings, language, split, hub, **{name: dict}):
             pairs.append(typed_columns(where, row[name], **{source: str, target: str}))
-    system = ASK_TRANSLATION.format(NAMES.get(source, source), NAMES.get(target, target))
+    names = [NAMES.get(base_language(code), code) for code in (source, target)]
+    system = ASK_TRANSLATION.format(*names)
     for text, translation in pairs:
         yield {"language": language, "system": system, "user": text, "target": translation}
 
 
+def render_prompt(tokenizer, system: str, user: str) -> str:
+    """Return a prompt by the model's chat template, or by `PLAIN` if it has none.
+
+    If the template drops or refuses the system message, the instruction is put in front of the
+    user's text. Today's date never enters. Raises UserError if a part is still missing.
+    """
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN
+    template = TODAY.sub(lambda call: repr(time.strftime(call[2], DATE)), template)
+    options |= {"date_string": "26 Jul 2024", "chat_template": template}
+    both = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    merged = [{"role": "user", "content": f"{system}\n\n{user}"}]
+    for messages in (both, merged):
+        try:
+            prompt = tokenizer.apply_chat_template(messages, **options)
+        except Exception:  # templates raise errors of several types
+            continue
+        if system.strip() in prompt and user.strip() in prompt:
+            return prompt
+    raise UserError("--model: the chat template drops the instruction or the text of the user")
+
+
 def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
-    """Encode a prompt by the chat template, or by `PLAIN`; add the target and the end to train.
+    """Encode a prompt; to train, the target and the end token follow.
 
     labels: (T,), at each position the id that follows, if it belongs to the target or is the end.
     """
-    end, chat, prompts = tokenizer.eos_token_id, tokenizer.chat_template, []
+    end, chat = tokenizer.eos_token_id, tokenizer.chat_template
     require(end is not None, "--model", "the tokenizer has no end-of-text token")
-    options = {"tokenize": False, "add_generation_prompt": True}
-    options["chat_template"] = None if chat else PLAIN
-    for example in examples:
-        messages = [{"role": role, "content": example[role]} for role in ("system", "user")]
-        with as_user_error("--model: the chat template refuses a system and a user message"):
-            prompts.append(tokenizer.apply_chat_template(messages, **options))
-        require(prompts[-1], "--model", "the chat template leaves nothing of a message")
+    prompts = [render_prompt(tokenizer, row["system"], row["user"]) for row in examples]
     targets = [example["target"] if chat else " " + example["target"] for example in examples]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     target_ids = tokenizer(targets, add_special_tokens=False)["input_ids"]
@@ -1684,7 +1819,8 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
 
 def slot_words(text: str, language: str) -> list[str]:
     """Split text into the units of slots: words; in ja and zh characters, but ASCII runs whole."""
-    return re.findall(r"[!-~]+|\S", text) if language in CHARACTERS else text.split()
+    by_character = base_language(language) in CHARACTERS
+    return re.findall(r"[!-~]+|\S", text) if by_character else text.split()
 
 
 def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
@@ -1692,10 +1828,10 @@ def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
         value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
-        if start < 0 or example["language"] in CHARACTERS:
+        if start < 0 or base_language(example["language"]) in CHARACTERS:
             start = text.find(value, at)
         message = f"the text does not have the slot '{value[:60]}' in this order"
-        require(value and start >= 0, where, message)
+        require(value.strip() == value != "" and start >= 0, where, message)
         parts += [(text[at:start], None), (value, slot["type"])]
         at = start + len(value)
     tagged = []
@@ -1749,16 +1885,27 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
 
 
 def score_translation(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
-    """Return BLEU and chrF of the first lines, 0 to 1. Raises UserError if sacrebleu is missing."""
+    """Return BLEU and chrF, 0 to 1. Raises UserError if sacrebleu is missing."""
     direction = examples[0]["language"]
-    tokenizer = BLEU_TOKENIZERS.get(direction.split("-")[-1], "13a")
-    with as_user_error(f"{direction}: BLEU needs `pip install 'sacrebleu[ja]'`"):
+    with as_user_error(f"{direction}: BLEU needs `pip install 'sacrebleu[ja,ko]'`"):
         from sacrebleu.metrics import BLEU, CHRF  # https://github.com/mjpost/sacrebleu
 
-        metrics = {"bleu": BLEU(tokenize=tokenizer), "chrf": CHRF()}
-    lines = [output.strip().split("\n")[0] for output in outputs]
+        metrics = {"bleu": BLEU(tokenize=bleu_tokenizer(direction)), "chrf": CHRF()}
+    lines = [output.strip() for output in outputs]
     texts = [[example["target"] for example in examples]]
     return {name: metric.corpus_score(lines, texts).score / 100 for name, metric in metrics.items()}
+
+
+def bleu_tokenizer(direction: str) -> str:
+    """Return sacrebleu's name of the tokenizer for the target language of a direction."""
+    return BLEU_TOKENIZERS.get(base_language(sides_of(direction)[1]), "13a")
+
+
+def sides_of(direction: str) -> tuple[str, str]:
+    """Return (source, target) of a direction such as `en-de` or `en-zh-TW`."""
+    match = re.fullmatch(f"({CODE})-({CODE})", direction)
+    require(match, "--task translation", f"'{direction}' is not a direction such as en-de")
+    return match[1], match[2]
 
 
 class Task(NamedTuple):
@@ -1770,6 +1917,8 @@ class Task(NamedTuple):
     score: Callable
     languages: list[str]  # the paper's target languages
     train_languages: Sequence[str] = ("en",)
+    realign_languages: Sequence[str] = TARGETS
+    limit_links: int = 100_000  # lines of OPUS-100; no run of the first paper needs more
     labels: int = 0  # of a classifier
     epochs: int = 5
     max_length: int = 96  # subwords in training, special tokens included
@@ -1777,16 +1926,19 @@ class Task(NamedTuple):
     new_tokens: int = 0  # subwords that are generated at most; 0: the task is a classification
 
 
-TASK_SETTINGS = ("languages", "train_languages", "epochs", "max_length")  # defaults of `Settings`
+# Fields of a task that are the defaults of settings.
+TASK_SETTINGS = "languages train_languages realign_languages limit_links epochs max_length".split()
 SPLITS = ("train", "valid", "dev", "test")  # names of local files
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
 # Of the second paper's languages en, zh (labelled), cy and jv (not) are known; we chose the rest.
+# The languages that are aligned are the first ones in the lists of those without labels.
 MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
-XSID = "da de-ba de-muc gsw id ja lt nl no tr".split(), "en de it zh ar".split()
+XSID = "tr da ja lt no de-ba de-muc gsw id nl".split(), "en de it zh ar".split()
 NAMED = "da hr sk sr".split(), "en pt sv zh".split()
 UNSEEN = "en-he he-en en-ja ja-en en-uk uk-en".split()  # directions of translation
 SEEN = "en-cs cs-en en-de de-en en-is is-en en-ru ru-en en-zh zh-en".split()
+WITHOUT_VALIDATION = ("en-is", "is-en")  # on the hub
 LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
@@ -1795,18 +1947,20 @@ TASKS = {
                  labels=3, epochs=2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
                   labels=2, epochs=2, test_length=384),
-    "massive": Task(Generator, load_slots, encode_prompts, score_commands, *MASSIVE, **LONG),
-    "xsid": Task(Generator, load_slots, encode_prompts, score_commands, *XSID, **LONG),
-    "uner": Task(Generator, load_slots, encode_prompts, score_commands, *NAMED, **LONG),
+    "massive": Task(Generator, load_slots, encode_prompts, score_commands,
+                    *MASSIVE, MASSIVE[0][:5], 500, **LONG),
+    "xsid": Task(Generator, load_slots, encode_prompts, score_commands,
+                 *XSID, XSID[0][:5], **LONG),
+    "uner": Task(Generator, load_slots, encode_prompts, score_commands, *NAMED, NAMED[0], **LONG),
     "translation": Task(Generator, load_translation, encode_prompts, score_translation,
-                        UNSEEN, SEEN, **LONG | {"new_tokens": 512}),
+                        UNSEEN, SEEN, ["he", "ja", "uk"], **LONG | {"new_tokens": 512}),
 }  # fmt: skip
 
 
 # ---- 10. Files: local data, the hub, downloads ---------------------------------------------------
 
 NO_NETWORK = "check the language and the network, or use --data-dir"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignfreeze"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "alignfreeze")
 
 
 @contextmanager
@@ -1842,6 +1996,7 @@ def read_tsv(path: Path) -> Iterator[tuple[str, str]]:
         sides = tuple(line.split("\t"))
         message = f"expected 'text TAB translation', found {len(sides) - 1} tabs"
         require(len(sides) == 2, f"{path}:{number}", message)
+        require(line.strip(), f"{path}:{number}", "both sides are empty; remove the line")
         yield sides
 
 
@@ -1904,6 +2059,10 @@ NOT_RECORDED = """out overwrite device save_model write_links aligner_model alig
 OF_ALIGNMENT = """unit layer temperature pool_first realign_languages realign_steps limit_links
 realign_batch_size realign_max_length realign_lr realign_decay""".split()
 MAY_BE_ZERO = ("seed", "clip", "warmup", "lora", "lora_dropout", "epochs", "aligner_layer")
+NOT_PLAIN = """use_dora use_rslora rank_pattern alpha_pattern alora_invocation_tokens lora_bias
+layer_replication use_qalora target_parameters""".split()  # settings of PEFT
+MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_map.json vocab.*
+merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 
 
@@ -1914,14 +2073,13 @@ def run(settings: Settings) -> Path:
     settings = dataclasses.replace(settings, precision=precision)
     validate_settings(settings)
     tokenizer, config = load_tokenizer(settings.model, generates=is_generative(settings))
-    defaults = default_settings(settings)
+    longest, default = tokenizer.model_max_length, default_settings(settings)
     for name in ("max_length", "realign_max_length"):  # some models read less than the default
-        if getattr(settings, name) == getattr(defaults, name):
-            length = min(getattr(defaults, name), tokenizer.model_max_length)
-            settings = dataclasses.replace(settings, **{name: length})
-    validate_for_model(settings, config, tokenizer.model_max_length)
+        if getattr(settings, name) == getattr(default, name) > longest:
+            settings = dataclasses.replace(settings, **{name: longest})
+    validate_for_model(settings, config, longest)
     path = settings.out / f"{record_name(settings)}.json"
-    content = content_hash(settings, config)
+    content = content_hash(settings)
     if is_done(path, settings, content):
         return path
     seconds: dict[str, float] = {}
@@ -1936,6 +2094,8 @@ def run(settings: Settings) -> Path:
     with timed(seconds, "evaluate"):
         scores = evaluate_all(settings, model, tokenizer, tests)
     results |= {"scores": scores, "config": settings_of_run(settings), "content": content}
+    if settings.task == "translation":
+        results["bleu_tokenizers"] = {code: bleu_tokenizer(code) for code in tests}
     write_record(path, results | {"seconds": seconds}, device)
     return path
 
@@ -2082,8 +2242,9 @@ def settings_of_run(settings: Settings) -> dict:
         values["aligner"] = "none"
     for name in ("model", "aligner", "data_dir"):
         values[name] = values[name] and Path(os.path.abspath(values[name])).name
-    adapters = map(parse_adapter, settings.adapter)
-    values["adapter"] = [f"{folder.absolute().name}={weight:g}" for folder, weight in adapters]
+    values["adapter"] = []
+    for name, weight in map(parse_adapter, settings.adapter):
+        values["adapter"].append(f"{Path(os.path.abspath(name)).name}={weight:g}")
     return values
 
 
@@ -2105,43 +2266,45 @@ def record_name(settings: Settings) -> str:
     return name
 
 
-def content_hash(settings: Settings, config) -> str:
+def content_hash(settings: Settings) -> str:
     """Return a hash of the model, the adapters, the links, and the local files of all languages."""
-    identities = [model_identity(settings.model, config)]
-    for folder, _ in map(parse_adapter, settings.adapter):
-        identities.append(hash_files(sorted(folder.glob("adapter_*"))))
+    identities = [model_identity(settings.model)]
+    for name, _ in map(parse_adapter, settings.adapter):
+        identities.append(hash_files(adapter_folder(name).glob("adapter_*")))
     paths = []
     if settings.data_dir:
         for code in sorted({*settings.train_languages, *settings.languages}):
-            back = "-".join(reversed(code.split("-")))  # of a direction of translation
-            for folder in {settings.data_dir / settings.task / name for name in (code, back)}:
+            names = {code}
+            if settings.task == "translation":  # the opposite direction may be read
+                names.add("-".join(reversed(sides_of(code))))
+            for folder in [settings.data_dir / settings.task / name for name in names]:
                 paths += [path for path in folder.glob("*.*") if path.stem in SPLITS]
     if settings.strategy != "baseline" or settings.probe:
-        for code, part in itertools.product(settings.realign_languages, ("train", "dev")):
-            name = links_name(code, part)
+        for code in settings.realign_languages:
             if settings.unit == "word" and settings.aligner not in ALIGNERS:
-                paths.append(Path(settings.aligner) / name)
+                paths.append(Path(settings.aligner) / f"{SOURCE}-{code}.txt")
             if settings.data_dir:
-                paths.append((settings.data_dir / "parallel" / name).with_suffix(".tsv"))
-                paths.append(settings.data_dir / "dictionary" / name)
-    identities.append(hash_files(sorted(path for path in paths if path.exists())))
+                paths += settings.data_dir.glob(f"parallel/{SOURCE}-{code}.*tsv")
+                paths.append(dictionary_path(code, settings.data_dir))
+    identities.append(hash_files(path for path in paths if path.exists()))
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
 
 
-def model_identity(name: str, config) -> str:
+def model_identity(name: str) -> str:
     """Return a hash of the files of a local model, or the id and the commit of one on the hub."""
     if not Path(name).is_dir():
-        return f"{name}@{config._commit_hash}"
-    suffixes = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
-    return hash_files(path for path in sorted(Path(name).iterdir()) if path.suffix in suffixes)
+        path = Path(transformers.utils.cached_file(name, transformers.utils.CONFIG_NAME))
+        return f"{name}@{path.parent.name}"
+    return hash_files(path for pattern in MODEL_FILES for path in Path(name).glob(pattern))
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Return a hash of the names and contents of files. Raises UserError for a pipe or a folder."""
+    """Return a hash of files: their contents, names and folders. Raises UserError for a pipe."""
     digest = hashlib.sha256()
-    for path in paths:
+    named = {os.fsencode("/".join(path.absolute().parts[-2:])): path for path in paths}
+    for name, path in sorted(named.items()):
         require(path.is_file(), path, "is not a regular file; remove it")
-        digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        digest.update(name + f" {path.stat().st_size}\n".encode())
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
@@ -2160,7 +2323,8 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
     expected = json.loads(json.dumps(settings_of_run(settings)))
     changed = [key for key in expected if stored.get(key) != expected[key]]
     message = f"has other settings ({', '.join(changed)}); choose another --out, or add --overwrite"
-    require(tested and not changed, path, message)
+    require(not changed, path, message)
+    require(tested, path, "lacks the scores of a language; move it away, or add --overwrite")
     message = "was made from other data or weights; choose another --out, or add --overwrite"
     require(record.get("content") == content, path, message)
     message = "exists, so that no model is trained; add --overwrite to train it and to save it"
@@ -2196,11 +2360,18 @@ def validate_settings(settings: Settings) -> None:
     ]:
         is_default = getattr(settings, name) == getattr(defaults, name)
         require(has_effect or is_default, flag_of(name), f"has no effect without {other}")
-    if (is_aligned or settings.probe) and is_word and settings.aligner != "dictionary":
+    has_negatives = is_word or settings.realign_batch_size > 1
+    message = "one sentence pair has no other sentence to be compared with; use 2 or more"
+    require(has_negatives or not is_aligned, "--realign-batch-size 1", message)
+    aligner, names = settings.aligner, ", ".join(ALIGNERS)
+    if settings.write_links:
+        is_possible = is_word and aligner in ALIGNERS
+        require(is_possible, "--write-links", f"needs --unit word and --aligner {names}")
+    elif is_aligned and is_word and aligner != "dictionary":
         message = "write the links first, by --write-links DIR; then train with --aligner DIR"
-        require(settings.aligner not in ALIGNERS, f"--aligner {settings.aligner}", message)
-        message = f"is neither a folder of links nor one of {', '.join(ALIGNERS)}"
-        require(Path(settings.aligner).is_dir(), f"--aligner {settings.aligner}", message)
+        require(aligner not in ALIGNERS, f"--aligner {aligner}", message)
+        message = f"is neither a folder of links nor one of {names}"
+        require(Path(aligner).is_dir(), f"--aligner {aligner}", message)
     has_steps = settings.epochs or settings.realign_steps or not is_aligned
     require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")
     world = processes()[1]
@@ -2213,7 +2384,9 @@ def validate_settings(settings: Settings) -> None:
 def validate_languages(settings: Settings) -> None:
     """Raise UserError for a code without data on the hub, or one that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
-        needs_treebank = name == "realign_languages" or settings.task == "udpos"
+        needs_treebank = settings.task == "udpos" or (
+            name == "realign_languages" and settings.task != "massive"
+        )
         for code in getattr(settings, name):
             is_code = regex.fullmatch(r"[\w-]+", code)
             require(is_code, flag_of(name), f"'{code}' is not a language code")
@@ -2226,23 +2399,20 @@ def validate_languages(settings: Settings) -> None:
 
 
 def validate_output(settings: Settings) -> None:
-    """Raise UserError if nothing can be written to --out or --save-model."""
-    validate_folder("--out", settings.out)
+    """Make the folders to write to. Raises UserError if they cannot be written to."""
     path = settings.save_model
+    folders = {"--write-links": settings.write_links, "--save-model": path and path.parent}
+    for flag, folder in (folders | {"--out": settings.out}).items():
+        if folder and not (settings.write_links and flag == "--out"):
+            with as_user_error(f"{flag} {folder}: cannot be written to; choose another folder"):
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
     if path:
-        validate_folder("--save-model", path.parent)
         is_new = not os.path.lexists(path) and len(os.fsencode(path.name)) <= 240
         require(is_new, f"--save-model {path}", "exists, or is too long; name a new folder")
-        realigned = settings.schedule == "before" or is_generative(settings)
+        realigned = settings.schedule == "before" or settings.strategy == "baseline"
         message = f"--schedule {settings.schedule} has no encoder realigned before fine-tuning"
-        require(realigned or settings.strategy == "baseline", "--save-model", message)
-
-
-def validate_folder(flag: str, folder: Path) -> None:
-    """Make a folder. Raises UserError if nothing can be written there."""
-    with as_user_error(f"{flag} {folder}: cannot be written to; choose another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        require(realigned or is_generative(settings), "--save-model", message)
 
 
 def validate_for_model(settings: Settings, config, longest: int) -> None:
@@ -2275,34 +2445,37 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     cannot be used, before anything is computed.
     """
     flag = f"{flag} {name}"
-    with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder"):
-        config = transformers.AutoConfig.from_pretrained(name)
-        config = config if config.is_encoder_decoder else config.get_text_config()
-        options = {} if generates else {"add_prefix_space": True}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-        sample = tokenizer("a")["input_ids"]  # fails if its settings are of odd types
-    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder
-    fits = is_decoder if generates else is_encoder and not getattr(config, "is_decoder", False)
-    needed = "a decoder-only language model" if generates else "an encoder such as xlm-roberta-base"
-    message = f"{config.model_type} does not fit this task, which needs {needed}"
-    require(fits and not config.is_encoder_decoder, flag, message)
-    has_words = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
-    require(has_words, flag, "has no fast tokenizer with words; are files missing?")
-    if tokenizer.pad_token_id is None and generates:
-        tokenizer.pad_token = tokenizer.eos_token
-    is_bytes = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # knows every word
-    is_complete = tokenizer.pad_token_id is not None
-    is_complete = is_complete and (is_bytes or tokenizer.unk_token_id is not None)
-    require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
-    highest, size = max(tokenizer.vocab_size - 1, *sample), config.vocab_size
-    message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
-    require(max(highest, tokenizer.pad_token_id) < size, flag, message)
-    positions = getattr(config, "max_position_embeddings", None) or math.inf
-    positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
-    tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
-    is_usable = longest >= 8 and config.num_hidden_layers > 0
-    require(is_usable, flag, "has no layer, or reads fewer than 8 subwords; see its configuration")
+    with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder of a model"):
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        is_text = config.is_encoder_decoder or config.get_text_config() is config
+        require(is_text, flag, "is a multimodal model; give a model of text alone")
+        is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+        is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder
+        is_encoder = is_encoder and not getattr(config, "is_decoder", False)
+        needed = "a decoder-only language model" if generates else "an encoder"
+        message = f"{config.model_type} does not fit this task, which needs {needed}"
+        fits = is_decoder if generates else is_encoder
+        require(fits and not config.is_encoder_decoder, flag, message)
+        has_words = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
+        require(has_words, flag, "has no fast tokenizer with words; are files missing?")
+        tokenizer.truncation_side = "right"
+        if tokenizer.pad_token_id is None and generates:
+            tokenizer.pad_token = tokenizer.eos_token
+        knows_all = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes
+        is_complete = tokenizer.pad_token_id is not None
+        is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
+        require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
+        ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+        ends = [*tokenizer("a")["input_ids"], tokenizer.pad_token_id, tokenizer.eos_token_id or 0]
+        highest, size = max(*ids, *ends), config.vocab_size  # images have tokens that no text needs
+        message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
+        require(highest < size, flag, message)
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
+        tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
+        message = "has no layer, or reads fewer than 8 subwords; see its configuration"
+        require(longest >= 8 and config.num_hidden_layers > 0, flag, message)
     return tokenizer, config
 
 
@@ -2313,6 +2486,7 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
     """
     flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = False
     with as_user_error(f"{flag}: its weights cannot be loaded"):
         model, info = head.from_pretrained(name, **options)
     whole = head in (transformers.AutoModel, Generator)
@@ -2334,41 +2508,52 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
     if settings.lora and settings.precision == "bf16":  # frozen weights need no higher precision
         options["dtype"] = torch.bfloat16
     model = load_model(settings.model, task.head, **options).to(device)
-    for folder, weight in map(parse_adapter, settings.adapter):
-        merge_adapter(model, folder, weight)
+    for name, weight in map(parse_adapter, settings.adapter):
+        merge_adapter(model, name, weight)
     if settings.lora:
         names = add_lora(model, settings.lora, settings.lora_alpha, settings.lora_dropout)
         for name in names:  # a classifier is among them
             model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = model.num_parameters(only_trainable=True)
         say(f"adapters of rank {settings.lora}: {count / 1e6:.2f}M parameters train")
+    if task.new_tokens:  # a model's own configuration may penalise repetition, which copies need
+        model.generation_config = greedy_decoding(model, tokenizer)
     if settings.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
     say(f"{settings.model}: {size}; strategy {settings.strategy}")
     return model
 
 
-def parse_adapter(text: str) -> tuple[Path, float]:
-    """Return (folder, weight) of `DIR` or `DIR=WEIGHT`; the weight is 1 if none is given."""
-    folder, _, weight = text.rpartition("=")
+def parse_adapter(text: str) -> tuple[str, float]:
+    """Return (folder or hub id, weight) of `NAME` or `NAME=WEIGHT`; the weight is 1 by default."""
+    name, _, weight = text.rpartition("=")
     try:
-        return (Path(folder), float(weight)) if folder else (Path(text), 1.0)
+        return (name, float(weight)) if name else (text, 1.0)
     except ValueError:
-        return Path(text), 1.0
+        return text, 1.0
 
 
-def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
+def adapter_folder(name: str) -> Path:
+    """Return the folder of an adapter, downloaded if it is on the hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    with as_user_error(f"--adapter {name}: cannot be loaded; give a hub id or a folder"):
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns="adapter_*"))
+
+
+def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
     """Add `weight` x scale x B A to the weights of the model, from a folder in PEFT's format.
 
     Raises UserError if the folder does not hold plain LoRA adapters of this model.
     """
-    flag = f"--adapter {folder}"
+    flag, folder = f"--adapter {name}", adapter_folder(name)
     with as_user_error(f"{flag}: cannot be read"):
         config = json.loads((folder / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "adapter_model.safetensors")
-        unsupported = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern")
-        unsupported = [key for key in unsupported if config.get(key)]
+        unsupported = [key for key in NOT_PLAIN if config.get(key)]
+        if config.get("init_lora_weights") not in (None, True, False, "gaussian"):
+            unsupported.append("init_lora_weights")  # PiSSA and OLoRA change the base weights
         is_plain = config.get("peft_type") == "LORA" and not unsupported
         message = f"not plain low-rank adapters ({config.get('peft_type')} {unsupported})"
         require(is_plain, flag, message)
@@ -2386,6 +2571,8 @@ def merge_adapter(model: nn.Module, folder: Path, weight: float) -> None:
         fits = isinstance(layer, nn.Linear) and low.shape == (rank, layer.in_features)
         fits = fits and high.shape == (layer.out_features, rank)
         require(fits, flag, f"this model has no linear layer {name} of that size and rank")
+        is_tied = layer.weight is model.get_input_embeddings().weight
+        require(not is_tied, flag, "changes the head, which is tied to the embeddings")
         product = high @ low  # in float32
         layer.weight.data += weight * scale * product.to(layer.weight.device)
     say(f"{flag}: merged with weight {weight:g}")
@@ -2397,6 +2584,8 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
         return
     path, is_decoder = settings.save_model, is_generative(settings)
     trained = model if is_decoder else model.base_model
+    is_finite = all(parameter.isfinite().all() for parameter in trained.parameters())
+    require(is_finite, "--save-model", "the weights are not finite; lower the learning rate")
     with (
         as_user_error(f"--save-model {path}: cannot be written"),
         tempfile.TemporaryDirectory(dir=path.parent) as scratch,
@@ -2443,6 +2632,9 @@ def load_features(settings: Settings, tokenizer, split: str) -> list[dict]:
     """Return the features of a split, of all languages that have labels."""
     task, examples, name = TASKS[settings.task], [], f"{settings.task}, {split}"
     for code in settings.train_languages:
+        if split == "valid" and code in WITHOUT_VALIDATION and not settings.data_dir:
+            say(f"{name}: {code} has no validation examples")
+            continue
         part = list(task.load(code, split, settings))[: settings.limit_train]
         say(f"{name}: {code} {len(part)} examples")
         examples += part
@@ -2613,6 +2805,10 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     task = TASKS[chosen.task]
     parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
     parser.set_defaults(**{name: getattr(task, name) for name in TASK_SETTINGS})
+    for action in parser._actions:
+        count = sum(word.split("=")[0] in action.option_strings for word in argv)
+        message = "given twice; name all its values behind one"
+        require(count < 2 or action.nargs != "+", action.option_strings[-1], message)
     settings = Settings(**vars(parser.parse_args(argv)))
     for name in ("languages", "train_languages", "realign_languages"):
         setattr(settings, name, list(dict.fromkeys(getattr(settings, name))))
@@ -2625,7 +2821,6 @@ def main(argv: list[str] | None = None) -> int:
         library.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    datasets.config.STREAMING_READ_MAX_RETRIES = 3
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # the terminal may not be able to show a name
             stream.reconfigure(errors="backslashreplace")
@@ -2637,20 +2832,24 @@ def main(argv: list[str] | None = None) -> int:
             run(settings)
         return 0
     except (UserError, OSError) as error:  # OSError: a full disk, for example
-        if int(os.environ.get("RANK", 0)):  # let the first process print its error first
+        if int(os.environ.get("RANK") or 0):  # let the first process print its error first
             time.sleep(3)
         print("alignfreeze:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("alignfreeze: interrupted; no record was written", file=sys.stderr)
         return 130
-    except RuntimeError:
+    except (MemoryError, RuntimeError) as error:
         if dist.is_initialized():  # another process failed, most likely; torchrun ends this one
             time.sleep(5)
-        raise
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        print("alignfreeze: out of memory; use smaller batches or lengths", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = main()
     if dist.is_initialized():  # gloo's threads can crash the interpreter while it ends:
         sys.stdout.flush()  # https://github.com/pytorch/pytorch/pull/179291
