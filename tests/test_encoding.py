@@ -1,13 +1,16 @@
-"""Words become subwords, and subwords batches: which subword stands for a word, and what does not fit.
+"""Words become subwords, and subwords become batches.
 
-Three kinds of tokenizer: of XLM-R (Unigram, `▁` for a blank, `<s> ... </s>`), of BERT (WordPiece, `[CLS] ... [SEP]`)
-and of RoBERTa and ModernBERT (byte-level BPE, `Ġ` for a blank). For cases written by hand their subwords are listed
-below, so that one sees what a word is cut into; for random sentences they are trained on a little text.
+These tests show which subword represents a word, what is cut off, and what a batch holds. There are
+four kinds of tokenizer: that of XLM-R (Unigram, `▁` for a blank, `<s> ... </s>`), that of BERT
+(WordPiece, `[CLS] ... [SEP]`), that of RoBERTa (byte-level BPE, `Ġ` for a blank, also in front of
+the first word), and that of ModernBERT and Llama 3 (the same without a blank in front). For cases
+written by hand, the list of their subwords is below, so that a reader can see how a word is split.
+For random sentences, they are trained on a little text.
 """
 
-import argparse
+import functools
 import itertools
-import math
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -15,38 +18,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tiny import build
+from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertTokenizer,
+    DebertaV2Tokenizer,
+    GemmaTokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+    RobertaTokenizer,
+    XLMRobertaTokenizer,
+)
 
 import alignfreeze as af
 
 # ---- tokenizers
 
-TEXT = """the cat sat on the mat , the cats sat on the mats . unbelievable ! walking and talking , believe it or not
-the dog walks , the dogs walked . a believable talk on a walk . 你好，世界。我喜欢北京，你好。 北京，世界，你喜欢。
-xã hội học sinh xã hội . हिन्दी में लिखें हिन्दी में । தமிழ் மொழி . le chat était là , l'été . die Katze sitzt da ."""
+TEXT = """the cat sat on the mat , the cats sat on the mats . unbelievable ! walking and talking ,
+believe it or not the dog walks , the dogs walked . a believable talk on a walk . 你好，世界。
+我喜欢北京，你好。 北京，世界，你喜欢。 xã hội học sinh xã hội .
+हिन्दी में लिखें हिन्दी में । தமிழ் மொழி . le chat était là , l'été .
+die Katze sitzt da ."""
 SPECIAL = {"xlmr": ["<s>", "<pad>", "</s>", "<unk>"], "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]}
-SPECIAL["roberta"] = SPECIAL["xlmr"]
+SPECIAL["roberta"] = SPECIAL["modernbert"] = SPECIAL["xlmr"]
 PIECES = {
     "xlmr": "▁ ▁the ▁cat s ▁un believ able ▁xã ▁hội ， _ של Ġ orġ",
     "bert": "the cat ##s un ##believ ##able xã hội ， _ של Ġ ##orġ",
     "roberta": "Ġ t h e c a s ï ¼ Į Ġt Ġth Ġthe Ġc Ġca Ġcat",
+    "modernbert": "Ġ t h e c a s ï ¼ Į Ġt Ġth Ġthe Ġc Ġca Ġcat ca cat",
 }
 MERGES = [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("Ġ", "c"), ("Ġc", "a"), ("Ġca", "t")]
+MERGES = {"roberta": MERGES, "modernbert": [*MERGES, ("c", "a"), ("ca", "t")]}
 
 
 def wrapped(kind: str, backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer as transformers loads it, with the special tokens of its kind."""
+    """Return a tokenizer as transformers loads it, with the special tokens of its kind."""
     if kind == "bert":
         pad, unk, start, end = SPECIAL[kind]
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     else:
         start, pad, end, unk = SPECIAL[kind]
-        roberta = kind == "roberta"
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(True) if roberta else pre_tokenizers.Metaspace()
+        is_xlmr = kind == "xlmr"
+        bytes_of_text = pre_tokenizers.ByteLevel(add_prefix_space=kind == "roberta")
+        backend.pre_tokenizer = pre_tokenizers.Metaspace() if is_xlmr else bytes_of_text
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=start, cls_token=start, eos_token=end, sep_token=end, pad_token=pad,
-        unk_token=unk,
+        tokenizer_object=backend, bos_token=start, cls_token=start, eos_token=end, sep_token=end,
+        pad_token=pad, unk_token=unk,
     )  # fmt: skip
 
 
@@ -60,7 +78,7 @@ def with_special_tokens(kind: str, backend: Tokenizer) -> Tokenizer:
 
 
 def listed(kind: str) -> PreTrainedTokenizerFast:
-    """The tokenizer that knows exactly the subwords of PIECES."""
+    """Return the tokenizer that knows exactly the subwords of PIECES."""
     vocabulary = SPECIAL[kind] + PIECES[kind].split()
     ids = {piece: k for k, piece in enumerate(vocabulary)}
     if kind == "xlmr":
@@ -70,12 +88,12 @@ def listed(kind: str) -> PreTrainedTokenizerFast:
     elif kind == "bert":
         model = models.WordPiece(ids, unk_token="[UNK]")
     else:
-        model = models.BPE(ids, MERGES)
+        model = models.BPE(ids, MERGES[kind])
     return wrapped(kind, with_special_tokens(kind, Tokenizer(model)))
 
 
 def trained(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on TEXT."""
+    """Return a tokenizer that is trained on TEXT."""
     options = {"vocab_size": 150, "special_tokens": SPECIAL[kind], "show_progress": False}
     if kind == "xlmr":
         model, trainer = models.Unigram(), trainers.UnigramTrainer(unk_token="<unk>", **options)
@@ -86,7 +104,7 @@ def trained(kind: str) -> PreTrainedTokenizerFast:
         options["vocab_size"] = 330
         model, trainer = models.BPE(), trainers.BpeTrainer(initial_alphabet=alphabet, **options)
     backend = Tokenizer(model)
-    wrapped(kind, backend)  # its pre-tokenizer
+    wrapped(kind, backend)  # sets its pre-tokenizer
     backend.train_from_iterator(TEXT.split("\n"), trainer)
     return wrapped(kind, with_special_tokens(kind, backend))
 
@@ -96,13 +114,13 @@ def by_hand() -> dict[str, PreTrainedTokenizerFast]:
     return {kind: listed(kind) for kind in SPECIAL}
 
 
-@pytest.fixture(scope="module", params=list(SPECIAL))
+@pytest.fixture(scope="module", params=["xlmr", "bert", "roberta"])
 def tokenizer(request) -> PreTrainedTokenizerFast:
     return trained(request.param)
 
 
 def show(tokenizer, window: af.Window) -> str:
-    """A window in one line: every subword, `:` the word that it belongs to, `*` if it represents that word."""
+    """Return each subword of a window, `:` and its word, and `*` if it represents that word."""
     assert len(window.ids) == len(window.words) == len(window.first)
     return " ".join(
         token if word == -1 and not first else f"{token}:{word}{'*' * int(first)}"
@@ -122,33 +140,38 @@ def show(tokenizer, window: af.Window) -> str:
         ("xlmr", ["the", "cats"], "<s> ▁the:0* ▁cat:1* s:1 </s>"),
         ("bert", ["the", "cats"], "[CLS] the:0* cat:1* ##s:1 [SEP]"),
         ("roberta", ["the", "cats"], "<s> Ġthe:0* Ġcat:1* s:1 </s>"),
+        # no blank in front of the first word, but in front of every other one
+        ("modernbert", ["cats", "the", "cat"], "<s> cat:0* s:0 Ġthe:1* Ġcat:2* </s>"),
+        ("modernbert", ["cat", "，"], "<s> cat:0* ï:1* ¼:1 Į:1 </s>"),
+        ("modernbert", ["，", "cat"], "<s> ï:0* ¼:0 Į:0 Ġcat:1* </s>"),
+        ("modernbert", ["the cat", "cat"], "<s> t:0* h:0 e:0 Ġcat:0 Ġcat:1* </s>"),
         ("xlmr", ["unbelievable"], "<s> ▁un:0* believ:0 able:0 </s>"),
         ("bert", ["unbelievable", "，"], "[CLS] un:0* ##believ:0 ##able:0 ，:1* [SEP]"),
         ("xlmr", ["cat", "cat"], "<s> ▁cat:0* ▁cat:1* </s>"),
         ("xlmr", [], "<s> </s>"),
         ("bert", [], "[CLS] [SEP]"),
-        # a lone blank in front of a word is removed, and the first visible subword represents the word
+        # a lone blank in front of a word is removed; the first visible subword represents it
         ("xlmr", ["，"], "<s> ，:0* </s>"),
         ("xlmr", ["cats", "，", "cat"], "<s> ▁cat:0* s:0 ，:1* ▁cat:2* </s>"),
         ("xlmr", ["▁▁，", "cat"], "<s> ，:0* ▁cat:1* </s>"),
         ("roberta", ["，", "cat"], "<s> ï:0* ¼:0 Į:0 Ġcat:1* </s>"),
         ("roberta", ["cat", "a"], "<s> Ġcat:0* a:1* </s>"),
-        # it is kept when it is all there is of a word
+        # it is kept if the word has no other subword
         ("xlmr", ["▁"], "<s> ▁:0* </s>"),
         ("xlmr", [" ", "cat"], "<s> ▁:0* ▁cat:1* </s>"),
         ("xlmr", ["▁", "，"], "<s> ▁:0* ，:1* </s>"),
         ("xlmr", ["▁", "▁"], "<s> ▁:0* ▁:1* </s>"),
         ("roberta", [" ", "cat", " "], "<s> Ġ:0* Ġcat:1* Ġ:2* </s>"),
-        # what no subword matches is one unknown subword, and represents its word
+        # an unknown word is one unknown subword, which represents the word
         ("xlmr", ["☃", "cat"], "<s> <unk>:0* ▁cat:1* </s>"),
         ("bert", ["☃", "cat"], "[CLS] [UNK]:0* cat:1* [SEP]"),
-        # a Vietnamese form with a space in it is one word, and so is a Hebrew one with clitic marks
+        # a Vietnamese form with a space in it is one word, as is a Hebrew form with clitic marks
         ("xlmr", ["xã hội", "cat"], "<s> ▁xã:0* ▁hội:0 ▁cat:1* </s>"),
         ("bert", ["xã hội", "cat"], "[CLS] xã:0* hội:0 cat:1* [SEP]"),
         ("roberta", ["the cat", "cat"], "<s> Ġthe:0* Ġcat:0 Ġcat:1* </s>"),
         ("xlmr", ["_של_", "cat"], "<s> _:0* של:0 _:0 ▁cat:1* </s>"),
         ("bert", ["_של_", "_"], "[CLS] _:0* של:0 _:0 _:1* [SEP]"),
-        # the Maltese letter `Ġ` is no blank where blanks are written otherwise
+        # the Maltese letter `Ġ` is not a blank for a tokenizer that marks blanks differently
         ("xlmr", ["Ġorġ"], "<s> Ġ:0* orġ:0 </s>"),
         ("bert", ["Ġorġ"], "[CLS] Ġ:0* ##orġ:0 [SEP]"),
     ],
@@ -159,23 +182,22 @@ def test_the_first_visible_subword_represents_a_word(by_hand, kind, words, expec
         assert show(by_hand[kind], window) == expected
 
 
+THREE = ["the", "cats", "unbelievable"]
+
+
 @pytest.mark.parametrize(
     "kind, words, max_length, expected",
     [
-        (
-            "xlmr",
-            ["the", "cats", "unbelievable"],
-            8,
-            "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 able:2 </s>",
-        ),
-        ("xlmr", ["the", "cats", "unbelievable"], 7, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 </s>"),
-        ("xlmr", ["the", "cats", "unbelievable"], 6, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* </s>"),
-        ("xlmr", ["the", "cats", "unbelievable"], 5, "<s> ▁the:0* ▁cat:1* s:1 </s>"),
-        ("xlmr", ["the", "cats", "unbelievable"], 4, "<s> ▁the:0* ▁cat:1* </s>"),
-        ("xlmr", ["the", "cats", "unbelievable"], 3, "<s> ▁the:0* </s>"),
-        ("bert", ["the", "cats", "unbelievable"], 6, "[CLS] the:0* cat:1* ##s:1 un:2* [SEP]"),
+        ("xlmr", THREE, 8, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 able:2 </s>"),
+        ("xlmr", THREE, 7, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 </s>"),
+        ("xlmr", THREE, 6, "<s> ▁the:0* ▁cat:1* s:1 ▁un:2* </s>"),
+        ("xlmr", THREE, 5, "<s> ▁the:0* ▁cat:1* s:1 </s>"),
+        ("xlmr", THREE, 4, "<s> ▁the:0* ▁cat:1* </s>"),
+        ("xlmr", THREE, 3, "<s> ▁the:0* </s>"),
+        ("bert", THREE, 6, "[CLS] the:0* cat:1* ##s:1 un:2* [SEP]"),
         ("roberta", ["the", "cats", "cats"], 5, "<s> Ġthe:0* Ġcat:1* s:1 </s>"),
-        ("xlmr", ["，", "，", "，"], 5, "<s> ，:0* ，:1* ，:2* </s>"),  # a removed blank takes no room
+        # a removed blank takes no room
+        ("xlmr", ["，", "，", "，"], 5, "<s> ，:0* ，:1* ，:2* </s>"),
         ("xlmr", ["，", "，", "，"], 4, "<s> ，:0* ，:1* </s>"),
     ],
 )
@@ -191,28 +213,25 @@ def test_a_sentence_is_cut_at_max_length_subwords_special_tokens_included(
     [
         ("xlmr", 8, ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 able:2 </s>"]),
         ("xlmr", 7, ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* believ:2 </s>", "<s> able:2 </s>"]),
+        # a window may end within a word, or between two words
+        ("xlmr", 6, ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* </s>", "<s> believ:2 able:2 </s>"]),
+        ("xlmr", 5, ["<s> ▁the:0* ▁cat:1* s:1 </s>", "<s> ▁un:2* believ:2 able:2 </s>"]),
         (
             "xlmr",
-            6,
-            ["<s> ▁the:0* ▁cat:1* s:1 ▁un:2* </s>", "<s> believ:2 able:2 </s>"],
-        ),  # a border within a word
-        (
-            "xlmr",
-            5,
-            ["<s> ▁the:0* ▁cat:1* s:1 </s>", "<s> ▁un:2* believ:2 able:2 </s>"],
-        ),  # one between two
-        ("xlmr", 4, ["<s> ▁the:0* ▁cat:1* </s>", "<s> s:1 ▁un:2* </s>", "<s> believ:2 able:2 </s>"]),
+            4,
+            ["<s> ▁the:0* ▁cat:1* </s>", "<s> s:1 ▁un:2* </s>", "<s> believ:2 able:2 </s>"],
+        ),
         ("bert", 6, ["[CLS] the:0* cat:1* ##s:1 un:2* [SEP]", "[CLS] ##believ:2 ##able:2 [SEP]"]),
     ],
 )
-def test_what_does_not_fit_goes_on_in_further_windows(by_hand, kind, max_length, expected):
-    sentences = [["the"], ["the", "cats", "unbelievable"], [], ["cat"]]
+def test_what_does_not_fit_goes_into_further_windows(by_hand, kind, max_length, expected):
+    sentences = [["the"], THREE, [], ["cat"]]
     windows = af.encode_words(by_hand[kind], sentences, max_length, windows=True)
     assert [show(by_hand[kind], window) for window in windows if window.sentence == 1] == expected
     assert [window.sentence for window in windows] == [0] + [1] * len(expected) + [2, 3]
 
 
-def test_a_tag_stands_on_the_first_visible_subword_and_nowhere_else(by_hand):
+def test_only_the_first_visible_subword_of_a_word_has_its_tag(by_hand):
     examples = [{"tokens": ["the", "cats", "，", "unbelievable"], "tags": [5, 7, 12, 0]}]
     x = af.IGNORE
     (feature,) = af.encode_tokens(by_hand["xlmr"], examples, 96, True)
@@ -230,30 +249,21 @@ def test_a_tag_stands_on_the_first_visible_subword_and_nowhere_else(by_hand):
 
 # ---- random sentences
 
-WORDS = TEXT.split() + [
-    "北京",
-    "，",
-    "。",
-    "☃",
-    "☃☃",
-    "xã hội",
-    "catwalk",
-    "unmatched",
-    "Z",
-    "_",
-    "▁",
-    "été",
-    "世界，",
-]
+WORDS = TEXT.split() + "北京 ， 。 ☃ ☃☃ catwalk unmatched Z _ ▁ été 世界，".split() + ["xã hội"]
 
 
 def random_sentence(rng: random.Random, longest: int = 30) -> list[str]:
     return rng.choices(WORDS, k=rng.randint(1, longest))
 
 
+def encode_alone(tokenizer, word: str) -> Encoding:
+    backend = tokenizer.backend_tokenizer
+    return backend.encode([word], is_pretokenized=True, add_special_tokens=False)
+
+
 def visible_subwords(tokenizer, word: str) -> list[int]:
-    """The ids of one word, tokenised alone; a blank with more of the word behind it is left out."""
-    encoding = tokenizer.backend_tokenizer.encode([word], is_pretokenized=True, add_special_tokens=False)
+    """Return the ids of a word that is tokenised alone, without a blank in front of others."""
+    encoding = encode_alone(tokenizer, word)
     last = len(encoding.ids) - 1
     return [
         i
@@ -267,13 +277,65 @@ def ends(tokenizer) -> tuple[int, int]:
 
 
 def test_a_trained_tokenizer_does_put_lone_blanks_in_front_of_words(tokenizer):
-    tokens = [
-        tokenizer.backend_tokenizer.encode([word], is_pretokenized=True, add_special_tokens=False)
-        for word in WORDS
-    ]
+    tokens = [encode_alone(tokenizer, word) for word in WORDS]
     lone = {word for word, one in zip(WORDS, tokens) if len(one) > 1 and one.tokens[0] in "▁Ġ"}
     assert bool(lone) == (ends(tokenizer) != (2, 3))  # 2, 3: [CLS], [SEP]
     assert any(len(visible_subwords(tokenizer, word)) > 2 for word in WORDS)
+
+
+BLANK_BEFORE = {"add_prefix_space": True}
+LIBRARY = {  # of the models that the README names: class of transformers and options
+    "BERT": (BertTokenizer, {}),
+    "BERT, cased": (BertTokenizer, {"do_lower_case": False}),
+    "XLM-R": (XLMRobertaTokenizer, {}),
+    "mDeBERTa": (DebertaV2Tokenizer, {}),
+    "RoBERTa": (RobertaTokenizer, BLANK_BEFORE),
+    "ModernBERT": (RobertaTokenizer, {}),
+    "mmBERT, Gemma": (GemmaTokenizer, {}),
+    "Llama 2": (LlamaTokenizer, {}),
+    "Qwen, Llama 3": (Qwen2Tokenizer, {}),
+}
+
+
+@functools.cache
+def library_tokenizer(model: str) -> PreTrainedTokenizerFast:
+    """Return the library's tokenizer of a model, trained on TEXT word by word."""
+    kind, options = LIBRARY[model]
+    words = [[word, f" {word}"] for word in TEXT.split()]
+    special = {"pad_token": "<pad>", "unk_token": "<unk>"} if kind is Qwen2Tokenizer else {}
+    tokenizer = kind(**options, **special)
+    return tokenizer.train_new_from_iterator(words, vocab_size=450, show_progress=False)
+
+
+@pytest.mark.parametrize("model", LIBRARY)
+def test_the_subwords_of_words_are_those_of_the_text_with_blanks_between_them(model):
+    """What the text of one more word adds to its subwords are the subwords of this word.
+
+    A blank alone is left out if other subwords of its word follow.
+    """
+    tokenizer, rng = library_tokenizer(model), random.Random(model)
+    start_and_end, vocabulary = tokenizer.encode(""), tokenizer.get_vocab()
+    blanks, seen = {vocabulary.get("▁"), vocabulary.get("Ġ")}, Counter()
+    words = [word for word in WORDS if word != "▁"]  # some tokenizers cannot tell it from a blank
+    if model == "Llama 2":  # which knows all bytes, unlike this one, which leaves unknown ones out
+        words = [word for word in words if set(word) <= set(TEXT)]
+    sentences = [rng.choices(words, k=rng.randint(1, 12)) for _ in range(40)]
+    windows = af.encode_words(tokenizer, sentences, 512)
+    for sentence, window in zip(sentences, windows, strict=True):
+        before, expected = [], []
+        for k in range(len(sentence)):
+            text = " ".join(sentence[: k + 1])
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert ids[: len(before)] == before
+            added, before = ids[len(before) :], ids
+            visible = [i for n, i in enumerate(added, 1) if n == len(added) or i not in blanks]
+            expected += [(i, k, n == 0) for n, i in enumerate(visible)]
+            seen.update(blanks=len(added) - len(visible), several=len(visible) > 1)
+        rows = list(zip(window.ids.tolist(), window.words.tolist(), window.first.tolist()))
+        assert [row for row in rows if row[1] >= 0] == expected
+        assert [i for i, k, first in rows if k < 0 and not first] == start_and_end
+    assert seen["several"] > 20
+    assert bool(seen["blanks"]) == (model not in ("BERT", "BERT, cased"))
 
 
 @pytest.mark.parametrize("max_length", [3, 7, 96])
@@ -286,7 +348,8 @@ def test_windows_lose_no_subword_and_represent_every_word_once(tokenizer, max_le
         assert all(len(part.ids) == max_length for part in parts[:-1])
         assert 2 < len(parts[-1].ids) <= max_length
         assert all((part.ids[0], part.ids[-1]) == ends(tokenizer) for part in parts)
-        assert all(not part.first[[0, -1]].any() and (part.words[[0, -1]] == -1).all() for part in parts)
+        for part in parts:
+            assert not part.first[[0, -1]].any() and (part.words[[0, -1]] == -1).all()
         subwords = [
             (i, k, n == 0)
             for k, w in enumerate(sentence)
@@ -303,9 +366,13 @@ def test_without_windows_a_sentence_is_the_first_of_its_windows(tokenizer, max_l
     rng = random.Random(max_length)
     sentences = [random_sentence(rng) for _ in range(30)]
     windows = af.encode_words(tokenizer, sentences, max_length, windows=True)
-    firsts = [next(window for window in windows if window.sentence == k) for k in range(len(sentences))]
+    firsts = [
+        next(window for window in windows if window.sentence == k) for k in range(len(sentences))
+    ]
     cut = af.encode_words(tokenizer, sentences, max_length)
-    assert [show(tokenizer, window) for window in cut] == [show(tokenizer, window) for window in firsts]
+    assert [show(tokenizer, window) for window in cut] == [
+        show(tokenizer, window) for window in firsts
+    ]
     assert [window.sentence for window in cut] == list(range(len(sentences)))
 
 
@@ -340,8 +407,8 @@ def random_pairs(rng: random.Random, count: int, longest: int = 20) -> list[af.P
     return pairs
 
 
-def slow_places(tokenizer, words: list[str], max_length: int) -> tuple[list[int], list[int]]:
-    """(A sentence's ids, the position of the first visible subword of each word that is not cut off)."""
+def slow_sentence(tokenizer, words: list[str], max_length: int) -> tuple[list[int], list[int]]:
+    """Return a sentence's ids, and where each word that is not cut off starts."""
     ids, starts = [], []
     for word in words:
         starts.append(len(ids) + 1)
@@ -351,92 +418,75 @@ def slow_places(tokenizer, words: list[str], max_length: int) -> tuple[list[int]
     return [start, *ids[:room], end], [at for at in starts if at <= room]
 
 
-def places(batches: list[af.Batch]) -> list[tuple[int, int]]:
-    """(Sentence, position) of every vector of a batch, which several processes may share."""
-    found = []
-    for batch in batches:
-        numbers, own = iter(batch.sentences), []
-        for part in batch.inputs:
-            for ids, sentence in zip(part["input_ids"], numbers):
-                own += [(sentence, position) for position in range(len(ids))]
-        found += [own[row] for row in batch.places.tolist()]
-    return found
-
-
-@pytest.mark.parametrize("buckets, processes", [(1, 1), (3, 1), (8, 1), (2, 2), (8, 3)])
 @pytest.mark.parametrize("max_length", [8, 96])
-def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(
-    tokenizer, buckets, processes, max_length
-):
+def test_queries_and_targets_are_the_first_visible_subwords_of_linked_words(tokenizer, max_length):
     rng, seen = random.Random(max_length), Counter()
     for size in (2, 16):
         pairs = random_pairs(rng, size)
-        options = [{"process": (k, processes)} for k in range(processes)]
-        how = af.Alignment(max_length=max_length)
-        batches = [af.encode_pairs(tokenizer, pairs, how, buckets, **one) for one in options]
+        batch = af.encode_pairs(tokenizer, pairs, max_length)
         sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
-        read = [slow_places(tokenizer, words, max_length) for words in sentences]
+        slow = [slow_sentence(tokenizer, words, max_length) for words in sentences]
 
-        # every sentence is there once, without a subword too many or too few, in buckets of equal size
-        for batch in batches:
-            numbers = iter(batch.sentences)
-            share = len(batch.sentences)
-            assert len(batch.inputs) == math.ceil(share / math.ceil(share / buckets))
-            for part in batch.inputs:
-                ids, mask = part["input_ids"], part["attention_mask"]
-                assert mask.sum(1).max() == ids.shape[1] and (mask.diff(dim=1) <= 0).all()
-                assert (ids[mask == 0] == tokenizer.pad_token_id).all()
-                for row, inside, sentence in zip(ids, mask.bool(), numbers):
-                    assert row[inside].tolist() == read[sentence][0]
-        everyone = [sentence for batch in batches for sentence in batch.sentences]
-        assert sorted(everyone) == list(range(2 * size))
+        # row k of the inputs is sentence k, padded at its end
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        assert ids.shape == mask.shape == (2 * size, max(len(row) for row, _ in slow))
+        assert (ids[mask == 0] == tokenizer.pad_token_id).all()
+        for row, inside, (expected_ids, _) in zip(ids, mask, slow):
+            assert inside.tolist() == [1] * len(expected_ids) + [0] * (len(row) - len(expected_ids))
+            assert row[: len(expected_ids)].tolist() == expected_ids
 
-        # every word that is not cut off has a vector, linked or not
-        found = places(batches)
-        words = {(k, at) for k, (_, starts) in enumerate(read) for at in starts}
-        assert len(found) == len(words) and set(found) == words
+        # every word that is not cut off has a vector, in the order of the text, linked or not
+        places = [divmod(position, ids.shape[1]) for position in batch.positions.tolist()]
+        assert places == [(k, at) for k, (_, starts) in enumerate(slow) for at in starts]
 
-        # and both directions of every link are asked for, of all processes alike
-        expected, cut = [], []
+        # both words of every link are queries
+        expected, cut = [], [0] * size
         for k, pair in enumerate(pairs):
-            cut.append(0)
             for i, j in pair.links:
-                source, target = read[k][1], read[k + size][1]
+                source, target = slow[k][1], slow[k + size][1]
                 if i < len(source) and j < len(target):
                     expected.append(((k, source[i]), (k + size, target[j])))
                 else:
                     cut[k] += 1
-        for batch in batches:
-            queries = [
-                (found[q], found[t]) for q, t in zip(batch.queries.tolist(), batch.targets.tolist())
-            ]
-            assert queries == expected + [(b, a) for a, b in expected]
-            assert batch.cut == cut and batch.candidates is None and batch.pairs == pairs
-            assert batch.counts == [len(one.places) for one in batches]
+        queries, targets = batch.queries.tolist(), batch.targets.tolist()
+        links = [(places[query], places[target]) for query, target in zip(queries, targets)]
+        assert links == expected + [(target, source) for source, target in expected]
+        assert batch.cut == cut and batch.candidates is None and batch.pairs == pairs
         seen.update(kept=len(expected), cut=sum(cut))
     assert seen["kept"] > 5 and (seen["cut"] > 10 or max_length == 96)
 
 
-def test_a_link_within_one_sentence_pair_is_never_mixed_up_with_another_pair(by_hand):
+def test_the_vectors_of_a_pair_of_two_words_are_those_of_the_example_in_the_docstring(by_hand):
+    """`PairBatch` explains its fields by one pair of two English and two other words."""
+    pair = af.Pair("xx", ["the", "cat"], ["un", "hội"], [(1, 1)])
+    batch = af.encode_pairs(by_hand["bert"], [pair], 96)
+    tokens = by_hand["bert"].convert_ids_to_tokens(batch.inputs["input_ids"].flatten())
+    assert tokens == "[CLS] the cat [SEP] [CLS] un hội [SEP]".split()
+    assert batch.positions.tolist() == [1, 2, 5, 6]
+    assert (batch.queries.tolist(), batch.targets.tolist()) == ([1, 3], [3, 1])
+
+
+def test_a_link_never_points_into_another_sentence_pair(by_hand):
     pairs = [af.Pair("xx", ["the", "cat"], ["cats", "the"], [(0, 1), (1, 0)])]
     pairs += [af.Pair("xx", ["cat"], ["the", "the", "the", "，"], [(0, 3)])]
-    batch = af.encode_pairs(by_hand["xlmr"], pairs, af.Alignment())
-    ids = torch.cat([part["input_ids"].flatten() for part in batch.inputs])[batch.places]
+    batch = af.encode_pairs(by_hand["xlmr"], pairs, 96)
+    ids = batch.inputs["input_ids"].flatten()[batch.positions]
     tokens = np.array(by_hand["xlmr"].convert_ids_to_tokens(ids))
     links = sorted(zip(tokens[batch.queries].tolist(), tokens[batch.targets].tolist()))
     expected = [("▁the", "▁the")] * 2 + [("▁cat", "▁cat")] * 2 + [("▁cat", "，"), ("，", "▁cat")]
     assert links == sorted(expected) and len(tokens) == 9
 
 
-def test_links_beyond_the_cut_are_dropped_and_counted(by_hand):
+def test_links_of_words_that_are_cut_off_are_dropped_and_counted(by_hand):
     unlinked = af.Pair("xx", ["cats", "cat"], ["the", "unbelievable", "cat"], [(1, 2)])
     half = af.Pair("xx", ["the", "cat", "cats"], ["cat", "the"], [(0, 1), (2, 0)])
-    how = af.Alignment(max_length=5)  # room for 3 subwords
-    batch = af.encode_pairs(by_hand["bert"], [unlinked, half, unlinked], how)
-    assert batch.cut == [1, 0, 1]  # `cats` of the second pair: its first subword is the last that fits
+    room_for_three = 5
+    batch = af.encode_pairs(by_hand["bert"], [unlinked, half, unlinked], room_for_three)
+    assert batch.cut == [1, 0, 1]  # the last subword that fits in `half` is the first one of `cats`
     assert len(batch.queries) == len(batch.targets) == 4
-    batch = af.encode_pairs(by_hand["bert"], [unlinked], how)
-    assert (batch.cut, len(batch.queries), len(batch.targets), len(batch.places)) == ([1], 0, 0, 4)
+    batch = af.encode_pairs(by_hand["bert"], [unlinked], room_for_three)
+    assert (batch.cut, len(batch.positions)) == ([1], 4)
+    assert (batch.queries.tolist(), batch.targets.tolist()) == ([], [])
 
 
 # ---- sentence pairs
@@ -447,134 +497,147 @@ def random_texts(rng: random.Random, count: int) -> list[af.Pair]:
     return [af.Pair("xx", sentence(), sentence()) for _ in range(count)]
 
 
-@pytest.mark.parametrize("buckets, processes", [(1, 1), (8, 1), (2, 2), (3, 3)])
-@pytest.mark.parametrize("gather", [True, False])
-def test_each_sentence_is_asked_for_its_translation_among_the_english_ones(
-    tokenizer, buckets, processes, gather
-):
-    pairs, max_length = random_texts(random.Random(buckets), 7), 16
-    how = af.Alignment(unit="sentence", max_length=max_length, gather=gather)
-    everyone, numbered = [], []
-    for k in range(processes):
-        batch = af.encode_texts(tokenizer, pairs, how, buckets, process=(k, processes))
-        sentences = iter(batch.sentences)
-        for part in batch.inputs:
-            for row, inside, sentence in zip(
-                part["input_ids"], part["attention_mask"].bool(), sentences
-            ):
-                pair = pairs[sentence % 7]
-                text = pair.source if sentence < 7 else pair.target
-                ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
-                assert row[inside].tolist() == ids and len(ids) <= max_length
-        everyone += batch.sentences
-        numbered.append([batch.sentences[row] for row in batch.places.tolist()])
-        assert batch.cut == [0] * 7 and batch.pairs == pairs
-    assert sorted(everyone) == list(range(14))  # each sentence once
-    for k in range(processes):
-        batch = af.encode_texts(tokenizer, pairs, how, buckets, process=(k, processes))
-        found = [*itertools.chain(*numbered)] if gather else numbered[k]
-        assert batch.counts == ([len(own) for own in numbered] if gather else [len(found)])
-        queries, targets = ([found[n] for n in x.tolist()] for x in (batch.queries, batch.targets))
-        assert sorted(queries) == sorted(sentence for sentence in found if sentence >= 7)
-        assert [query - 7 for query in queries] == targets
-        assert sorted(found[n] for n in batch.candidates.tolist()) == sorted(targets)
+def test_each_translation_is_compared_with_all_english_sentences(tokenizer):
+    pairs, max_length = random_texts(random.Random(0), 7), 16
+    batch = af.encode_texts(tokenizer, pairs, max_length)
+    texts = [pair.source for pair in pairs] + [pair.target for pair in pairs]
+    lengths = []
+    for row, mask, text in zip(batch.inputs["input_ids"], batch.inputs["attention_mask"], texts):
+        ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+        assert row[: len(ids)].tolist() == ids
+        assert mask.tolist() == [1] * len(ids) + [0] * (len(row) - len(ids))
+        lengths.append(len(ids))
+    assert min(lengths) < max(lengths) == max_length
+    assert batch.positions is None
+    assert batch.queries.tolist() == [7, 8, 9, 10, 11, 12, 13]
+    assert batch.targets.tolist() == batch.candidates.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert (batch.cut, batch.pairs) == ([0] * 7, pairs)
 
 
-# ---- buckets and padding
+@pytest.mark.parametrize("unit", ["word", "sentence"])
+def test_batches_of_a_list_repeat_it_without_end_and_those_of_an_iterator_end(tokenizer, unit):
+    rng = random.Random(5)
+    pairs = random_pairs(rng, 5) if unit == "word" else random_texts(rng, 5)
+    settings = af.Settings(unit=unit, realign_batch_size=2, realign_max_length=9)
+    batches = list(itertools.islice(af.pair_batches(tokenizer, pairs, settings), 10))
+    assert [pair for batch in batches for pair in batch.pairs] == pairs * 4
+    assert max(batch.inputs["input_ids"].shape[1] for batch in batches) == 9
+    encode = af.encode_pairs if unit == "word" else af.encode_texts
+    for batch, chunk in zip(batches, ([0, 1], [2, 3], [4, 0])):
+        expected = encode(tokenizer, [pairs[k] for k in chunk], 9)
+        assert torch.equal(batch.inputs["input_ids"], expected.inputs["input_ids"])
+        assert torch.equal(batch.targets, expected.targets)
+    whole = list(af.pair_batches(tokenizer, iter(pairs), settings))
+    assert [batch.pairs for batch in whole] == [pairs[:2], pairs[2:4]]  # none with a single pair
 
 
-@pytest.mark.parametrize(
-    "count, buckets, processes, sizes",
-    [
-        (8, 1, 1, [[8]]),
-        (10, 4, 1, [[3, 3, 3, 1]]),
-        (3, 8, 1, [[1, 1, 1]]),
-        (9, 8, 1, [[2, 2, 2, 2, 1]]),
-        (10, 2, 3, [[2, 2], [2, 1], [2, 1]]),
-        (2, 8, 2, [[1], [1]]),
-    ],
-)
-def test_parts_of_a_batch_are_of_equal_size_and_similar_length(count, buckets, processes, sizes):
-    lengths = random.Random(count).choices(range(50), k=count)
-    items = ["x" * length + str(k) for k, length in enumerate(lengths)]
-    shares = [af.in_buckets(items, buckets, len, (k, processes)) for k in range(processes)]
-    assert [[len(group) for group in share] for share in shares] == sizes
-    assert sorted(item for share in shares for group in share for item in group) == sorted(items)
-    for share in shares:
-        for shorter, longer in itertools.pairwise(share):
-            assert max(map(len, shorter)) <= min(map(len, longer))
+# ---- groups of similar length
 
 
-def test_eight_parts_hold_hardly_any_padding():
-    lengths, padding = random.Random(0).choices(range(5, 96), k=32), {}
-    for buckets in (1, 8):
-        groups = af.in_buckets(lengths, buckets, int)
-        padding[buckets] = sum(max(group) * len(group) - sum(group) for group in groups)
-    assert padding[1] > 0.5 * sum(lengths) and padding[8] < 0.1 * sum(lengths)
+def rows_of_length(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return a batch of random sentences with these numbers of subwords."""
+    rng = np.random.default_rng(seed)
+    return af.pad_inputs([rng.integers(4, 19, length) for length in lengths], 1, "cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 32, 33])
+def test_a_batch_is_split_into_at_most_eight_groups_of_similar_length(count):
+    model = build("bert")
+    lengths = random.Random(count).choices(range(3, 50), k=count)
+    batch = rows_of_length(lengths) | {"labels": torch.arange(count)[:, None]}
+    groups = list(af.by_length(model, batch))
+    numbers = torch.cat([rows for rows, _ in groups]).tolist()
+    assert len(groups) <= 8 and sorted(numbers) == list(range(count))
+    for (rows, _), (longer, _) in itertools.pairwise(groups):
+        assert max(lengths[k] for k in rows) <= min(lengths[k] for k in longer)
+        assert len(longer) <= len(rows)
+    for rows, group in groups:
+        longest = max(lengths[k] for k in rows)  # the group is padded to its own longest row
+        ids = batch["input_ids"][rows, :longest]
+        assert torch.equal(group["input_ids"], ids)
+        assert torch.equal(group["attention_mask"], batch["attention_mask"][rows, :longest])
+        assert group["labels"].flatten().tolist() == rows.tolist()
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"}  # the batch is unchanged
+    assert all(len(tensor) == count for tensor in batch.values())
+
+
+def test_groups_hold_little_padding():
+    batch = rows_of_length(random.Random(0).choices(range(5, 64), k=32))
+    subwords = batch["attention_mask"].sum().item()
+    masks = [group["attention_mask"] for _, group in af.by_length(build("bert"), batch)]
+    assert batch["attention_mask"].numel() > 1.5 * subwords
+    assert sum(mask.numel() for mask in masks) < 1.1 * subwords
+
+
+def test_the_embeddings_are_looked_up_once_for_all_groups():
+    model, calls = build("bert"), []
+    model.get_input_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    groups = list(af.by_length(model, rows_of_length([*range(3, 19)])))
+    assert (len(groups), len(calls)) == (8, 1)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "bert", "xlm-roberta", "modernbert"])
+@pytest.mark.parametrize("layer", [-1, 2, 0])
+def test_hidden_states_in_groups_are_those_of_each_sentence_alone(architecture, layer):
+    encoder = build(architecture, spread=0.3).base_model.eval()
+    lengths = [9, 3, 14, 3, 7, 20, 11, 5, 8, 6]
+    batch = rows_of_length(lengths)
+    with torch.no_grad():
+        hidden = af.grouped_hidden_state(encoder, batch, layer)
+        assert hidden.shape == (10, 20, 32)
+        for k, length in enumerate(lengths):
+            ids = batch["input_ids"][k : k + 1, :length]
+            alone = encoder(input_ids=ids, output_hidden_states=True).hidden_states[layer][0]
+            torch.testing.assert_close(hidden[k, :length], alone, rtol=1e-4, atol=1e-4)
+
+
+# ---- batches of a task
 
 
 def feature(ids: list[int], labels: list[int], **more: list[int]) -> dict:
-    return {name: np.array(row) for name, row in {"input_ids": ids, "labels": labels, **more}.items()}
+    return {
+        name: np.array(row) for name, row in {"input_ids": ids, "labels": labels, **more}.items()
+    }
 
 
 def test_features_of_a_batch_are_padded_at_their_end():
-    """The shorter one first. A subword that looks like padding is still attended to."""
+    """The mask keeps a real subword that has the id of the padding."""
     batch = af.task_batch([feature([5, 9, 9], [1, af.IGNORE, 2]), feature([8], [3])], 9)
-    (inputs,), (labels,) = batch.inputs, batch.labels
-    assert {name: tensor.tolist() for name, tensor in inputs.items()} == {
-        "input_ids": [[8, 9, 9], [5, 9, 9]],
-        "attention_mask": [[1, 0, 0], [1, 1, 1]],
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[5, 9, 9], [8, 9, 9]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [[1, af.IGNORE, 2], [3, af.IGNORE, af.IGNORE]],
     }
-    assert labels.tolist() == [[3, af.IGNORE, af.IGNORE], [1, af.IGNORE, 2]]
 
 
-def test_segments_and_labels_of_whole_examples_are_padded_too():
-    """Sentence pairs have segments, and one label for an example of any length."""
-    rows = [
-        feature([5, 6, 7], [2], token_type_ids=[0, 1, 1]),
-        feature([8, 4], [0], token_type_ids=[0, 1]),
-    ]
+def test_segments_are_padded_and_an_example_of_any_length_can_have_one_label():
+    rows = [feature([8, 4], [0], token_type_ids=[0, 1])]
+    rows.append(feature([5, 6, 7], [2], token_type_ids=[0, 1, 1]))
     batch = af.task_batch(rows, 9)
-    (inputs,), (labels,) = batch.inputs, batch.labels
-    assert inputs["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
-    assert labels.tolist() == [[0], [2]]
-
-
-@pytest.mark.parametrize("examples, processes", [(5, 1), (5, 2), (2, 3), (1, 2)])
-def test_a_batch_of_a_task_is_shared_and_its_labels_counted_once(examples, processes):
-    """Who has no example of its own gets one without labels."""
-    x = af.IGNORE
-    rows = [feature([4 + k] * (2 + k), [k, x] + [x] * k) for k in range(examples)]
-    batches = [af.task_batch(rows, 1, 2, process=(k, processes)) for k in range(processes)]
-    found = []
-    for batch in batches:
-        assert batch.count.item() == pytest.approx(examples / processes)
-        assert all(
-            len(ids["input_ids"]) == len(labels) for ids, labels in zip(batch.inputs, batch.labels)
-        )
-        for labels in batch.labels:
-            found += labels[labels != x].tolist()
-    assert sorted(found) == list(range(examples))
+    assert batch["token_type_ids"].tolist() == [[0, 1, 0], [0, 1, 1]]
+    assert batch["labels"].tolist() == [[0], [2]]
 
 
 def test_every_epoch_shuffles_the_examples_anew(tokenizer):
     rows = [feature([k + 4], [k]) for k in range(10)]
-    batches = list(af.task_batches(tokenizer, rows, 2, 4, 31, "cpu"))
-    orders = [torch.cat([torch.cat(batch.labels).flatten() for batch in half]).tolist()
-              for half in (batches[:3], batches[3:])]  # fmt: skip
-    assert len(batches) == 6 and orders[0] != orders[1]
-    assert all(sorted(order) == list(range(10)) for order in orders)
-    again = list(af.task_batches(tokenizer, rows, 2, 4, 31, "cpu"))
-    assert [batch.labels[0].tolist() for batch in again] == [
-        batch.labels[0].tolist() for batch in batches
-    ]
+
+    def labels(seed: int) -> list[list[int]]:
+        settings = af.Settings(epochs=2, batch_size=4, seed=seed)
+        batches = af.task_batches(tokenizer, rows, settings)
+        return [batch["labels"].flatten().tolist() for batch in batches]
+
+    batches = labels(31)
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    first, second = ([*itertools.chain(*epoch)] for epoch in (batches[:3], batches[3:]))
+    assert first != second and sorted(first) == sorted(second) == list(range(10))
+    assert labels(31) == batches and labels(42) != batches
 
 
 # ---- CoNLL-U
 
 
 def conllu(*rows: str) -> str:
-    """`ID|FORM|UPOS` as a line of ten columns; anything else as it is."""
+    """Return rows `ID|FORM|UPOS` as lines of ten columns, and other rows unchanged."""
     lines = []
     for row in rows:
         if row.count("|") == 2:
@@ -584,15 +647,12 @@ def conllu(*rows: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def load(
-    tmp_path: Path, content: str, syntactic_words: bool = False
-) -> list[tuple[list[str], list[str]]]:
-    """(tokens, names of the tags) of each sentence."""
+def load(tmp_path: Path, content: str) -> list[tuple[list[str], list[str]]]:
+    """Return the tokens and the names of the tags of each sentence."""
     path = tmp_path / "udpos/fr/test.conllu"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode())
-    args = argparse.Namespace(data_dir=tmp_path, syntactic_words=syntactic_words)
-    examples = af.load_udpos("fr", "test", args)
+    examples = af.load_udpos("fr", "test", af.Settings(data_dir=tmp_path))
     return [(example["tokens"], [af.UPOS[tag] for tag in example["tags"]]) for example in examples]
 
 
@@ -602,23 +662,26 @@ def test_the_tags_are_the_17_of_universal_dependencies_and_the_one_of_ranges():
     assert af.TASKS["udpos"].labels == 18
 
 
-def test_multi_word_ranges_are_tokens_with_a_tag_of_their_own_unless_words_are_syntactic(tmp_path):
+def test_multi_word_ranges_are_tokens_with_a_tag_of_their_own(tmp_path):
     rows = "1|Il|PRON 2|parle|VERB 3-4|du|_ 3|de|ADP 4|le|DET 5|chat|NOUN".split()
     text = conllu("# text = Il parle du chat", *rows)
     tokens, tags = "Il parle du de le chat".split(), "PRON VERB _ ADP DET NOUN".split()
     assert load(tmp_path, text) == [(tokens, tags)]
-    del tokens[2], tags[2]
-    assert load(tmp_path, text, syntactic_words=True) == [(tokens, tags)]
 
 
-@pytest.mark.parametrize("syntactic_words", [False, True])
-def test_empty_nodes_are_no_tokens(tmp_path, syntactic_words):
-    rows = ["0.1|zero|PRON", "1|Sue|PROPN", "2|likes|VERB", "2.1|likes|VERB", "3|tea|NOUN", "8.10|x|_"]
-    expected = [(["Sue", "likes", "tea"], ["PROPN", "VERB", "NOUN"])]
-    assert load(tmp_path, conllu(*rows), syntactic_words) == expected
+def test_empty_nodes_are_words_as_in_the_data_of_the_authors(tmp_path):
+    rows = "0.1|zero|PRON 1|Sue|PROPN 2|likes|VERB 2.1|likes|VERB 2.2|not|_ 3|tea|NOUN".split()
+    tokens, tags = "zero Sue likes likes not tea".split(), "PRON PROPN VERB VERB _ NOUN".split()
+    assert load(tmp_path, conllu(*rows)) == [(tokens, tags)]
+    rows = "1|Sue|PROPN 2-3|du|_ 2|de|ADP 3|le|DET 3.1|chat|NOUN".split()
+    tokens, tags = "Sue du de le chat".split(), "PROPN _ ADP DET NOUN".split()
+    assert load(tmp_path, conllu(*rows)) == [(tokens, tags)]
 
 
-@pytest.mark.parametrize("form", ["xã hội", "_", "_של_", "#", "#tag", "▁", "3-4", "a\u00a0b", "e\u0301"])
+FORMS = ["xã hội", "_", "_של_", "#", "#tag", "▁", "3-4", "a\u00a0b", "e\u0301"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_form_is_kept_as_it_is(tmp_path, form):
     assert load(tmp_path, conllu(f"1|{form}|X", "2|x|NOUN")) == [([form, "x"], ["X", "NOUN"])]
 
@@ -627,9 +690,9 @@ def test_a_form_is_kept_as_it_is(tmp_path, form):
     "content",
     [
         conllu("1|a|X", "2|b|X", "", "1|c|X", ""),
-        conllu("1|a|X", "2|b|X", "", "", "", "1|c|X"),  # more blank lines than needed, none at the end
+        conllu("1|a|X", "2|b|X", "", "", "", "1|c|X"),  # three blank lines, and none at the end
         conllu(
-            "", "# a comment", "1|a|X", "# tabs\there", "2|b|X", "  ", "# alone", "", "1|c|X", "", ""
+            "", "# a comment", "1|a|X", "# tabs\there", "2|b|X", "  ", "# alone", "", "1|c|X", ""
         ),
         conllu("1|a|X", "2|b|X", "", "1|c|X").rstrip("\n"),
         conllu("1|a|X", "2|b|X", "", "1|c|X", "").replace("\n", "\r\n"),
@@ -639,14 +702,64 @@ def test_blank_lines_end_sentences_and_comments_are_skipped(tmp_path, content):
     assert [tokens for tokens, _ in load(tmp_path, content)] == [["a", "b"], ["c"]]
 
 
-@pytest.mark.parametrize(
-    "row",
-    ["2\tb\tX", "2 b _ X _ _ _ _ _ _", "x|b|X", "2|b|WORD", "2|b|noun", "2||X", "-2|b|X", "not a line"],
-)
+WRONG = ["2\tb\tX", "2 b _ X _ _ _ _ _ _", "x|b|X", "2|b|WORD", "2|b|noun", "2||X", "-2|b|X"]
+
+
+@pytest.mark.parametrize("row", [*WRONG, "not a line"])
 def test_a_malformed_line_is_an_error_that_names_file_and_line(tmp_path, row):
     with pytest.raises(af.UserError, match=r"test\.conllu:3:") as error:
         load(tmp_path, conllu("# comment", "1|a|X", row, "", "1|c|X"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rows, line",
+    [
+        ("1|a|X 2|b|X 1|c|X 2|d|X", 3),  # the blank line between two sentences is missing
+        ("1|a|X 1|b|X", 2),
+        ("1|a|X 3|b|X", 2),
+        ("2|a|X", 1),
+        ("0|a|X", 1),
+        ("1|a|X 2|b|X 2.1|e|X 1-2|c|_ 1|d|X 2|e|X", 4),
+        ("1|a|X 2.1|b|X", 2),
+        ("2-3|ab|_", 1),
+        ("1-1|a|_ 1|a|X", 1),
+        ("2|a|X 2-1|ab|_", 1),
+        ("1-2|ab|_", 2),  # the sentence ends before the members of a range
+        ("1-2|ab|_ 1|a|X", 3),
+        ("1|a|X 2-4|bcd|_ 2|b|X 3|c|X", 5),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n1\tnext\t_\tX\t_\t_\t_\t_\t_\t_\n"])
+def test_ids_that_do_not_follow_each_other_are_errors_that_name_the_line(tmp_path, rows, line, end):
+    number = "end" if line > len(rows.split()) and not end else line
+    with pytest.raises(af.UserError, match=rf"test\.conllu:{number}: "):
+        load(tmp_path, conllu(*rows.split()) + end)
+
+
+@pytest.mark.xfail(strict=True, reason="the second range hides that the first lacks members")
+def test_a_range_within_another_one_is_an_error(tmp_path):
+    with pytest.raises(af.UserError, match=r"test\.conllu:3: "):
+        load(tmp_path, conllu("1-5|abcde|_", "1|a|X", "2-3|bc|_", "2|b|X", "3|c|X"))
+
+
+DATA = os.environ.get("ALIGNFREEZE_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="needs a folder of real data in ALIGNFREEZE_DATA")
+@pytest.mark.parametrize("language", ["ar", "cs", "en", "he", "ta", "tr", "vi"])
+def test_every_line_of_a_real_treebank_is_a_word(language):
+    expected = [[]]
+    lines = (Path(DATA) / f"udpos/{language}/test.conllu").read_text("utf-8").split("\n")
+    for line in lines:
+        if not line:
+            expected.append([])
+        elif line[0] != "#":
+            _, form, _, tag = line.split("\t")[:4]
+            expected[-1].append((form, tag))
+    examples = af.load_udpos(language, "test", af.Settings(data_dir=Path(DATA)))
+    found = [[(w, af.UPOS[t]) for w, t in zip(*example.values())] for example in examples]
+    assert found == [sentence for sentence in expected if sentence]
 
 
 def test_a_file_without_a_sentence_is_an_error(tmp_path):
@@ -654,13 +767,14 @@ def test_a_file_without_a_sentence_is_an_error(tmp_path):
         load(tmp_path, "# nothing but a comment\n\n")
 
 
-def test_the_way_from_treebank_to_labels_keeps_ranges_and_forms_with_spaces(tmp_path, by_hand):
+def test_ranges_and_forms_with_spaces_are_kept_from_the_treebank_to_the_labels(tmp_path, by_hand):
     rows = ["1-2|_של_|_", "1|cats|NOUN", "2|，|PUNCT", "2.1|cat|NOUN", "3|xã hội|NOUN"]
     noun, punctuation, in_range = (af.UPOS.index(tag) for tag in ("NOUN", "PUNCT", "_"))
     load(tmp_path, conllu(*rows))
-    examples = af.load_udpos("fr", "test", argparse.Namespace(data_dir=tmp_path, syntactic_words=False))
+    examples = af.load_udpos("fr", "test", af.Settings(data_dir=tmp_path))
     (feature,) = af.encode_tokens(by_hand["xlmr"], examples, 128, False)
     tokens = by_hand["xlmr"].convert_ids_to_tokens(feature["input_ids"])
-    assert tokens == ["<s>", "_", "של", "_", "▁cat", "s", "，", "▁xã", "▁hội", "</s>"]
+    assert tokens == ["<s>", "_", "של", "_", "▁cat", "s", "，", "▁cat", "▁xã", "▁hội", "</s>"]
     x = af.IGNORE
-    assert feature["labels"].tolist() == [x, in_range, x, x, noun, x, punctuation, noun, x, x]
+    labels = [x, in_range, x, x, noun, x, punctuation, noun, noun, x, x]
+    assert feature["labels"].tolist() == labels

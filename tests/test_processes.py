@@ -1,6 +1,7 @@
-"""Several processes that train one model together compute what one process computes (gloo, on the CPU).
+"""Several processes that train one model together make the updates that one process makes.
 
-Two processes are started once; they make all runs, and leave the losses and gradients of each.
+Two processes are started once, by torchrun (gloo, on the CPU). They do all trainings, and two runs
+of the command line, and leave what came out.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
@@ -18,202 +18,150 @@ import torch
 import torch.distributed as dist
 
 import alignfreeze as af
-from alignfreeze import Alignment, Training
 
 HERE = Path(__file__).resolve()
-ENCODERS = ("distilbert", "bert", "xlm-roberta")
-RUNS = ("realign", "realign front", "before", "during front", "alternate")
-SENTENCE_RUNS = ("realign", "before", "alternate", "during 0")
-STAY = Training(lr=0.0)  # so that every update sees the first weights
+ARCHITECTURES = ("distilbert", "bert", "xlm-roberta", "llama")
+STAGES = ("realign", "before", "during", "alternate")
+VARIANTS = {"accumulate 2": (2, 0), "accumulate 4": (4, 0), "adapters": (2, 2)}
+DROPOUT = {"distilbert": "dropout", "llama": "attention_dropout"}
+EPOCHS = {2: 7, 4: 14}  # of 9 examples in batches of 4: eleven updates, the last one not full
 
 
-def losses_and_gradients(architecture: str, run: str, unit: str = "word", gather: bool = True) -> tuple:
-    """(loss curves, gradients of every update) of batches of 5 sentence pairs and of 4, 4 and 1 examples."""
-    model = tiny.build(architecture, torch.float32 if unit == "word" else torch.float64, 0.1)
-    name, frozen, *_ = *run.split(), "none"
-    pairs = tiny.word_pairs() if unit == "word" else tiny.text_pairs(7)
-    how = Alignment(frozen, unit, batch_size=5, gather=gather, temperature=0.5)
+def weights_and_losses(architecture: str, stage: str, variant: str) -> tuple[torch.Tensor, dict]:
+    """Train a tiny model with dropout in float64; return its weights, (N,), and the loss curves."""
+    accumulate, rank = VARIANTS[variant]
+    changes = {DROPOUT.get(architecture, "hidden_dropout_prob"): 0.2}
+    model = tiny.build(architecture, torch.float64, 0.1, **changes)
+    torch.manual_seed(1)
+    if rank:
+        af.add_lora(model, rank, 4.0, 0.2)
+        model.to(torch.float64)
+    is_decoder = architecture in tiny.DECODERS
+    settings = af.Settings(
+        strategy="0", schedule="before" if stage == "realign" else stage, lr=1e-3, realign_lr=1e-3,
+        unit="sentence" if is_decoder else "word", layer=2 if is_decoder else -1, clip=1.0,
+        batch_size=4, realign_batch_size=5, accumulate=accumulate, epochs=EPOCHS[accumulate],
+        precision="fp32",
+    )  # fmt: skip
+    pairs = tiny.text_pairs() if is_decoder else tiny.word_pairs()
+    features = tiny.written(9) if is_decoder else tiny.tagged(9)
     tokenizer = tiny.make_tokenizer()
-    with tiny.updates(model) as gradients:
-        if name == "realign":
-            curves, _ = af.realign(model, tokenizer, pairs, 2, how, STAY)
-        else:
-            features = tiny.tagged(9) if architecture in tiny.ENCODERS else tiny.written(9)
-            options = {"batch_size": 4, "schedule": name, "pairs": pairs, "how": how}
-            curves, _ = af.finetune(model, tokenizer, features, 1, STAY, **options)
-    return curves, gradients
+    if stage == "realign":
+        curves, _ = af.realign(model, tokenizer, pairs, 10, settings)
+    else:
+        curves, _ = af.finetune(model, tokenizer, features, settings, pairs)
+    weights = [parameter.detach().flatten() for parameter in model.parameters()]
+    return torch.cat(weights), curves
 
 
-def validation_loss() -> float:
-    best: dict = {}
-    args = af.argparse.Namespace(validate=1, batch_size=2, precision="fp32")
-    model = tiny.build("llama", spread=0.1)
-    af.keep_best(args, model, tiny.make_tokenizer(), tiny.written(5), best)(1)
-    return best["loss"]
-
-
-def of_a_process(world: str, out: str) -> dict[Any, Any]:
-    """Everything that the tests look at, done by each of the processes that torchrun started."""
-    found: dict[Any, Any] = {"loss": validation_loss()}
-    for architecture in ENCODERS:
-        for run in RUNS:
-            found[architecture, run] = losses_and_gradients(architecture, run)
-    for run in SENTENCE_RUNS:
-        for gather in (True, False):
-            found["llama", run, gather] = losses_and_gradients("llama", run, "sentence", gather)
-    found["weights and seeds"] = weights_and_seeds()
-    for name, flags in COMMANDS.items():
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            code = af.main([*command(world, *flags), "--out", out])
-        found[name] = code, said.getvalue()
-    return found
-
-
-def weights_and_seeds() -> tuple[float, int]:
-    """(By how much the weights of the processes differ after a training with dropout, how many seeds it has)."""
-    model = tiny.build("bert", hidden_dropout_prob=0.3)
-    training = Training(lr=1e-3, clip=1.0)
-    af.realign(model, tiny.make_tokenizer(), tiny.word_pairs(), 3, Alignment(batch_size=5), training)
-    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    first = af.gather_objects(flat)[0]
-    return (flat - first).abs().max().item(), len(set(af.gather_objects(torch.initial_seed())))
-
-
-COMMANDS = {
-    "run": ("--strategy", "front", "--realign-steps", "2", "--save-model", "MODEL"),
-    "too many": ("--strategy", "baseline", "--batch-size", "1"),
-    "odd": ("--unit", "sentence", "--realign-batch-size", "5"),
-}
-
-
-def command(world: str, *more: str) -> list[str]:
-    """The command line of a toy run of a second."""
-    flags = f"--model {world}/models/bert --data-dir {world}/data --languages qaa --realign-languages qaa qab"
-    flags += " --epochs 1 --limit-train 40 --limit-test 10 --precision fp32 --device cpu"
+def command(world: Path, *more: str) -> list[str]:
+    """Return the command line of a toy run of a few seconds."""
+    flags = f"--model {world}/models/bert --data-dir {world}/data --languages qaa --epochs 1"
+    flags += " --realign-languages qaa qab --limit-train 80 --limit-test 10 --precision fp32"
+    flags += " --device cpu --realign-steps 2 --batch-size 20"
     return [*flags.split(), *more]
 
 
+def in_a_process(world: Path, out: str) -> dict:
+    """Return everything that the tests look at, as one of the processes sees it."""
+    torch.set_default_dtype(torch.float64)  # of the projection
+    results = {}
+    for architecture in ARCHITECTURES:
+        for stage in STAGES:
+            for variant in VARIANTS:
+                key = architecture, stage, variant
+                results[key] = weights_and_losses(*key)
+    torch.set_default_dtype(torch.float32)
+    for name, accumulate in (("run", "2"), ("too many", "1")):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            code = af.main([*command(world), "--accumulate", accumulate, "--out", out])
+        results[name] = code, said.getvalue()
+    return results
+
+
 @pytest.fixture(scope="module")
-def started(world, tmp_path_factory) -> tuple[Path, list[dict]]:
-    """(the folder of the records, what each process found)."""
+def folder(world, tmp_path_factory) -> Path:
+    """Return the folder in which two processes have left their results."""
     folder = tmp_path_factory.mktemp("processes")
-    start = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        HERE,
-    ]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = [str(HERE.parent.parent), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    paths = os.pathsep.join(filter(None, paths))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(
-        [*map(str, [*start, world, folder])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+        [*start, str(HERE), str(world), str(folder)],
+        capture_output=True, text=True, timeout=500, env=os.environ | more,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return folder, [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return folder
 
 
-def compare(found: tuple, expected: tuple, tolerance: float = 1e-6) -> None:
-    assert found[0].keys() == expected[0].keys() and len(found[1]) == len(expected[1])
-    for name, curve in expected[0].items():
-        assert found[0][name] == pytest.approx(curve, abs=2e-6)  # they are rounded to 1e-6
-    for one, other in zip(found[1], expected[1]):
-        tiny.assert_same(one, other, tolerance)
+@pytest.fixture(scope="module")
+def results(folder) -> list[dict]:
+    """Return the results of both processes."""
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("architecture", ENCODERS)
-@pytest.mark.parametrize("run", RUNS)
-def test_two_processes_have_the_losses_and_the_gradients_of_one(started, architecture, run):
-    expected = losses_and_gradients(architecture, run)
-    for found in started[1]:
-        compare(found[architecture, run], expected)
+@pytest.fixture
+def double_precision():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("run", SENTENCE_RUNS)
-def test_with_gather_the_candidates_are_the_sentences_of_all_processes(started, run):
-    expected = losses_and_gradients("llama", run, "sentence")
-    for found in started[1]:
-        compare(found["llama", run, True], expected)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_two_processes_train_like_one(results, architecture, stage, variant, double_precision):
+    """After ten updates or more, with dropout; the last update of fine-tuning is not full."""
+    expected, curves = weights_and_losses(architecture, stage, variant)
+    for result in results:
+        weights, found = result[architecture, stage, variant]
+        assert (weights - expected).abs().max().item() < 1e-9
+        assert found.keys() == curves.keys()
+        for name, curve in curves.items():
+            assert found[name] == pytest.approx(curve, abs=2e-6)  # they are rounded to 1e-6
 
 
-def test_without_gather_the_loss_is_the_mean_of_those_of_each_processs_own_sentences(started):
-    """Of the 5 pairs of each batch, one process has 3 and the other 2."""
-    model = tiny.build("llama", torch.float64, 0.1)
-    pairs, tokenizer = tiny.text_pairs(7), tiny.make_tokenizer()
-    how, expected = Alignment(unit="sentence", temperature=0.5), []
-    for batch in (pairs[:5], pairs[5:] + pairs[:3]):
-        losses = []
-        for share in (batch[::2], batch[1::2]):
-            whole = af.encode_texts(tokenizer, share, how)
-            losses.append(af.alignment_loss(model.base_model, torch.nn.Identity(), whole, how))
-        loss = sum(losses) / 2
-        named = tiny.gradient_of(loss, model)
-        expected.append((loss.item(), named))
-    curve = sum(loss for loss, _ in expected) / 2
-    for found in started[1]:
-        compare(
-            found["llama", "realign", False], ({"realign": [curve]}, [named for _, named in expected])
-        )
+def test_every_training_moves_the_weights_and_has_its_losses(results):
+    for architecture in ARCHITECTURES:
+        names = {stage: set(results[0][architecture, stage, "adapters"][1]) for stage in STAGES}
+        assert names["realign"] == {"align"} and names["before"] == {"task"}
+        assert names["during"] == names["alternate"] == {"align", "task"}
+        weights = [results[0][architecture, stage, "accumulate 2"][0] for stage in STAGES]
+        for k, other in enumerate(weights):
+            assert all((one - other).abs().max().item() > 1e-5 for one in weights[:k])
 
 
-def test_the_tasks_gradient_does_not_depend_on_gather(started):
-    for run in ("before", "alternate"):
-        first = [found["llama", run, False] for found in started[1]]
-        assert first[0][0] == first[1][0]
-        tasks = losses_and_gradients("llama", run, "sentence")
-        step = 2 if run == "alternate" else 1  # in turn, the task first
-        compare(({}, first[0][1][::step]), ({}, tasks[1][::step]))
-
-
-def test_the_validation_loss_is_the_same_in_every_process(started):
-    assert [found["loss"] for found in started[1]] == [pytest.approx(validation_loss(), abs=1e-6)] * 2
-
-
-def test_the_weights_of_the_processes_stay_bit_identical_while_their_dropout_differs(started):
-    assert [found["weights and seeds"] for found in started[1]] == [(0.0, 2)] * 2
-
-
-def test_two_processes_write_one_record_whose_run_is_that_of_one_process(started, world, tmp_path):
-    folder, (first, second) = started
-    flags = COMMANDS["run"][:-2]
-    assert af.main([*command(world, *flags), "--out", str(tmp_path)]) == 0
-    (two,), (one,) = ([*path.glob("*.json")] for path in (folder, tmp_path))
-    assert two.name == one.name and [first["run"][0], second["run"][0]] == [0, 0]
-    assert first["run"][1].count("record:") == first["run"][1].count("fine-tune:") == 1
-    assert not second["run"][1]  # one of them talks
+def test_two_processes_write_one_record_which_is_that_of_one_process(
+    results, folder, world, tmp_path
+):
+    first, second = (result["run"] for result in results)
+    assert first[0] == second[0] == 0
+    assert first[1].count("record:") == 1 and not second[1]  # only one of them prints
+    argv = [*command(world), "--accumulate", "2", "--out", str(tmp_path)]
+    assert af.main(argv) == 0
+    (two,), (one,) = (list(path.glob("*.json")) for path in (folder, tmp_path))
+    assert two.name == one.name
     two, one = (json.loads(path.read_text("utf-8")) for path in (two, one))
     assert two["processes"] == 2 and one["processes"] == 1
-    for key in ("config", "pairs", "steps"):
+    for key in ("config", "content", "pairs", "steps"):
         assert two[key] == one[key]
-    for code in ("en", "qaa"):  # dropout differs
-        assert two["scores"][code]["accuracy"] == pytest.approx(one["scores"][code]["accuracy"], abs=0.1)
-    assert (folder / "model/model.safetensors").exists()
+    for name, curve in one["losses"].items():
+        assert two["losses"][name] == pytest.approx(curve, abs=1e-4)
+    for code, scores in one["scores"].items():
+        assert two["scores"][code]["accuracy"] == pytest.approx(scores["accuracy"], abs=0.02)
 
 
-def test_a_batch_that_cannot_be_shared_ends_in_one_line(started):
-    for found in started[1]:
-        for name, problem in (
-            ("too many", "2 processes, but a batch is of 1"),
-            ("odd", "--realign-batch-size 5: no multiple of 2 processes"),
-        ):
-            code, said = found[name]
-            assert code == 2 and problem in said and len(said.splitlines()) == 1
+def test_more_processes_than_batches_of_an_update_are_refused_in_one_line(results):
+    for result in results:
+        code, said = result["too many"]
+        assert code == 2 and "2 processes" in said and "--accumulate" in said
+        assert len(said.splitlines()) == 1
 
 
 if __name__ == "__main__":  # one of the processes that torchrun started
-    world, folder = sys.argv[1:]
-    os.chdir(folder)
-    COMMANDS["run"] = (*COMMANDS["run"][:-1], f"{folder}/model")
+    world, out = sys.argv[1:]
     dist.init_process_group("gloo")
-    found = of_a_process(world, folder)
-    torch.save(found, f"{folder}/{dist.get_rank()}.pt")
+    torch.save(in_a_process(Path(world), out), f"{out}/{dist.get_rank()}.pt")
     dist.barrier()
     os._exit(0)  # as alignfreeze.py does

@@ -1,7 +1,13 @@
-"""The loss is right, and freezing is right: the two things that AlignFreeze consists of."""
+"""The contrastive loss, the hidden states it compares, the layers it freezes, and the training.
+
+These are AlignFreeze. The loss is compared with a double loop over vectors; hidden states, logits,
+losses and gradients with those of the library, for every architecture.
+"""
 
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,9 +15,10 @@ import torch
 from torch import nn
 
 import alignfreeze as af
-from alignfreeze import Alignment, Training, contrastive_loss, encode_pairs, finetune, freeze, realign
+from alignfreeze import Settings, contrastive_loss, finetune, freeze, realign
 
 ARCHITECTURES = list(tiny.ENCODERS)
+SETTINGS = Settings(realign_batch_size=4, batch_size=4, epochs=1, realign_lr=1e-3, lr=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +30,7 @@ def tokenizer():
 
 
 def loss_by_loops(vectors, queries, targets, temperature, candidates):
-    """The formula, vector by vector."""
+    """Compute the formula vector by vector."""
     unit = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in vectors.tolist()]
     total = 0.0
     for q, t in zip(queries.tolist(), targets.tolist()):
@@ -44,8 +51,9 @@ def test_the_loss_equals_a_double_loop_over_vectors(seed):
     one, other, rest = mixed.tensor_split([n // 3 or 1, 2 * (n // 3 or 1)])
     both = torch.cat([one, other]), torch.cat([other, one])
     for temperature in (0.1, 1.5):
-        for queries, targets, candidates in [(*both, None), (one, other, other), (one, other, mixed),
-                                             (one, other, torch.cat([other, rest]))]:  # fmt: skip
+        cases = [(*both, None), (one, other, other), (one, other, mixed)]
+        cases.append((one, other, torch.cat([other, rest])))
+        for queries, targets, candidates in cases:
             expected = loss_by_loops(vectors, queries, targets, temperature, candidates)
             found = contrastive_loss(vectors, queries, targets, temperature, candidates)
             assert abs(found.item() - expected) < 1e-9
@@ -60,14 +68,15 @@ def test_the_gradient_of_the_loss_is_right(candidates):
     assert torch.autograd.gradcheck(loss, vectors)
 
 
-def test_the_loss_of_two_words_is_zero_and_of_equal_words_the_log_of_their_number():
+def test_the_loss_of_two_words_is_zero_and_of_equal_words_the_log_of_the_number_of_candidates():
     two = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)
     pair = torch.tensor([0, 1]), torch.tensor([1, 0])
     assert contrastive_loss(two, *pair).item() == 0
-    assert contrastive_loss(two[:1].repeat(9, 1), *pair).item() == pytest.approx(math.log(8), abs=1e-12)
+    nine = two[:1].repeat(9, 1)
+    assert contrastive_loss(nine, *pair).item() == pytest.approx(math.log(8), abs=1e-12)
 
 
-def test_the_loss_looks_at_directions_not_at_lengths():
+def test_the_loss_depends_on_directions_and_not_on_lengths():
     vectors = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     links = torch.tensor([0, 1]), torch.tensor([3, 4])
     scale = torch.tensor([[1.0], [2], [3], [0.5], [7], [0.1]], dtype=torch.float64)
@@ -75,18 +84,18 @@ def test_the_loss_looks_at_directions_not_at_lengths():
     assert longer == pytest.approx(contrastive_loss(vectors, *links).item(), abs=1e-12)
 
 
-def test_a_batch_whose_links_were_all_cut_off_has_no_loss_and_no_gradient():
+def test_without_a_link_the_loss_and_its_gradient_are_zero():
     vectors, none = torch.randn(4, 3, requires_grad=True), torch.empty(0, dtype=torch.long)
     loss = contrastive_loss(vectors, none, none)
     loss.backward()
     assert loss.item() == 0 and vectors.grad.abs().sum() == 0
 
 
-# ---- the layer that is realigned
+# ---- hidden states, logits and losses, in groups of similar length
 
 
-@pytest.mark.parametrize("architecture", tiny.CONFIGS)
-def test_hidden_states_are_those_of_the_whole_model_and_no_layer_above_is_computed(
+@pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
+def test_hidden_states_are_those_of_the_library_and_no_layer_above_is_computed(
     architecture, tokenizer
 ):
     encoder, computed = tiny.build(architecture).base_model.eval(), []
@@ -101,29 +110,79 @@ def test_hidden_states_are_those_of_the_whole_model_and_no_layer_above_is_comput
         assert torch.equal(af.hidden_state(encoder, inputs, layer), expected[layer])
         assert computed == list(range(layer % len(expected)))
     for layer in (-len(expected) - 1, len(expected)):
-        with pytest.raises(af.UserError, match=f"layer {layer}: hidden states are -5 to 4"):
+        with pytest.raises(af.UserError, match=f"layer {layer}: .* -5 to 4"):
             af.hidden_state(encoder, inputs, layer)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_in_buckets_has_the_loss_and_the_gradient_of_the_whole_batch(architecture, tokenizer):
-    model = tiny.build(architecture, torch.float64)
-    projection, results = af.projection_head(tiny.HIDDEN).double(), []
-    for buckets in (1, 3, 8):
-        batch = encode_pairs(tokenizer, tiny.word_pairs(), Alignment(), buckets)
-        loss = af.alignment_loss(model.base_model, projection, batch, Alignment())
-        results.append((loss.item(), tiny.gradient_of(loss, model)))
-    for loss, gradient in results[1:]:
-        assert abs(loss - results[0][0]) < 1e-6
-        tiny.assert_same(gradient, results[0][1], 1e-5)
+def ungrouped(model: nn.Module, batch: dict) -> Iterator[tuple]:
+    """Stand in for `by_length`: all rows are one group."""
+    yield torch.arange(len(batch["input_ids"])), dict(batch)
 
 
-@pytest.mark.parametrize("unit, layer, frozen", [("word", -2, "emb,1"), ("sentence", 2, "front")])
-def test_the_loss_of_a_batch_is_that_of_its_sentences_one_by_one(unit, layer, frozen):
-    """Every sentence alone through the library's model, its words or its mean taken by hand."""
-    model, tokenizer = tiny.build("xlm-roberta", torch.float64, 0.3), tiny.make_tokenizer()
+def pair_batch(tokenizer, unit: str) -> af.PairBatch:
+    """Return a batch of five sentence pairs of uneven length."""
     pairs = tiny.word_pairs() if unit == "word" else tiny.text_pairs()
-    how = Alignment(frozen, unit, layer, 0.4)
+    return next(af.pair_batches(tokenizer, pairs, Settings(unit=unit, realign_batch_size=5)))
+
+
+@pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
+def test_hidden_states_in_groups_are_those_of_the_whole_batch(architecture, tokenizer, monkeypatch):
+    encoder = tiny.build(architecture, torch.float64, 0.2).base_model
+    inputs = pair_batch(tokenizer, "word").inputs
+    is_text = inputs["attention_mask"] == 1
+    assert len(list(af.by_length(encoder, inputs))) > 1 and not is_text.all()
+    expected = encoder(**inputs, output_hidden_states=True).hidden_states
+    for grouping in (af.by_length, ungrouped):
+        monkeypatch.setattr(af, "by_length", grouping)
+        for layer in range(-len(expected), len(expected)):
+            hidden = af.grouped_hidden_state(encoder, inputs, layer)
+            assert hidden.shape == expected[layer].shape
+            difference = (hidden - expected[layer])[is_text].abs().max()
+            assert difference <= 1e-5 * expected[layer].abs().max()
+
+
+def slow_alignment_loss(encoder, projection, batch: af.PairBatch, settings: Settings):
+    """Return the loss of the whole batch in one pass of the library, query by query."""
+    hidden = encoder(**batch.inputs, output_hidden_states=True).hidden_states[settings.layer]
+    if batch.positions is None:
+        lengths = batch.inputs["attention_mask"].sum(1)
+        vectors = [row[:length].mean(0) for row, length in zip(hidden, lengths)]
+    else:
+        vectors = hidden.flatten(0, 1)[batch.positions]
+    vectors = [projection(vector) for vector in vectors]
+    losses = []
+    for q, t in zip(batch.queries.tolist(), batch.targets.tolist()):
+        candidates = range(len(vectors)) if batch.candidates is None else batch.candidates.tolist()
+        similarity = {c: torch.cosine_similarity(vectors[q], vectors[c], 0) for c in candidates}
+        terms = [(value / settings.temperature).exp() for c, value in similarity.items() if c != q]
+        losses.append(sum(terms).log() - similarity[t] / settings.temperature)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("unit", ["word", "sentence"])
+@pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
+def test_the_alignment_loss_in_groups_has_the_gradient_of_the_whole_batch(
+    architecture, unit, tokenizer, monkeypatch
+):
+    model = tiny.build(architecture, torch.float64, 0.2)
+    settings = Settings(unit=unit, layer=3 if unit == "word" else -1, temperature=0.5)
+    projection = af.projection_head(tiny.HIDDEN, unit).double()
+    arguments = model.base_model, projection, pair_batch(tokenizer, unit), settings
+    loss = slow_alignment_loss(*arguments)
+    expected = tiny.gradient_of(loss, model)
+    for grouping in (af.by_length, ungrouped):
+        monkeypatch.setattr(af, "by_length", grouping)
+        found = af.alignment_loss(*arguments)
+        assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+        tiny.assert_same(tiny.gradient_of(found, model), expected, 1e-5)
+
+
+@pytest.mark.parametrize("unit, layer, strategy", [("word", -2, "emb,1"), ("sentence", 2, "front")])
+def test_the_loss_of_a_batch_is_that_of_its_sentences_one_by_one(unit, layer, strategy, tokenizer):
+    """The library reads each sentence alone; its words, or their mean, are taken by hand."""
+    model = tiny.build("xlm-roberta", torch.float64, 0.3)
+    pairs = tiny.word_pairs() if unit == "word" else tiny.text_pairs()
+    settings = Settings(strategy=strategy, unit=unit, layer=layer, temperature=0.4)
     projection, vectors = af.projection_head(tiny.HIDDEN, unit).double(), {}
     for k, pair in enumerate(pairs):
         for side, words in enumerate((pair.source, pair.target)):
@@ -137,18 +196,51 @@ def test_the_loss_of_a_batch_is_that_of_its_sentences_one_by_one(unit, layer, fr
     for k, pair in enumerate(pairs):
         linked += [(number[0, k, i], number[1, k, j]) for i, j in pair.links or [(0, 0)]]
     source, target = torch.tensor(linked).T
-    both = (torch.cat([source, target]), torch.cat([target, source]))
-    chosen = (*both, 0.4) if unit == "word" else (target, source, 0.4, source)
-    expected = loss_by_loops(torch.stack(list(vectors.values())), *chosen, *[None] * (unit == "word"))
-    (batch,) = itertools.islice(af.alignment_batches(tokenizer, pairs, how._replace(batch_size=5)), 1)
-    assert abs(af.alignment_loss(model.base_model, projection, batch, how).item() - expected) < 2e-6
+    if unit == "word":
+        links = torch.cat([source, target]), torch.cat([target, source]), 0.4, None
+    else:
+        links = target, source, 0.4, source
+    expected = loss_by_loops(torch.stack(list(vectors.values())), *links)
+    batch = pair_batch(tokenizer, unit)
+    found = af.alignment_loss(model.base_model, projection, batch, settings).item()
+    assert found == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
+def test_the_task_in_groups_has_the_logits_loss_and_gradient_of_the_whole_batch(
+    architecture, monkeypatch
+):
+    model = tiny.build(architecture, torch.float64, 0.2)
+    batch = af.task_batch(tiny.features_for(architecture, 10), 1)
+    labels = batch["labels"]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    is_classifier = architecture in tiny.ALL_ENCODERS
+    # The library moves the labels of a language model by one position; ours are moved already.
+    output = model(**inputs, labels=labels if is_classifier else labels.roll(1, 1))
+    expected = tiny.gradient_of(output.loss, model)
+    for grouping in (af.by_length, ungrouped):
+        monkeypatch.setattr(af, "by_length", grouping)
+        count = 0
+        for rows, group in af.by_length(model, batch):
+            has_label = group.pop("labels") != af.IGNORE
+            if is_classifier:
+                logits = af.task_logits(model, group)[has_label]
+            else:
+                logits = af.token_logits(model, group, has_label)
+            library = output.logits[rows][labels[rows] != af.IGNORE]
+            torch.testing.assert_close(logits, library, rtol=1e-5, atol=1e-5)
+            count += len(logits)
+        assert count == (labels != af.IGNORE).sum()
+        loss = af.task_loss(model, batch)
+        assert loss.item() == pytest.approx(output.loss.item(), rel=1e-5)
+        tiny.assert_same(tiny.gradient_of(loss, model), expected, 1e-5)
 
 
 # ---- freezing
 
 
 def part_of(name: str) -> str:
-    """`emb`, a layer's number, or `head`: all behind the layers."""
+    """Return `emb`, the number of a layer, or `head` for all that follows the layers."""
     numbers = [part for part in name.split(".") if part.isdigit()]
     if numbers:
         return numbers[0]
@@ -156,78 +248,80 @@ def part_of(name: str) -> str:
 
 
 SPECS = {
-    "none": "", "full": "", "front": "0 1", "back": "2 3", "0-2": "0 1 2", "3": "3", "emb,1": "emb 1",
-    "emb,front": "emb 0 1", "front,back": "0 1 2 3", "emb,0-1,3": "emb 0 1 3",
+    "none": "", "full": "", "front": "0 1", "back": "2 3", "0-2": "0 1 2", "3": "3",
+    "emb,1": "emb 1", "emb,front": "emb 0 1", "front,back": "0 1 2 3", "emb,0-1,3": "emb 0 1 3",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_frozen_layer_is_bit_identical_after_realignment_and_every_other_moves(spec, tokenizer):
+def test_a_frozen_layer_is_bit_identical_after_realignment_and_all_others_move(spec, tokenizer):
     for architecture in ARCHITECTURES if spec == "front" else ["bert", "distilbert"]:
         model = tiny.build(architecture)
         before = tiny.weights(model)
-        how = Alignment(spec, layer=-1, batch_size=4)
-        realign(model, tokenizer, tiny.word_pairs(), 2, how, Training(lr=1e-3))
-        still = {*SPECS[spec].split(), "head"}
-        expected = {name for name in before if part_of(name) not in still or "final_norm" in name}
+        settings = replace(SETTINGS, strategy=spec, layer=-1)
+        realign(model, tokenizer, tiny.word_pairs(), 2, settings)
+        fixed = {*SPECS[spec].split(), "head"}
+        expected = {name for name in before if part_of(name) not in fixed or "final_norm" in name}
         assert tiny.moved(before, model) == expected
-        assert all(parameter.requires_grad for parameter in model.parameters())  # all train again
+        assert all(parameter.requires_grad for parameter in model.parameters())
 
         before = tiny.weights(model)
-        finetune(model, tokenizer, tiny.tagged(20), 2, Training(lr=1e-3), batch_size=4)
+        finetune(model, tokenizer, tiny.tagged(20), settings)
         assert tiny.moved(before, model) == set(before)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_realigning_the_layer_before_the_last_leaves_the_last_layer_alone(architecture, tokenizer):
+def test_aligning_the_layer_before_the_last_leaves_the_last_layer_alone(architecture, tokenizer):
     model = tiny.build(architecture)
     before = tiny.weights(model)
-    realign(model, tokenizer, tiny.word_pairs(), 2, Alignment(batch_size=4), Training(lr=1e-3))
+    realign(model, tokenizer, tiny.word_pairs(), 2, replace(SETTINGS, strategy="full", layer=-2))
     assert {part_of(name) for name in tiny.moved(before, model)} == {"emb", "0", "1", "2"}
 
 
-@pytest.mark.parametrize("architecture", tiny.CONFIGS)
+@pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
 def test_freeze_returns_the_names_of_what_it_froze(architecture):
     model = tiny.build(architecture)
     names = freeze(model, "back")
     assert set(names) == {name for name, p in model.named_parameters() if not p.requires_grad}
     assert {part_of(name) for name in names} == {"2", "3"}
-    assert freeze(model, "back") == []  # nothing more to turn off
+    assert freeze(model, "back") == []  # nothing is left to freeze
     assert {part_of(name) for name in freeze(model, "emb,front")} == {"emb", "0", "1"}
 
 
-def test_what_was_frozen_before_stays_frozen_afterwards_and_an_error_leaves_no_layer_frozen(tokenizer):
+def test_only_what_trained_before_trains_again_afterwards_even_after_an_error(tokenizer):
     model = tiny.build("bert")
     freeze(model, "0")
-    with pytest.raises(ZeroDivisionError), af.frozen(model, "front") as names:
-        assert {part_of(name) for name in names} == {"1"}
+    parameters = af.parameters_of_layers(model, "front")
+    frozen_parts = lambda: {part_of(n) for n, p in model.named_parameters() if not p.requires_grad}  # noqa: E731
+    with pytest.raises(ZeroDivisionError), af.frozen(parameters):
+        assert frozen_parts() == {"0", "1"}
         raise ZeroDivisionError
-    found = {part_of(name) for name, p in model.named_parameters() if not p.requires_grad}
-    assert found == {"0"}
+    assert frozen_parts() == {"0"}
     model = tiny.build("bert")
-    with pytest.raises(af.UserError, match="the batches end after 1 of 3 steps"):
-        realign(model, tokenizer, iter(tiny.word_pairs()), 3, Alignment("front", batch_size=4))
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    settings = replace(SETTINGS, strategy="emb,0-2")
+    with pytest.raises(af.UserError, match="nothing below it trains"):
+        realign(model, tokenizer, tiny.word_pairs(), 3, settings)
+    assert frozen_parts() == set()
 
 
 @pytest.mark.parametrize("spec", ["4", "0-4", "3-1", "x", "-1", "0,,x", "emb0", "front 1", ""])
-def test_a_spec_that_names_no_layer_is_a_users_error(spec):
-    with pytest.raises(af.UserError, match="cannot freeze"):
+def test_a_spec_that_names_no_layer_is_an_error(spec):
+    with pytest.raises(af.UserError, match=f"--strategy {spec}: "):
         freeze(tiny.build("bert"), spec)
 
 
-def test_one_layer_has_no_halves_but_is_a_layer():
+def test_one_layer_has_no_halves_but_can_be_named():
     for spec in ("front", "back", "emb,front"):
-        with pytest.raises(af.UserError, match=r"cannot freeze '(front|back)': 1 layer has no halves"):
-            af.frozen_layers(spec, 1)
-    assert af.frozen_layers("emb,0", 1) == [0]
-    assert [af.frozen_layers(spec, 5) for spec in ("front", "back")] == [[0, 1], [2, 3, 4]]
+        with pytest.raises(af.UserError, match=f"--strategy {spec}: .*halved"):
+            af.layer_numbers(spec, 1)
+    assert af.layer_numbers("emb,0", 1) == [0]
+    assert [af.layer_numbers(spec, 5) for spec in ("front", "back")] == [[0, 1], [2, 3, 4]]
 
 
-def test_an_encoder_without_a_list_of_layers_is_a_users_error():
+def test_an_encoder_without_a_list_of_layers_is_an_error():
     model = nn.Linear(2, 2)
     model.config = tiny.CONFIGS["bert"]
-    with pytest.raises(af.UserError, match="no list of 4 layers"):
+    with pytest.raises(af.UserError, match="no list of its 4 layers"):
         af.transformer_layers(model)
 
 
@@ -235,30 +329,31 @@ def test_an_encoder_without_a_list_of_layers_is_a_users_error():
 
 
 def test_realignment_brings_translations_together(tokenizer):
-    links = [(i, 7 - i) for i in range(8)]  # the other way round, so that places are no help
+    links = [(i, 7 - i) for i in range(8)]  # in reverse order, so that positions do not help
     model, pair = tiny.build("bert"), af.Pair("fr", tiny.WORDS[:8], tiny.WORDS[:7:-1], links)
 
     def found() -> float:
-        return af.retrieval(model, tokenizer, [pair], Alignment())["retrieval"][-2]
+        return af.retrieval(model, tokenizer, [pair], Settings())["retrieval"][-2]
 
     before = found()
-    how, training = Alignment(batch_size=4), Training(lr=2e-3)
-    losses, seen = realign(model, tokenizer, itertools.repeat(pair), 60, how, training)
+    settings = replace(SETTINGS, strategy="full", realign_lr=2e-3)
+    curves, aligned = realign(model, tokenizer, itertools.repeat(pair), 60, settings)
     assert before < 0.5 and found() == 1
-    assert len(losses["realign"]) == 3 and losses["realign"][-1] < losses["realign"][0]  # means of 20
-    assert seen["fr"] == {"sentences": 240, "words": 1920, "cut": 0, "skipped": 0, "readings": 1}
+    assert list(curves) == ["align"] and len(curves["align"]) == 3  # means of 20
+    assert curves["align"][-1] < curves["align"][0]
+    assert aligned["fr"] == {"sentences": 240, "words": 1920, "cut": 0, "skipped": 0, "readings": 1}
 
 
 def test_the_same_seed_trains_the_same_way_and_another_seed_differently(tokenizer):
     results = []
     for seed in (31, 31, 42):
         model = tiny.build("xlm-roberta", hidden_dropout_prob=0.1)
-        training = Training(lr=1e-3, seed=seed)
-        how = Alignment(batch_size=4)
-        curve, seen = realign(model, tokenizer, tiny.word_pairs(), 3, how, training)
-        options = {"schedule": "during", "pairs": tiny.word_pairs(), "how": how, "batch_size": 4}
-        later, _ = finetune(model, tokenizer, tiny.tagged(9), 1, training, **options)
-        results.append((curve | later, seen, tiny.weights(model)))
+        torch.manual_seed(len(results))  # what was drawn before must not matter
+        settings = replace(SETTINGS, schedule="during", seed=seed)
+        pairs = tiny.word_pairs()
+        first_curves, aligned = realign(model, tokenizer, pairs, 3, settings)
+        curves, _ = finetune(model, tokenizer, tiny.tagged(9), settings, pairs)
+        results.append(((first_curves, curves), aligned, tiny.weights(model)))
     first, again, other = results
     assert first[:2] == again[:2] and first[0] != other[0]
     assert all(torch.equal(first[2][name], again[2][name]) for name in first[2])
@@ -266,46 +361,34 @@ def test_the_same_seed_trains_the_same_way_and_another_seed_differently(tokenize
 
 @pytest.mark.parametrize("spec", ["none", "front", "back", "emb,1"])
 @pytest.mark.parametrize("unit", ["word", "sentence"])
-def test_during_fine_tuning_frozen_layers_get_the_gradient_of_the_task_alone(spec, unit, tokenizer):
-    """The task's gradient, plus 0.1 x the alignment's outside of the frozen layers; of every update."""
+def test_during_fine_tuning_frozen_layers_have_the_gradient_of_the_task_alone(
+    spec, unit, tokenizer
+):
+    """All other layers have it plus 0.1 times that of the alignment, in every update."""
     dtype, tolerance = (torch.float32, 1e-5) if unit == "word" else (torch.float64, 1e-6)
     model, features = tiny.build("bert", dtype), tiny.tagged(9)
     pairs = tiny.word_pairs() if unit == "word" else tiny.text_pairs()
-    how, training = Alignment(spec, unit, batch_size=4), Training(lr=0.0)
-    torch.manual_seed(7)
+    settings = replace(SETTINGS, strategy=spec, unit=unit, schedule="during", epochs=2, lr=0.0)
+    torch.manual_seed(settings.seed)
     projection = af.projection_head(tiny.HIDDEN, unit)
     expected = []
-    task = af.task_batches(tokenizer, features, 2, 4, training.seed, "cpu")
-    for examples, sentences in zip(task, af.alignment_batches(tokenizer, pairs, how)):
+    task = af.task_batches(tokenizer, features, settings)
+    for examples, sentences in zip(task, af.pair_batches(tokenizer, pairs, settings)):
         gradient = tiny.gradient_of(af.task_loss(model, examples), model)
-        aligned = af.alignment_loss(model.base_model, projection, sentences, how)
+        aligned = af.alignment_loss(model.base_model, projection, sentences, settings)
         for name, part in tiny.gradient_of(aligned, model).items():
             if part_of(name) not in SPECS[spec].split():
                 gradient[name] += 0.1 * part
         expected.append(gradient)
-    torch.manual_seed(7)
-    options = {"batch_size": 4, "schedule": "during", "pairs": pairs, "how": how}
     with tiny.updates(model) as found:
-        losses, _ = finetune(model, tokenizer, features, 2, training, **options)
-    assert len(found) == len(expected) == 6 and list(losses) == ["finetune"]
+        curves, _ = finetune(model, tokenizer, features, settings, pairs)
+    assert len(found) == len(expected) == 6 and set(curves) == {"task", "align"}
     for one, other in zip(found, expected):
         tiny.assert_same(one, other, tolerance)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_task_loss_in_buckets_is_the_librarys_loss_of_the_whole_batch(architecture):
-    model, batch = tiny.build(architecture, torch.float64), tiny.tagged(10)
-    whole = af.task_batch(batch, 1)
-    loss = model(**whole.inputs[0], labels=whole.labels[0]).loss
-    expected = loss.item(), tiny.gradient_of(loss, model)
-    for buckets in (1, 3, 10):
-        loss = af.task_loss(model, af.task_batch(batch, 1, buckets))
-        assert loss.item() == pytest.approx(expected[0], abs=1e-6)
-        tiny.assert_same(tiny.gradient_of(loss, model), expected[1], 1e-5)
-
-
-def rates_of(monkeypatch, **training) -> list[float]:
-    """The learning rate at each of the 50 updates of a fine-tuning."""
+def rates_of(monkeypatch, **changes) -> list[float]:
+    """Return the learning rate at each of 50 updates of fine-tuning, as a share of its peak."""
     rates, step = [], torch.optim.Adam.step
 
     def watched(self):
@@ -314,7 +397,8 @@ def rates_of(monkeypatch, **training) -> list[float]:
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     model, tokenizer = tiny.build("distilbert"), tiny.make_tokenizer()
-    finetune(model, tokenizer, tiny.tagged(20), 5, Training(lr=1e-3, **training), batch_size=2)
+    settings = replace(SETTINGS, epochs=5, batch_size=2, **changes)
+    finetune(model, tokenizer, tiny.tagged(20), settings)
     return [rate / 1e-3 for rate in rates]
 
 
@@ -327,41 +411,51 @@ def test_the_learning_rate_warms_up_and_falls(monkeypatch):
     assert constant == pytest.approx([1.0] * 50)
 
 
-def test_the_learning_rate_of_the_authors_default_flags_stays_or_never_arrives(monkeypatch):
+def test_the_learning_rate_can_stay_at_its_peak_or_end_before_it(monkeypatch):
     stays = rates_of(monkeypatch, decay="constant_with_warmup", warmup=0.8)
     assert stays == pytest.approx([min(k / 40, 1.0) for k in range(50)])
     rises = rates_of(monkeypatch, decay="constant_with_warmup", warmup=1.6)
     assert rises == pytest.approx([k / 80 for k in range(50)])
 
 
+def test_realignment_has_a_learning_rate_and_a_schedule_of_its_own(monkeypatch, tokenizer):
+    rates, step = [], torch.optim.Adam.step
+    watched = lambda self: rates.append(self.param_groups[0]["lr"]) or step(self)  # noqa: E731
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    settings = replace(SETTINGS, realign_lr=3e-3, lr=1e-3, realign_decay="constant", warmup=0.5)
+    realign(tiny.build("distilbert"), tokenizer, tiny.word_pairs(), 4, settings)
+    assert rates == pytest.approx([3e-3] * 4)
+    finetune(tiny.build("distilbert"), tokenizer, tiny.tagged(16), settings)
+    assert rates[4:] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+
+
 def test_the_gradient_is_clipped_at_its_norm(tokenizer):
-    model, found = tiny.build("bert"), []
+    model = tiny.build("bert")
     with tiny.updates(model) as taken:
-        finetune(model, tokenizer, tiny.tagged(4), 1, Training(clip=0.01), batch_size=4)
+        finetune(model, tokenizer, tiny.tagged(4), replace(SETTINGS, clip=0.01))
     found = torch.cat([gradient.flatten() for gradient in taken[0].values()])
     assert found.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_training_that_is_asked_to_stop_stops(tokenizer):
+def test_training_ends_when_stop_returns_true(tokenizer):
     model, asked = tiny.build("bert"), []
     stop = lambda step: asked.append(step) or step == 3  # noqa: E731
-    losses, _ = finetune(model, tokenizer, tiny.tagged(40), 1, Training(), batch_size=4, stop=stop)
-    assert asked == [1, 2, 3] and len(losses["finetune"]) == 1
+    with tiny.updates(model) as taken:
+        finetune(model, tokenizer, tiny.tagged(40), SETTINGS, stop=stop)
+    assert asked == [1, 2, 3] and len(taken) == 3
 
 
-def test_a_list_of_pairs_is_gone_through_again_and_a_stream_must_be_long_enough(tokenizer):
-    pairs, how = tiny.word_pairs(), Alignment(batch_size=4)
-    _, seen = realign(tiny.build("bert"), tokenizer, pairs, 5, how)
-    assert {code: counts["sentences"] for code, counts in seen.items()} == {"fr": 12, "de": 8}
-    realign(tiny.build("bert"), tokenizer, iter(pairs * 4), 5, how)
-    for few in (iter(pairs * 4), []):
-        with pytest.raises(
-            af.UserError, match=r"the batches end after [50] of 6 steps; give more pairs"
-        ):
-            realign(tiny.build("bert"), tokenizer, few, 6, how)
-    options = {"schedule": "during", "pairs": iter(pairs), "how": how, "batch_size": 4}
-    with pytest.raises(af.UserError, match="the batches end after 1 of 10 steps"):
-        finetune(tiny.build("bert"), tokenizer, tiny.tagged(40), 1, Training(), **options)
+def test_a_list_of_pairs_is_repeated_and_an_iterator_must_be_long_enough(tokenizer):
+    pairs = tiny.word_pairs()
+    _, aligned = realign(tiny.build("bert"), tokenizer, pairs, 5, SETTINGS)
+    assert {code: counts["sentences"] for code, counts in aligned.items()} == {"fr": 12, "de": 8}
+    realign(tiny.build("bert"), tokenizer, iter(pairs * 4), 5, SETTINGS)
+    for few, steps in ((iter(pairs * 4), 5), ([], 0)):
+        with pytest.raises(af.UserError, match=f"pairs end after {steps} of 6 steps"):
+            realign(tiny.build("bert"), tokenizer, few, 6, SETTINGS)
+    settings = replace(SETTINGS, schedule="during")
+    with pytest.raises(af.UserError, match="pairs end after 1 of 10 steps"):
+        finetune(tiny.build("bert"), tokenizer, tiny.tagged(40), settings, iter(pairs))
 
 
 def test_an_error_in_the_pairs_reaches_the_caller(tokenizer):
@@ -370,13 +464,13 @@ def test_an_error_in_the_pairs_reaches_the_caller(tokenizer):
         raise af.UserError("line 6 is broken")
 
     with pytest.raises(af.UserError, match="line 6 is broken"):
-        realign(tiny.build("bert"), tokenizer, broken(), 6, Alignment(batch_size=4))
+        realign(tiny.build("bert"), tokenizer, broken(), 6, SETTINGS)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tokenizer):
     model = tiny.build("bert")
     nn.init.constant_(model.base_model.get_input_embeddings().weight, math.nan)
     with pytest.raises(af.UserError, match="loss is nan"):
-        realign(model, tokenizer, tiny.word_pairs(), 20, Alignment(batch_size=4))
+        realign(model, tokenizer, tiny.word_pairs(), 20, SETTINGS)
     with pytest.raises(af.UserError, match="loss is nan"):
-        finetune(model, tokenizer, tiny.tagged(4), 1, Training(), batch_size=4)
+        finetune(model, tokenizer, tiny.tagged(4), SETTINGS)

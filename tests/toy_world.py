@@ -659,6 +659,11 @@ def slot_line(world: World, language: str, example: dict) -> str:
     return json.dumps({"text": as_text(tokens), "slots": slots}, ensure_ascii=False)
 
 
+def with_id(number: int, row: str) -> str:
+    """Add the column `id` to a row: rows with the same number are translations of each other."""
+    return json.dumps({"id": str(number), **json.loads(row)}, ensure_ascii=False)
+
+
 def write(path: Path, lines: list[str]) -> None:
     """Write lines to a file, and make its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -738,12 +743,15 @@ def write_generation_data(world: World, data: Path, seed: int) -> None:
             name = "dev" if (task, split) == ("uner", "valid") else split
             for language in LANGUAGES:
                 path = data / task / language / f"{name}.jsonl"
-                write(path, [line(world, language, item) for item in items])
+                rows = [line(world, language, item) for item in items]
+                if task == "massive":
+                    rows = [with_id(number, row) for number, row in enumerate(rows)]
+                write(path, rows)
     world.rng = random.Random(f"translation {seed}")
     used = {
         line.split("\t")[0]
-        for path in data.glob("parallel/*.tsv")
-        for line in path.read_text("utf-8").split("\n")
+        for code in LANGUAGES[1:]
+        for line in (data / f"parallel/en-{code}.tsv").read_text("utf-8").split("\n")
     }
     for split, size in {**GENERATION_SIZES, "dev": DEV_SIZE}.items():
         trees = fresh(world, sentence, text_line, size, used)
