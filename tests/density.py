@@ -1,4 +1,4 @@
-"""How dense alignfreeze.py is, and where its heart lies: a few numbers that its tests keep within limits.
+"""Measure how dense alignfreeze.py is and where its heart ends; test_density.py sets limits.
 
 python tests/density.py
 """
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "alignfreeze.py"
 
 
 def measure(text: str) -> dict[str, float]:
-    """{what: number} of a script's text."""
+    """Return {what: number} for the text of a script."""
     lines, names = text.splitlines(), {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER):  # a line of code
@@ -25,11 +25,11 @@ def measure(text: str) -> dict[str, float]:
     longest = max(functions, key=size)
     return {
         "lines": len(lines),
-        "share of lines over 100 characters": sum(len(line) > 100 for line in lines) / len(lines),
+        "lines over 100 columns": sum(len(line) > 100 for line in lines),
         "mean names in a line of code": sum(names.values()) / len(names),
         f"lines of the longest function, {longest.name}": size(longest),
         "line where contrastive_loss begins": where["contrastive_loss"].lineno,
-        "line where the heart (sections 1 and 2) ends": heart_ends(lines),
+        "line where the heart (sections 1 to 3) ends": heart_ends(lines),
     }
 
 
@@ -38,8 +38,11 @@ def size(function: ast.FunctionDef) -> int:
 
 
 def heart_ends(lines: list[str]) -> int:
-    """The last line of section 2."""
-    return next(k for k, line in enumerate(lines) if line.startswith("# ---- 3."))
+    """Return the last line of section 3, without the blank lines behind it."""
+    end = next(k for k, line in enumerate(lines) if line.startswith("# ---- 4."))
+    while not lines[end - 1]:
+        end -= 1
+    return end
 
 
 if __name__ == "__main__":
