@@ -17,8 +17,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
 np = pytest.importorskip("numpy")
 pytest.importorskip("pandas")
-import records  # noqa: E402
-import report  # noqa: E402
+import records
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "results" / "paper.csv"
