@@ -996,6 +996,11 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
     yield from buffer
 
 
+def nfc(text: str) -> str:
+    """Return text with accents composed, as dictionaries and text are compared."""
+    return unicodedata.normalize("NFC", text)
+
+
 def base_language(code: str) -> str:
     """Return the language of a code without script and region: `zh` of `zh-TW` and `zh_Hans`."""
     return re.split("[-_]", code.lower())[0]
@@ -1014,7 +1019,7 @@ def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[
         rest = regex.findall(r".\p{M}*", run) if regex.match(UNSPACED, run) else [run]
         while rest:
             size = min(len(rest), LONGEST_WORD)
-            while size > 1 and "".join(rest[:size]) not in vocabulary:
+            while size > 1 and nfc("".join(rest[:size])) not in vocabulary:
                 size -= 1
             words.append("".join(rest[:size]))
             del rest[:size]
@@ -1049,8 +1054,7 @@ def dictionary_links(source: list, target: list, forward: dict, backward: dict) 
     `source[i]` (`forward`), and `i` the only position in the source sentence of a translation of
     `target[j]` (`backward`).
     """
-    source = [unicodedata.normalize("NFC", word) for word in source]
-    target = [unicodedata.normalize("NFC", word) for word in target]
+    source, target = [*map(nfc, source)], [*map(nfc, target)]
     source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
@@ -1089,7 +1093,7 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
         path = fetch(MUSE_URL.format(SOURCE, base_language(language)))
     forward, backward, skipped = defaultdict(set), defaultdict(set), 0
     for number, line in read_lines(path):
-        words = unicodedata.normalize("NFC", line).split()
+        words = nfc(line).split()
         message = f"expected 'word translation', found {len(words)} words"
         require(len(words) == 2 or not data_dir, f"{path}:{number}", message)
         if len(words) != 2:
@@ -1405,6 +1409,7 @@ def load_udpos(language: str, split: str, settings) -> list[dict]:
             message = f"ID {fields[0]} does not follow word {last}; is a blank line missing?"
             require(is_next, location, message)
             if kind == "-":
+                require(range_end <= last, location, f"the range to word {range_end} is open")
                 range_end = end
             elif not kind:
                 last = start

@@ -2,7 +2,7 @@
 
 import density
 
-LINES = 2860  # the design asks for 2,300
+LINES = 2870  # the design asks for 2,300
 LONG_LINES = 0
 NAMES = 4.3
 LONGEST_FUNCTION = 45

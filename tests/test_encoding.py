@@ -737,7 +737,6 @@ def test_ids_that_do_not_follow_each_other_are_errors_that_name_the_line(tmp_pat
         load(tmp_path, conllu(*rows.split()) + end)
 
 
-@pytest.mark.xfail(strict=True, reason="the second range hides that the first lacks members")
 def test_a_range_within_another_one_is_an_error(tmp_path):
     with pytest.raises(af.UserError, match=r"test\.conllu:3: "):
         load(tmp_path, conllu("1-5|abcde|_", "1|a|X", "2-3|bc|_", "2|b|X", "3|c|X"))

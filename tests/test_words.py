@@ -87,6 +87,18 @@ def test_chinese_japanese_and_thai_are_cut_by_longest_match(lang, text, vocabula
     assert af.split_words(text, lang, frozenset(vocabulary)) == words
 
 
+@pytest.mark.parametrize(
+    "language, base",
+    [("zh-TW", "zh"), ("zh_Hans", "zh"), ("ja-JP", "ja"), ("th_TH", "th"), ("ZH", "zh")],
+)
+def test_a_region_or_a_script_does_not_change_how_a_language_is_split(language, base):
+    text, vocabulary = "我喜欢北京大学 ฉันรักเธอ 私は学生です", {"北京", "北京大学", "รัก", "学生"}
+    words = af.split_words(text, language, vocabulary)
+    assert words == af.split_words(text, base, vocabulary)
+    assert "北京大学" in words and "学" not in words
+    assert af.split_words(text, "bg-TH", vocabulary) == text.split()
+
+
 UNSPACED_NAMES = ("CJK UNIFIED", "HIRAGANA", "KATAKANA", "THAI CHARACTER")
 
 
@@ -136,7 +148,7 @@ def test_splitting_agrees_with_a_slow_implementation_of_the_rule(lang):
     for _ in range(400):
         text = "".join(rng.choices(CLUSTERS, k=rng.randint(0, 25)))
         vocabulary = {"".join(rng.choices(UNSPACED, k=rng.randint(1, 4))) for _ in range(60)}
-        vocabulary |= {"か", "ก"}
+        vocabulary |= {"か", "ก", *(unicodedata.normalize("NFC", word) for word in vocabulary)}
         expected = slow_split(text, lang, vocabulary)
         assert af.split_words(text, lang, vocabulary) == expected, (text, vocabulary)
         matched += any(len(word) > 2 and word in vocabulary for word in expected)
@@ -320,6 +332,77 @@ def test_the_dictionary_is_read_and_inverted(tmp_path):
     assert backward == {"Katze": {"cat"}, "Kater": {"cat", "tomcat"}, "Hund": {"dog"}}
 
 
+def test_identical_entries_are_dropped_before_words_are_compared(tmp_path):
+    """`piano piano` would make `piano Klavier` ambiguous in a sentence that has both."""
+    write(tmp_path / "dictionary/en-de.txt", "piano piano", "piano Klavier", "wing wing")
+    forward, backward = af.read_dictionary("de", tmp_path)
+    assert (forward, backward) == ({"piano": {"Klavier"}}, {"Klavier": {"piano"}})
+    source, target = "a piano".split(), "Klavier oder piano".split()
+    assert af.dictionary_links(source, target, forward, backward) == [(1, 0)]
+
+
+def test_links_of_a_dictionary_with_identical_entries_are_those_without_them(tmp_path):
+    rng, linked = random.Random(2), 0
+    for _ in range(200):
+        entries = [(rng.choice("abcdef"), rng.choice("abcdefXYZ")) for _ in range(12)]
+        write(tmp_path / "dictionary/en-de.txt", *map(" ".join, entries))
+        slow = dictionaries([(a, b) for a, b in entries if a != b])
+        source, target = rng.choices("abcdef", k=5), rng.choices("abcdefXYZ", k=5)
+        expected = slow_dictionary_links(source, target, *slow)
+        found = af.dictionary_links(source, target, *af.read_dictionary("de", tmp_path))
+        assert found == expected
+        linked += len(expected)
+    assert linked > 50
+
+
+@pytest.mark.parametrize("form_of_text", ["NFC", "NFD"])
+@pytest.mark.parametrize("form_of_entries", ["NFC", "NFD"])
+@pytest.mark.parametrize("language, other", [("fr", "café"), ("vi", "thế"), ("ko", "학생")])
+def test_letters_with_accents_are_linked_however_they_are_encoded(
+    tmp_path, language, other, form_of_text, form_of_entries
+):
+    """A letter with an accent can be one character (NFC) or several (NFD)."""
+    text, entry = (unicodedata.normalize(form, other) for form in (form_of_text, form_of_entries))
+    assert (text == entry) == (form_of_text == form_of_entries)
+    write(tmp_path / f"dictionary/en-{language}.txt", f"naïve {entry}")
+    for english in ("naïve", "nai\u0308ve"):
+        write(tmp_path / f"parallel/en-{language}.tsv", f"so {english}\t{text} .")
+        (pair,) = take(1, language, "dictionary", tmp_path, 31)
+        assert pair == (language, ["so", english], [text, "."], [(1, 0)], 0, 1)
+
+
+def test_japanese_words_are_found_however_they_are_encoded(tmp_path):
+    text = unicodedata.normalize("NFD", "これはギター")
+    write(tmp_path / "dictionary/en-ja.txt", "guitar ギター")
+    write(tmp_path / "parallel/en-ja.tsv", f"a guitar\t{text}")
+    (pair,) = take(1, "ja", "dictionary", tmp_path, 31)
+    assert pair.links == [(1, len(pair.target) - 1)]
+    assert "".join(pair.target) == text
+
+
+@pytest.mark.parametrize("language", ["zh-TW", "zh_Hant"])
+def test_the_dictionary_of_a_variety_is_its_own_or_that_of_its_language(tmp_path, language):
+    write(tmp_path / "dictionary/en-zh.txt", "love 喜欢")
+    write(tmp_path / f"parallel/en-{language}.tsv", "I love you\t我喜欢你")
+    write(tmp_path / f"links/en-{language}.txt", "0-0 1-1 2-2")
+    links = [(0, 0), (1, 1), (2, 2)]
+    for aligner, expected in [("dictionary", links[1:2]), (str(tmp_path / "links"), links)]:
+        (pair,) = take(1, language, aligner, tmp_path, 31)
+        assert (pair.target, pair.links) == (["我", "喜欢", "你"], expected)
+    write(tmp_path / f"dictionary/en-{language}.txt", "you 欢你")
+    (pair,) = take(1, language, "dictionary", tmp_path, 31)
+    assert (pair.target, pair.links) == (["我", "喜", "欢你"], [(2, 2)])
+
+
+def test_the_dictionary_of_a_variety_is_downloaded_as_that_of_its_language(tmp_path, monkeypatch):
+    path, urls = write(tmp_path / "en-zh.txt", "love 喜欢", "you 你"), []
+    monkeypatch.setattr(af, "fetch", lambda url: urls.append(url) or path)
+    assert af.read_dictionary("zh-TW", None)[0] == {"love": {"喜欢"}, "you": {"你"}}
+    af.read_dictionary("de", None)
+    folder = "https://dl.fbaipublicfiles.com/arrival/dictionaries/"
+    assert urls == [f"{folder}en-zh.txt", f"{folder}en-de.txt"]
+
+
 def parallel_text(
     language: str, folder: Path, part: str = "train", **changed: Any
 ) -> af.ParallelText:
@@ -347,13 +430,26 @@ def test_a_wrong_line_of_local_text_is_found_before_the_first_pair_is_needed(tmp
     parallel_text("de", tmp_path, limit_links=50)  # line 51 is not read
 
 
+@pytest.mark.parametrize("line", ["\t", " \t ", "\u3000\t"])
+def test_a_line_that_is_empty_on_both_sides_is_an_error_that_names_it(tmp_path, line):
+    write(tmp_path / "dictionary/en-de.txt", "cat Katze")
+    write(tmp_path / "parallel/en-de.tsv", "cat\tKatze", line, "cat\tKatze")
+    with pytest.raises(af.UserError, match=r"en-de\.tsv:2: .*empty"):
+        parallel_text("de", tmp_path)
+    path = write(tmp_path / "translation/en-de/test.tsv", "cat\tKatze", line)
+    with pytest.raises(af.UserError, match=r"test\.tsv:2: .*empty"):
+        list(af.load_translation("en-de", "test", af.Settings(data_dir=tmp_path)))
+    write(path, "cat\t", "\tKatze")  # one side may be empty
+    assert len(list(af.read_tsv(path))) == 2
+
+
 # ---- links in files
 
 
 @pytest.fixture
 def linked(tmp_path) -> Path:
     """A text of four lines in data/, and a folder links/ that is still empty."""
-    lines = ["a b c\td e f", "a\t", "g h\ti j k l", "m n o\tp q"]
+    lines = ["a b c\td e f", "x\t", "g h\ti j k l", "m n o\tp q"]
     write(tmp_path / "data/parallel/en-de.tsv", *lines)
     (tmp_path / "links").mkdir()
     return tmp_path
@@ -365,7 +461,7 @@ def read(folder: Path, **changed: Any) -> list[af.Links] | None:
 
 LINES = ["0-0 1-2", "", "0-3 1-0", " 2-1  0-0 "]
 LINKS = [[(0, 0), (1, 2)], [], [(0, 3), (1, 0)], [(2, 1), (0, 0)]]
-STORED_WORDS = ["a b c ||| d e f", "a ||| ", "g h ||| i j k l", "m n o ||| p q"]
+STORED_WORDS = ["a b c ||| d e f", "x ||| ", "g h ||| i j k l", "m n o ||| p q"]
 
 
 def test_links_are_read_in_pharaoh_format_one_sentence_pair_a_line(linked):
@@ -435,10 +531,22 @@ def test_links_of_a_part_of_a_text_from_the_hub_are_used_for_that_part(tmp_path,
     table = [{"translation": {"en": f"cat {k}", "de": f"{k} Katze"}} for k in range(30)]
     monkeypatch.setattr(af.datasets, "load_dataset", lambda **_: table)
     write(tmp_path / "en-de.txt", *["0-1"] * 10)
-    stream = af.ParallelText("de", af.Settings(aligner=str(tmp_path))).stream()
-    pairs = list(itertools.islice(stream, 20))
-    assert sorted(int(pair.source[1]) for pair in pairs[:10]) == list(range(10))
-    assert [pair.reading for pair in pairs] == [1] * 10 + [2] * 10
+    for limit in (100_000, 10, 4):  # of lines
+        count = min(limit, 10)
+        text = af.ParallelText("de", af.Settings(aligner=str(tmp_path), limit_links=limit))
+        assert list(text.lines()) == [(f"cat {k}", f"{k} Katze") for k in range(count)]
+        pairs = list(itertools.islice(text.stream(), 2 * count))
+        assert sorted(int(pair.source[1]) for pair in pairs[:count]) == list(range(count))
+        assert [pair.reading for pair in pairs] == [1] * count + [2] * count
+
+
+def test_links_of_a_longer_text_than_that_of_the_hub_are_an_error(tmp_path, monkeypatch):
+    table = [{"translation": {"en": "cat", "de": "die Katze"}}] * 3
+    monkeypatch.setattr(af.datasets, "load_dataset", lambda **_: table)
+    write(tmp_path / "en-de.txt", *["0-1"] * 5)
+    with pytest.raises(af.UserError, match=r"en-de\.txt:4: the text has only 3 "):
+        af.ParallelText("de", af.Settings(aligner=str(tmp_path)))
+    assert af.ParallelText("de", af.Settings(aligner=str(tmp_path), limit_links=3)).links
 
 
 # ---- shuffle
@@ -698,6 +806,31 @@ RATES |= {"zh": 0.70, "ja": 0.80, "th": 0.85}
 def test_the_dictionary_links_most_sentence_pairs(lang):
     rate = link_rate(lang, lambda text, vocabulary: af.split_words(text, lang, vocabulary))
     assert rate >= RATES[lang]
+
+
+@real_data
+@pytest.mark.parametrize("decomposed", ["text", "dictionary"])
+@pytest.mark.parametrize("lang", ["vi", "fr", "el"])
+def test_a_decomposed_text_or_dictionary_loses_no_link(tmp_path, lang, decomposed):
+    forward, backward = dictionary(lang)
+    form_of_text = "NFC"
+    if decomposed == "text":
+        form_of_text = "NFD"
+    else:
+        entries = (Path(DATA) / f"dictionary/en-{lang}.txt").read_text("utf-8")
+        write(tmp_path / f"dictionary/en-{lang}.txt", unicodedata.normalize("NFD", entries)[:-1])
+        forward, backward = af.read_dictionary(lang, tmp_path)
+    settings, accents = af.Settings(data_dir=Path(DATA)), 0
+    for english, other in itertools.islice(af.parallel_lines(lang, settings, "train"), 300):
+        links = []
+        for form, *words in [("NFC", *dictionary(lang)), (form_of_text, forward, backward)]:
+            target = af.split_words(unicodedata.normalize(form, other), lang)
+            source = af.split_words(unicodedata.normalize(form, english), "en")
+            links.append(af.dictionary_links(source, target, *words))
+        assert links[0] == links[1]
+        forms = [{unicodedata.normalize(f, target[j]) for f in ("NFC", "NFD")} for _, j in links[0]]
+        accents += sum(len(form) == 2 for form in forms)
+    assert accents > 100
 
 
 @real_data
