@@ -374,8 +374,9 @@ NAMES = ["en-qaa.json", "en-qaa.txt", "en-qaa.words.txt"]
 
 
 def write_links(data: Path, folder: Path, *more: str) -> int:
-    """Run the command line that writes the links of qaa; return its exit status."""
-    argv = ["--data-dir", data, "--realign-languages", "qaa", "--device", "cpu"]
+    """Run the command line that writes links, of qaa by default; return its exit status."""
+    argv = ["--data-dir", data, "--device", "cpu"]
+    argv += [] if "--realign-languages" in more else ["--realign-languages", "qaa"]
     return af.main([str(word) for word in [*argv, "--write-links", folder, *more]])
 
 
@@ -628,13 +629,35 @@ def test_the_folder_of_the_dictionary_is_refused_and_left_as_it_is(data, capsys,
     assert contents(folder) == before
 
 
-def test_words_of_another_program_are_refused_and_left_as_they_are(data, tmp_path, capsys):
-    (tmp_path / "en-qaa.words.txt").write_text("mine\n")
-    for aligner in ("dictionary", "none"):
-        assert write_links(data, tmp_path, "--aligner", aligner) == 2
-        assert "en-qaa" in capsys.readouterr().err
-    assert (tmp_path / "en-qaa.words.txt").read_text() == "mine\n"
-    assert sorted(path.name for path in tmp_path.glob("en-qaa*")) == ["en-qaa.words.txt"]
+def write_foreign_file(path):
+    path.write_text("mine\n")
+
+
+def write_foreign_origin(path):
+    path.write_text('{"aligner": "none", "words": "mine"}\n')
+
+
+def link_to_nothing(path):
+    path.symlink_to("nothing")
+
+
+@pytest.mark.parametrize("aligner", ["dictionary", "fastalign", "none"])
+@pytest.mark.parametrize(
+    "put", [write_foreign_file, write_foreign_origin, Path.mkdir, link_to_nothing]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_another_program_are_refused_and_left_as_they_are(
+    data, tmp_path, capsys, name, put, aligner
+):
+    folder = tmp_path / "links"
+    folder.mkdir()
+    put(folder / name)
+    before = (folder / name).lstat()
+    assert write_links(data, folder, "--aligner", aligner) == 2
+    message = capsys.readouterr().err
+    assert "links/en-qaa.txt: " in message and "choose another folder" in message
+    assert (folder / name).lstat() == before
+    assert [path.name for path in folder.iterdir()] == [name]
 
 
 def test_links_of_another_dictionary_are_refused(data, tmp_path):
@@ -650,16 +673,40 @@ def test_links_of_another_dictionary_are_refused(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--unit sentence", "--method mid-align", "--limit-links 0", "--aligner FOLDER"]
+    "flags, named",
+    [
+        ("--aligner STORED", "--write-links"),
+        ("--unit sentence", "--unit word"),
+        ("--method mid-align", "--unit word"),
+        ("--aligner none --unit sentence", "--unit word"),
+        ("--limit-links 0", "--limit-links"),
+        ("--realign-languages qaa ../qab", "'../qab' is not a language code"),
+        ("--realign-languages qaa q/b", "'q/b' is not a language code"),
+        ("--write-links data/parallel/en-qaa.tsv", "--write-links"),  # a file
+        ("--write-links data/parallel/en-qaa.tsv/links", "--write-links"),
+    ],
 )
 def test_flags_that_give_no_links_are_refused_before_anything_is_written(
-    data, tmp_path, capsys, flags
+    data, tmp_path, capsys, monkeypatch, flags, named
 ):
     assert write_links(data, tmp_path / "stored") == 0
-    flags = flags.replace("FOLDER", str(tmp_path / "stored")).split()
+    monkeypatch.chdir(tmp_path)
+    flags = flags.replace("STORED", "stored").split()
+    before = sorted(tmp_path.rglob("*")), contents(data / "parallel")
     assert write_links(data, tmp_path / "links", *flags) == 2
-    message = capsys.readouterr().err
-    assert flags[0] in message or "--write-links" in message
+    assert named in capsys.readouterr().err
+    if (tmp_path / "links").exists():
+        (tmp_path / "links").rmdir()  # it is empty
+    assert before == (sorted(tmp_path.rglob("*")), contents(data / "parallel"))
+
+
+def test_a_language_that_the_hub_does_not_have_is_refused_before_anything_is_written(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(af, "ParallelText", None)  # no text is read
+    argv = f"--aligner none --realign-languages de tlh --write-links {tmp_path}/links".split()
+    assert af.main(argv) == 2
+    assert "--realign-languages: no data of 'tlh'" in capsys.readouterr().err
     assert not list(tmp_path.glob("links/*"))
 
 

@@ -1,11 +1,14 @@
 """Tests of tasks that generate text: the data, the prompts, and the scores of the text."""
 
+import itertools
 import json
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -198,6 +201,21 @@ def test_japanese_and_chinese_are_counted_in_characters_but_ascii_whole():
     assert score("明日の朝", "date: 明日", "date: 明", "ja") == (0, 0)
 
 
+@pytest.mark.parametrize("variety, language", [
+    ("zh-TW", "zh"), ("zh_Hans", "zh"), ("ja-JP", "ja"), ("en-GB", "en"), ("ar_EG", "ar"),
+])  # fmt: skip
+def test_slots_of_a_variety_are_counted_as_those_of_its_language(variety, language):
+    text = "预订在Thurmont9点的 位子 now"
+    assert af.slot_words(text, variety) == af.slot_words(text, language)
+    for slots, output in [("time: 9点", "time: 9点"), ("time: 9点", "time: 9点的"), ("", "x: 位")]:
+        if language in ("zh", "ja") or not slots:
+            found = score(text, slots, output, variety)
+            assert found == score(text, slots, output, language)
+    # In Chinese, a wrong slot within a word costs; in English, it occurs nowhere.
+    cost = score("明日の朝 now", "time: now", "time: now; date: 明日", variety)[0]
+    assert cost == pytest.approx(2 / 3 if language in ("zh", "ja") else 1)
+
+
 @pytest.mark.parametrize(
     "output", ["None", "none\ntime: five", "", "time", "time: five: x", "time:five"]
 )
@@ -314,12 +332,186 @@ def test_a_row_of_massive_on_the_hub_has_its_slots_in_the_text():
     assert af.read_slots("here", row, "en") == ("wake me at five am this week", slots)
 
 
+@pytest.mark.parametrize("row", [
+    {"annot_utt": "wake me at [time : five am"},
+    {"annot_utt": "wake me at time : five am]"},
+    {"annot_utt": "wake [me at [time : five am]"},
+    {"annot_utt": "wake me at [five am]"},
+])  # fmt: skip
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_slot_that_is_not_closed_is_an_error_that_names_its_line(tmp_path, row, split):
+    good = {"annot_utt": "wake me at [time : five am]"}
+    put(tmp_path / f"massive/en/{split}.jsonl", [good, row])
+    with pytest.raises(af.UserError, match=rf"{split}\.jsonl:2: .*unclosed"):
+        load(tmp_path, "massive", "en", split)
+
+
+@pytest.mark.parametrize("value", ["am ", " am", "", "am\n", "five  am", "pm", "am five"])
+def test_a_slot_that_no_answer_can_match_is_an_error_that_names_its_line(tmp_path, value):
+    good = {"text": "at five am", "slots": [{"type": "time", "value": "five am"}]}
+    bad = {"text": "at five am  now", "slots": [{"type": "time", "value": value}]}
+    put(tmp_path / "massive/en/test.jsonl", [good, bad])
+    with pytest.raises(af.UserError, match=r"test\.jsonl:2: "):
+        load(tmp_path, "massive", "en")
+
+
+@pytest.mark.parametrize("kind", ["MISC", "per", "OTH", ""])
+def test_a_name_of_another_type_than_person_organisation_or_place_is_an_error(tmp_path, kind):
+    """The pattern that reads the answers knows only these."""
+    good = {"text": "Ann of ACME", "slots": [{"type": "PER", "value": "Ann"}]}
+    bad = {"text": "Ann of ACME", "slots": [{"type": kind, "value": "Ann"}]}
+    put(tmp_path / "uner/en/test.jsonl", [good, bad])
+    with pytest.raises(af.UserError, match=r"test\.jsonl:2: .*PER"):
+        load(tmp_path, "uner", "en")
+    put(tmp_path / "uner/en/test.jsonl", [good])
+    (example,) = load(tmp_path, "uner", "en")
+    assert af.score_commands([example], [], [example["target"]]) == {"f1": 1, "f1_strict": 1}
+
+
+def texts_that_are_counted(capsys) -> int:
+    """Return how many texts were said to have a value that no answer can have."""
+    numbers = re.findall(r"massive en: (\d+) texts have a value", capsys.readouterr().out)
+    return int(numbers[0]) if numbers else 0
+
+
+def scores_of_targets(examples: list[dict]) -> list[float]:
+    """Return the strict score of each example that has slots, with its own target as the answer."""
+    scored = [[example, example["target"]] for example in examples if example["slots"]]
+    return [af.score_slots([example], [target])["f1_strict"] for example, target in scored]
+
+
+def test_values_that_contain_the_signs_of_the_format_are_counted_and_said(tmp_path, capsys):
+    rng, rows = random.Random(7), []
+    for _ in range(300):
+        values = ["".join(rng.choices("ab:; ", k=rng.randint(1, 6))).strip() or "a" for _ in "12"]
+        slots = [{"type": "time", "value": value} for value in values]
+        rows.append({"text": " | ".join(values), "slots": slots[: rng.randint(0, 2)]})
+    put(tmp_path / "massive/en/train.jsonl", rows)
+    put(tmp_path / "massive/en/test.jsonl", [rows[0] | {"slots": []}])
+    load(tmp_path, "massive", "en")
+    assert texts_that_are_counted(capsys) == 0
+    examples = load(tmp_path, "massive", "en", "train")
+    assert len(examples) == 300
+    wrong = sum(value < 1 for value in scores_of_targets(examples))
+    assert texts_that_are_counted(capsys) == wrong > 30
+
+
+@pytest.mark.xfail(
+    raises=AssertionError, strict=True, reason="only values with '; ' or ': ' are counted"
+)
+@pytest.mark.parametrize("kind, value", [
+    ("time", "five\nam"), ("time: of day", "five"), ("date; time", "five"),
+])  # fmt: skip
+def test_other_slots_that_the_format_cannot_express_are_counted_and_said(
+    tmp_path, capsys, kind, value
+):
+    slots = [{"type": kind, "value": value}, {"type": "date", "value": "now"}]
+    put(tmp_path / "massive/en/test.jsonl", [{"text": f"{value} now", "slots": slots}])
+    assert scores_of_targets(load(tmp_path, "massive", "en")) != [1]
+    assert texts_that_are_counted(capsys) == 1
+
+
 def test_translations_into_chinese_are_scored_in_characters():
     pytest.importorskip("sacrebleu")
     example = {"language": "en-zh", "target": "今天天气很好"}
     scores = af.score_translation([example], [], ["今天天气很好"])
     assert scores == {"bleu": pytest.approx(1), "chrf": pytest.approx(1)}
     assert 0.4 < af.score_translation([example], [], ["今天天气很坏"])["bleu"] < 1
+
+
+@pytest.mark.parametrize("direction, source, target", [
+    ("en-de", "en", "de"), ("en-zh-TW", "en", "zh-TW"), ("zh-TW-en", "zh-TW", "en"),
+    ("zh_Hans-zh_Hant", "zh_Hans", "zh_Hant"), ("pt-BR-pt-PT", "pt-BR", "pt-PT"),
+    ("en-ast", "en", "ast"),
+])  # fmt: skip
+def test_a_direction_names_two_languages_perhaps_with_regions(direction, source, target):
+    assert af.sides_of(direction) == (source, target)
+
+
+@pytest.mark.parametrize("direction", ["en", "en-", "-de", "en-de-", "en-TW", "EN-DE", "en_de", ""])
+def test_another_name_of_a_direction_is_an_error(direction):
+    with pytest.raises(af.UserError, match="direction"):
+        af.sides_of(direction)
+
+
+@pytest.mark.parametrize("target, expected", [
+    ("de", "13a"), ("en-GB", "13a"), ("pt_BR", "13a"), ("zh", "zh"), ("zh-TW", "zh"),
+    ("zh_Hans", "zh"), ("ja", "ja-mecab"), ("ja-JP", "ja-mecab"), ("ko", "ko-mecab"),
+    ("ko-KR", "ko-mecab"), ("th", "char"), ("th-TH", "char"), ("lo", "char"), ("km", "char"),
+    ("my", "char"), ("bo", "char"), ("dz", "char"),
+])  # fmt: skip
+def test_bleu_splits_a_translation_as_its_language_needs(target, expected):
+    """The scores are those of sacrebleu with the tokenizer of this name."""
+    sacrebleu = pytest.importorskip("sacrebleu")
+    assert af.bleu_tokenizer(f"en-{target}") == expected
+    assert af.bleu_tokenizer(f"{target}-en") == "13a"
+    if expected == "ja-mecab":
+        pytest.importorskip("MeCab")
+    if expected == "ko-mecab":
+        pytest.importorskip("mecab_ko")
+    references = ["今天天气很好，我们去公园。", "ฉันรักเธอมากที่สุดในโลก", "We met Ann, Bo and Li ."]
+    outputs = ["今天天气很好，我们去学校。", "ฉันรักเธอมากในโลกนี้", "We met Ann and Bo , today."]
+    examples = [{"language": f"en-{target}", "target": reference} for reference in references]
+    scores = af.score_translation(examples, [], outputs)
+    bleu = sacrebleu.corpus_bleu(outputs, [references], tokenize=expected).score
+    assert scores["bleu"] == pytest.approx(bleu / 100)
+    assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf(outputs, [references]).score / 100)
+    other = sacrebleu.corpus_bleu(outputs, [references], tokenize="13a").score
+    assert (bleu == other) == (expected == "13a")
+
+
+def test_the_whole_translation_is_scored_not_its_first_line():
+    sacrebleu = pytest.importorskip("sacrebleu")
+    reference = "The cat sat on the mat. It slept all day."
+    example = {"language": "de-en", "target": reference}
+    whole = af.score_translation([example], [], ["The cat sat on the mat.\nIt slept all day.\n"])
+    assert whole["bleu"] == pytest.approx(1)
+    for output in ("The cat sat on the mat.\nBut nobody saw it.", "\n\nThe cat\n\nsat on it."):
+        expected = sacrebleu.corpus_bleu([output.strip()], [[reference]]).score / 100
+        found = af.score_translation([example], [], [output])["bleu"]
+        assert found == pytest.approx(expected)
+        assert found < whole["bleu"]
+
+
+def test_the_tokenizers_of_bleu_stand_in_the_record(data, world, tmp_path, monkeypatch):
+    pytest.importorskip("sacrebleu")
+    short = af.TASKS["translation"]._replace(new_tokens=2)
+    monkeypatch.setitem(af.TASKS, "translation", short)
+    put(data / "translation/en-zh-TW/test.tsv", ["Good day\t你好", "Yes\t是"])
+    argv = ["--task", "translation", "--method", "mid-align", "--strategy", "baseline"]
+    argv += ["--train-languages", "en-de", "--languages", "en-zh-TW", "--epochs", "0"]
+    argv += ["--model", str(world / "models/llama"), "--data-dir", str(data), "--device", "cpu"]
+    argv += ["--max-length", "256", "--out", str(tmp_path / "runs"), "--limit-test", "1"]
+    assert af.main(argv) == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = json.loads(path.read_text("utf-8"))
+    assert record["bleu_tokenizers"] == {"en-de": "13a", "en-zh-TW": "zh"}
+    assert list(record["scores"]) == ["en-de", "en-zh-TW"]
+
+
+def test_directions_without_validation_data_on_the_hub_are_left_out_and_named(
+    data, monkeypatch, capsys
+):
+    tokenizer, asked = decoder_tokenizer(True, True), []
+
+    def load_dataset(path, name, split):
+        asked.append((name, split))
+        source, target = name.split("-")
+        return [{"translation": {source: "Góðan dag", target: "Good day"}}]
+
+    monkeypatch.setattr(af.datasets, "load_dataset", load_dataset)
+    directions = ["en-de", "is-en", "de-en", "en-is"]
+    settings = af.Settings(task="translation", train_languages=directions, max_length=256)
+    assert len(af.load_features(settings, tokenizer, "valid")) == 2
+    assert asked == [("de-en", "validation")] * 2
+    output = capsys.readouterr().out
+    assert "is-en has no validation" in output and "en-is has no validation" in output
+    assert len(af.load_features(settings, tokenizer, "train")) == 4
+    assert asked[2:] == [(name, "train") for name in ("de-en", "is-en", "de-en", "is-en")]
+    settings.data_dir = data  # local data have what they have
+    for direction in ("en-de", "is-en"):
+        put(data / f"translation/{direction}/valid.tsv", ["Já\tYes"])
+    assert len(af.load_features(settings, tokenizer, "valid")) == 4
 
 
 def test_a_part_of_sacrebleu_that_is_missing_is_a_users_error(monkeypatch):
@@ -331,7 +523,158 @@ def test_a_part_of_sacrebleu_that_is_missing_is_a_users_error(monkeypatch):
         af.score_translation([{"language": "en-ja", "target": "a"}], [], ["a"])
 
 
+# ---- Languages that are aligned, and their text
+
+
+@pytest.mark.parametrize("task, languages", [
+    ("massive", "cy jv sw az af"), ("xsid", "tr da ja lt no"), ("uner", "da hr sk sr"),
+    ("translation", "he ja uk"),
+])  # fmt: skip
+def test_the_second_method_aligns_languages_of_its_task_that_have_no_labels(task, languages):
+    settings = af.parse_args(["--method", "mid-align", "--task", task])
+    assert settings.realign_languages == languages.split()
+    assert settings.limit_links == (500 if task == "massive" else 100_000)
+    tested = {side for code in settings.languages for side in code.split("-")}
+    trained = {side for code in settings.train_languages for side in code.split("-")}
+    if task != "xsid":  # whose codes may have a hyphen
+        assert set(settings.realign_languages) <= tested - trained
+    assert set(settings.realign_languages) <= {*settings.languages, *tested}
+
+
+def test_the_second_method_aligns_the_languages_of_massive_if_no_task_is_named():
+    settings = af.parse_args(["--method", "mid-align"])
+    assert settings.realign_languages == "cy jv sw az af".split()
+
+
+@pytest.mark.parametrize("task", ["udpos", "wikiann", "xnli", "xquad"])
+def test_the_first_method_aligns_34_languages_with_every_task(task):
+    settings = af.parse_args(["--task", task])
+    assert len(settings.realign_languages) == 34 and settings.limit_links == 100_000
+    assert settings.realign_languages == af.parse_args([]).realign_languages
+
+
+def utterances(language: str, ids: list, form: str = "local") -> list[dict]:
+    """Return rows of MASSIVE, of local data or of the hub, whose texts name their `id`."""
+    rows = []
+    for number in ids:
+        row = {"id": number, "locale": language, "text": f"{language} {number} now"}
+        row["slots"] = [{"type": "date", "value": "now"}]
+        hub = {"id": number, "utt": row["text"], "annot_utt": f"{language} {number} [date : now]"}
+        rows.append(row if form == "local" else hub)
+    return rows
+
+
+ENGLISH, WELSH = ["3", "1", "4", "15", "9"], ["9", "2", "3", "6", "1"]
+JOINED = [(f"en {number} now", f"cy {number} now") for number in ("9", "3", "1")]
+
+
+def test_parallel_text_of_massive_are_its_training_utterances_joined_by_id(tmp_path):
+    for part, shift in (("train", 0), ("valid", 100)):
+        for language, ids in (("en", ENGLISH), ("cy", WELSH)):
+            shifted = [str(int(number) + shift) for number in ids]
+            put(tmp_path / f"massive/{language}/{part}.jsonl", utterances(language, shifted))
+    put(tmp_path / "parallel/en-cy.tsv", ["other text\ttestun arall"])  # is not read
+    settings = af.parse_args(["--method", "mid-align", "--data-dir", str(tmp_path)])
+    assert list(af.ParallelText("cy", settings).lines()) == JOINED
+    dev = af.ParallelText("cy", settings, "dev").lines()
+    assert list(dev) == [(f"en {n} now", f"cy {n} now") for n in ("109", "103", "101")]
+    settings.task = "xsid"
+    text = [("other text", "testun arall")]
+    assert list(af.ParallelText("cy", settings).lines()) == text
+
+
+def test_parallel_text_of_massive_may_come_from_the_hub(monkeypatch):
+    """Its rows have the slots within the text, and numbers or strings as `id`."""
+    asked = []
+
+    def load_dataset(path, revision, data_files, split):
+        (file,) = data_files.values()
+        asked.append((path, revision, file, split))
+        ids = [*map(int, ENGLISH)] if file.startswith("en-US") else WELSH
+        return utterances("en" if file.startswith("en-US") else "cy", ids, "hub")
+
+    monkeypatch.setattr(af.datasets, "load_dataset", load_dataset)
+    settings = af.parse_args(["--method", "mid-align"])
+    assert list(af.ParallelText("cy", settings).lines()) == JOINED
+    assert list(af.ParallelText("cy", settings, "dev").lines()) == JOINED
+    source = "AmazonScience/massive", "refs/convert/parquet"
+    assert asked == [
+        (*source, f"{locale}/{part}/0000.parquet", part)
+        for part in ("train", "validation")
+        for locale in ("en-US", "cy-GB")
+    ]
+
+
+@pytest.mark.parametrize("language", ["en", "cy"])
+def test_utterances_without_an_id_are_an_error_that_names_their_line(tmp_path, language):
+    for code in ("en", "cy"):
+        rows = utterances(code, ENGLISH)
+        if code == language:
+            del rows[2]["id"]
+        put(tmp_path / f"massive/{code}/train.jsonl", rows)
+    settings = af.Settings(task="massive", unit="sentence", data_dir=tmp_path)
+    with pytest.raises(af.UserError, match=rf"{language}/train\.jsonl:3: .*'id'"):
+        af.ParallelText("cy", settings)
+
+
+def test_at_most_500_utterances_of_a_language_are_aligned_by_default(tmp_path):
+    ids = [str(k) for k in range(600)]
+    for code in ("en", "cy"):
+        put(tmp_path / f"massive/{code}/train.jsonl", utterances(code, ids))
+    argv = ["--method", "mid-align", "--data-dir", str(tmp_path), "--realign-languages", "cy"]
+    pairs = list(itertools.islice(af.load_pairs(af.parse_args(argv))[0], 1000))
+    expected = {(f"en {k} now", f"cy {k} now") for k in ids[:500]}
+    for reading in (pairs[:500], pairs[500:]):
+        assert {(pair.source, pair.target) for pair in reading} == expected
+    assert (
+        len(list(af.ParallelText("cy", af.parse_args([*argv, "--limit-links=550"])).lines())) == 550
+    )
+
+
+def test_all_utterances_of_the_toy_world_are_parallel(world):
+    argv = ["--method", "mid-align", "--data-dir", str(world / "data"), "--limit-links", "1000"]
+    texts = {}
+    for code in ("en", "qaa"):
+        lines = (world / f"data/massive/{code}/train.jsonl").read_text("utf-8").splitlines()
+        texts[code] = [json.loads(line)["text"] for line in lines]
+    found = af.ParallelText("qaa", af.parse_args(argv)).lines()
+    assert list(found) == list(zip(texts["en"], texts["qaa"], strict=True))
+
+
 DATA = os.environ.get("ALIGNFREEZE_DATA")
+
+
+@pytest.mark.skipif(not DATA, reason="needs a folder of real data in ALIGNFREEZE_DATA")
+def test_real_utterances_of_massive_are_joined_as_pandas_joins_them():
+    folder = Path(DATA) / "massive"
+    tables = [
+        pd.read_json(folder / f"{c}/valid.jsonl", lines=True, dtype=False) for c in ("fa", "en")
+    ]
+    joined = tables[0].merge(tables[1], on="id", suffixes=("", "_en"))
+    settings = af.Settings(task="massive", unit="sentence", data_dir=Path(DATA))
+    found = list(af.ParallelText("fa", settings, "dev").lines())
+    assert found == list(zip(joined["text_en"], joined["text"]))
+    assert len(found) > 2000
+
+
+@pytest.mark.skipif(not DATA, reason="needs a folder of real data in ALIGNFREEZE_DATA")
+@pytest.mark.parametrize("task, language, variety", [
+    ("xsid", "zh", "zh-TW"), ("xsid", "ja", "ja-JP"), ("uner", "zh", "zh_Hant"),
+])  # fmt: skip
+def test_real_data_of_a_variety_are_scored_as_those_of_its_language(
+    tmp_path, task, language, variety
+):
+    (tmp_path / task).mkdir()
+    (tmp_path / task / variety).symlink_to(Path(DATA) / task / language)
+    examples, other = load(Path(DATA), task, language)[:300], load(tmp_path, task, variety)[:300]
+    assert [row["text"] for row in examples] == [row["text"] for row in other]
+    outputs = [example["target"] for example in examples]
+    for k in range(1, len(outputs), 3):  # wrong extra slots, which must cost
+        wrong = examples[k]["text"][2:4].strip()
+        outputs[k] = f"wrong: {wrong}" if task == "xsid" else outputs[k - 1]
+    scores = af.score_commands(examples, [], outputs)
+    assert af.score_commands(other, [], outputs) == scores
+    assert 0.3 < scores["f1"] < 0.95
 
 
 @pytest.mark.skipif(not DATA, reason="needs a folder of real data in ALIGNFREEZE_DATA")
