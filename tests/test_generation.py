@@ -211,6 +211,12 @@ def test_slots_of_a_variety_are_counted_as_those_of_its_language(variety, langua
         if language in ("zh", "ja") or not slots:
             found = score(text, slots, output, variety)
             assert found == score(text, slots, output, language)
+    # In Chinese, a value is its first occurrence; in English, its first one as whole words.
+    example = {"text": "今天 天 now", "slots": [{"type": "x", "value": "天"}], "language": variety}
+    before = "今" if language in ("zh", "ja") else "今天"
+    words = [word for word, _ in af.tag_slots(example)]
+    tags = [kind for _, kind in af.tag_slots(example)]
+    assert words[: tags.index("x")] == [before]
     # In Chinese, a wrong slot within a word costs; in English, it occurs nowhere.
     cost = score("明日の朝 now", "time: now", "time: now; date: 明日", variety)[0]
     assert cost == pytest.approx(2 / 3 if language in ("zh", "ja") else 1)
