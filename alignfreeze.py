@@ -1681,14 +1681,14 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
             example["target"] = json.dumps({"Results": results}, ensure_ascii=False)
             is_known = {slot["type"] for slot in slots} <= {"PER", "ORG", "LOC"}
             require(is_known, where, "expected names of the types PER, ORG and LOC")
-        elif any(": " in slot["value"] or "; " in slot["value"] for slot in slots):
+        elif parse_slots(example["target"]) != [[slot["type"], slot["value"]] for slot in slots]:
             ambiguous += 1
         if split != "train":
             tag_slots(example, where)  # raises an error if an example cannot be scored
         yield example
     if ambiguous:
-        say(f"{settings.task} {language}: {ambiguous} texts have a value with '; ' or ': ', which "
-            "is the format's own sign, so that no answer can have it")  # fmt: skip
+        message = "have a value or a type with '; ', ': ' or a line break, which no answer can have"
+        say(f"{settings.task} {language}: {ambiguous} texts {message}")
 
 
 def slot_rows(language: str, split: str, settings) -> Iterator:
