@@ -102,21 +102,26 @@ def results(folder) -> list[dict]:
 
 
 @pytest.fixture
-def double_precision():
+def as_in_a_process():
+    """Compute in float64 and, as the processes do, in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_two_processes_train_like_one(results, architecture, stage, variant, double_precision):
+def test_two_processes_train_like_one(results, architecture, stage, variant, as_in_a_process):
     """After ten updates or more, with dropout; the last update of fine-tuning is not full."""
+    limit = 1e-6 if architecture == "llama" else 1e-9  # its normalisation computes in float32
     expected, curves = weights_and_losses(architecture, stage, variant)
     for result in results:
         weights, found = result[architecture, stage, variant]
-        assert (weights - expected).abs().max().item() < 1e-9
+        assert (weights - expected).abs().max().item() < limit
         assert found.keys() == curves.keys()
         for name, curve in curves.items():
             assert found[name] == pytest.approx(curve, abs=2e-6)  # they are rounded to 1e-6
