@@ -179,22 +179,13 @@ def require(condition, location, message: str) -> None:
         raise UserError(f"{location}: {message}")
 
 
-def freeze(model: nn.Module, spec: str) -> list[str]:
-    """Freeze the layers that `spec` names; return the names of the parameters it froze.
-
-    AlignFreeze does this while it aligns (in `optimize`). `front` is the lower half of the layers,
-    `back` the upper half; `full`, `none` and `baseline` freeze nothing. A list such as `emb,0-2,11`
-    names layers, counted from 0, and the embeddings, which train unless `emb` is named (as in the
-    authors' code). Raises UserError if the model has no such layer.
-    """
-    parameters = parameters_of_layers(model, spec)
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    return [name for name, parameter in model.named_parameters() if parameter in parameters]
-
-
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers that `spec` names, except those already frozen."""
+    """Return the parameters of the layers named by `spec`, without those already frozen.
+
+    `front` is the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
+    name no layer. `emb,0-2,11` names the embeddings and layers, counted from 0; without `emb`,
+    embeddings train, as in the authors' code. Raises UserError if a layer does not exist.
+    """
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
     if "emb" in spec.split(","):
@@ -205,7 +196,7 @@ def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
 
 @contextmanager
 def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Freeze these parameters; unfreeze them on exit, also after an error."""
+    """Freeze these parameters during a `with` block; `optimize` does so while it aligns."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -213,6 +204,17 @@ def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+def freeze(model: nn.Module, spec: str) -> list[str]:
+    """Freeze the layers named by `spec` for good; return the names of the parameters it froze.
+
+    This is for notebooks and other scripts: a run of this one only freezes while it aligns.
+    """
+    parameters = parameters_of_layers(model, spec)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return [name for name, parameter in model.named_parameters() if parameter in parameters]
 
 
 class LoraLinear(nn.Module):
@@ -247,8 +249,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """Return `hidden_states[layer]`, (B, T, d); for layer >= 0, that is the input of this layer.
+    """Return `hidden_states[layer]`, (B, T, d): the input of layer `layer`, counted from 0.
 
+    For example, with 12 layers, -1 and 12 are the output of the last layer, -2 and 11 its input.
     The forward pass ends there, so that the layers above are neither computed nor trained.
     """
     layers = transformer_layers(encoder)
@@ -336,7 +339,7 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
 
 def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:
     """Yield (batch of the task or None, batch of sentence pairs or None), in order of training."""
-    if schedule in ("none", "before"):  # nothing to align, or alignment is over
+    if schedule in ("none", "before"):  # a baseline, or alignment is over
         aligned = itertools.repeat(None)
     for examples, pairs in zip(task, aligned):
         if schedule == "alternate":
@@ -352,7 +355,7 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
     features: what the task's `encode` made of the examples. pairs: as in `realign`; not used with
     the schedule `before`. stop: see `optimize`. Returns what `optimize` returns.
     """
-    schedule = settings.schedule if settings.strategy != "baseline" else "none"
+    schedule = "none" if settings.strategy == "baseline" else settings.schedule
     task = task_batches(tokenizer, features, settings, model.device)
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     steps = finetune_steps(len(features), settings)
@@ -366,9 +369,10 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
 def optimize(stage: str, model, batches: Iterator, steps: int, settings: Settings, stop=None):
     """The training loop of both methods: `steps` updates of Adam, in place.
 
-    batches: see `scheduled`; an update takes `settings.accumulate` of them. The alignment loss does
-    not train the layers of `settings.strategy`. stop: called after every update; true ends the
-    training. Several processes split the batches of an update and sum their gradients. Returns
+    batches: (task, pairs) as in `scheduled`. The loss of a batch is the task loss, the alignment
+    loss, or both: task loss + 0.1 x alignment loss. An update takes `settings.accumulate` batches,
+    shared out to all processes. Alignment does not train the layers of `settings.strategy`; the
+    task trains them. stop: called after every update; true ends the training. Returns
     ({loss: its mean over every 20 batches}, {language: what was aligned}).
     """
     torch.manual_seed(settings.seed)
@@ -382,7 +386,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     rank, world = processes()
     model.train()
     for step, group in enumerate(log.updates(batches, steps, settings.accumulate), 1):
-        for number, (examples, translations) in group[rank::world]:
+        for number, (examples, translations) in group[rank::world]:  # this process's batches
             torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
@@ -390,7 +394,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 (loss / len(group)).backward()
                 log.add(number, "task", loss)
             if translations:
-                weight = 0.1 if examples else 1.0  # `during`: task loss + 0.1 x alignment loss
+                weight = 0.1 if examples else 1.0  # 0.1 with `during`, as in the paper
                 with frozen(frozen_layers):
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
@@ -439,11 +443,7 @@ def evaluate(model, tokenizer, task: Task, examples: list, features: list, setti
                 prompts = [row["input_ids"] for row in rows]
                 results = generate(model, tokenizer, prompts, task.new_tokens)
             else:
-                batch = task_batch(rows, tokenizer.pad_token_id, model.device)
-                del batch["labels"]
-                results = task_logits(model, batch).float().cpu().numpy()
-                message = "the model's outputs are not numbers (NaN)"
-                require(not np.isnan(results).any(), "evaluation", message)
+                results = classify(model, tokenizer, rows)
             for k, result in zip(chunk, results):
                 outputs[k] = result
     scores = task.score(examples, features, outputs)
@@ -572,6 +572,15 @@ def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         return output.logits
     ends = torch.stack([output.start_logits, output.end_logits], dim=1)
     return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
+
+
+def classify(model, tokenizer, rows: list[dict]) -> np.ndarray:
+    """Return the logits of a classifier for encoded examples; shapes as in `task_logits`."""
+    batch = task_batch(rows, tokenizer.pad_token_id, model.device)
+    del batch["labels"]
+    logits = task_logits(model, batch).float().cpu().numpy()
+    require(not np.isnan(logits).any(), "evaluation", "the model's outputs are not numbers (NaN)")
+    return logits
 
 
 def token_logits(model: nn.Module, inputs: dict[str, Tensor], where: Tensor) -> Tensor:
