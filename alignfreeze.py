@@ -84,7 +84,7 @@ class Settings:
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: TARGETS, "further languages to test in")
     realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
-    # Alignment.
+    # Alignment; a new setting goes into OF_ALIGNMENT as well, as a baseline does without it.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "index into hidden_states: 0 is the embeddings, -1 the last layer")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -458,8 +458,8 @@ IGNORE = -100  # the label of a position that has none
 def layer_numbers(spec: str, depth: int) -> list[int]:
     """Return the numbers of the layers that `spec` names. Raises UserError if there are none."""
     half, numbers = depth // 2, set()
-    groups = {"front": range(half), "back": range(half, depth)}
-    groups |= dict.fromkeys(("baseline", "none", "full", "emb"), ())
+    nothing = dict.fromkeys(("full", "none", "baseline", "emb"), ())
+    groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes
     for part in spec.split(","):
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if span:
@@ -468,10 +468,10 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             require(first <= last < depth, f"--strategy {spec}", message)
             numbers.update(range(first, last + 1))
         else:
-            message = f"'{part}' is unknown; use full, front, back, or a list such as emb,0-2,11"
+            message = f"'{part}' is unknown; use {', '.join(groups)}, or a list such as emb,0-2,11"
             require(part in groups, f"--strategy {spec}", message)
-            has_halves = half or part not in ("front", "back")
-            require(has_halves, f"--strategy {spec}", "one layer cannot be halved")
+            has_parts = depth > 1 or part in nothing
+            require(has_parts, f"--strategy {spec}", "one layer cannot be halved")
             numbers.update(groups[part])
     return sorted(numbers)
 
@@ -741,9 +741,11 @@ class TrainingLog:
 
     def result(self) -> tuple[dict, dict]:
         curves = loss_curves(self.stage, self.losses)
-        ends = [f"{name} loss {curve[0]:.3f} -> {curve[-1]:.3f}" for name, curve in curves.items()]
-        seconds = time.time() - self.start
-        say(f"{self.stage}: {self.step} steps, {', '.join(ends)}, {seconds:.1f} s")
+        line = f"{self.stage}: {self.step} steps"
+        for name, curve in curves.items():
+            line += f", {name} loss {curve[0]:.3f}"
+            line += f" -> {curve[-1]:.3f}" if len(curve) > 1 else ""
+        say(f"{line}, {time.time() - self.start:.1f} s")
         return curves, self.aligned
 
 
@@ -2335,7 +2337,10 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
         stored, revision = dict(record["config"]), record["versions"]["alignfreeze.py"]
         tested = set(record["scores"]) == {*settings.train_languages, *settings.languages}
     expected = json.loads(json.dumps(settings_of_run(settings)))
-    changed = [key for key in expected if stored.get(key) != expected[key]]
+    default = default_settings(settings)
+    for key in expected.keys() - stored.keys():  # a setting that is newer than the record
+        stored[key] = expected[key] if getattr(settings, key) == getattr(default, key) else None
+    changed = [key for key in expected if stored[key] != expected[key]]
     message = f"has other settings ({', '.join(changed)}); choose another --out, or add --overwrite"
     require(not changed, path, message)
     require(tested, path, "lacks the scores of a language; move it away, or add --overwrite")
@@ -2350,13 +2355,24 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
 
 def validate_settings(settings: Settings) -> None:
     """Validate all flags before anything is loaded. Raises UserError."""
-    defaults, task = default_settings(settings), TASKS[settings.task]
-    is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
     for name, value in vars(settings).items():
         if type(value) in (int, float) and name != "layer":
             in_range = 0 < value < 2**32 or (value == 0 and name in MAY_BE_ZERO)
             require(in_range, flag_of(name), f"{value} must be more than 0 and less than 2^32")
     require(settings.lora_dropout < 1, "--lora-dropout", "must be less than 1")
+    validate_effects(settings)
+    validate_alignment(settings)
+    world = processes()[1]
+    message = f"an update has {settings.accumulate} batches to share out; raise --accumulate"
+    require(world <= settings.accumulate, f"torchrun, {world} processes", message)
+    validate_languages(settings)
+    validate_output(settings)
+
+
+def validate_effects(settings: Settings) -> None:
+    """Raise UserError for a flag that has no effect with these settings."""
+    defaults, task = default_settings(settings), TASKS[settings.task]
+    is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
     before = not is_aligned or settings.schedule == "before"  # flags may be shared with a baseline
     for name, has_effect, other in [
         ("realign_steps", before, "--schedule before"),
@@ -2374,6 +2390,11 @@ def validate_settings(settings: Settings) -> None:
     ]:
         is_default = getattr(settings, name) == getattr(defaults, name)
         require(has_effect or is_default, flag_of(name), f"has no effect without {other}")
+
+
+def validate_alignment(settings: Settings) -> None:
+    """Raise UserError if nothing could be aligned with these settings."""
+    is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
     has_negatives = is_word or settings.realign_batch_size > 1
     message = "one sentence pair has no other sentence to be compared with; use 2 or more"
     require(has_negatives or not is_aligned, "--realign-batch-size 1", message)
@@ -2388,11 +2409,6 @@ def validate_settings(settings: Settings) -> None:
         require(Path(aligner).is_dir(), f"--aligner {aligner}", message)
     has_steps = settings.epochs or settings.realign_steps or not is_aligned
     require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")
-    world = processes()[1]
-    message = f"an update has {settings.accumulate} batches to share out; raise --accumulate"
-    require(world <= settings.accumulate, f"torchrun, {world} processes", message)
-    validate_languages(settings)
-    validate_output(settings)
 
 
 def validate_languages(settings: Settings) -> None:

@@ -310,6 +310,17 @@ def test_a_run_whose_record_exists_is_skipped(finished, tmp_path, monkeypatch):
     assert "another revision of alignfreeze.py made it" in finished.again().out
 
 
+def test_a_setting_that_is_newer_than_a_record_has_its_default_there(finished):
+    """Whoever adds a flag to the script keeps the runs that were finished before."""
+    record = json.loads(finished.path.read_bytes())
+    del record["config"]["temperature"]  # has its default in this run
+    finished.path.write_text(json.dumps(record))
+    finished.assert_found()
+    del record["config"]["limit_train"]  # has another value
+    finished.path.write_text(json.dumps(record))
+    finished.assert_refused("other settings (limit_train)")
+
+
 READ = "data/udpos/en/train.conllu data/udpos/en/test.conllu data/udpos/qaa/test.conllu"
 READ += " data/parallel/en-qaa.tsv links/en-qaa.txt"
 READ += " models/bert/config.json models/bert/tokenizer.json models/bert/model.safetensors"

@@ -2,20 +2,25 @@
 
 import density
 
-LINES = 2870  # the design asks for 2,300
-LONG_LINES = 0
-NAMES = 4.3
-LONGEST_FUNCTION = 45
-LOSS_BEGINS = 149
-HEART_ENDS = 450
+LIMITS = {  # of this project; a fork may raise them
+    "lines": 2870,  # the design asks for 2,300
+    "lines over 100 columns": 0,
+    "mean names in a line of code": 4.3,
+    "lines of the longest function": 45,
+    "line where contrastive_loss begins": 149,
+    "line where the heart (sections 1 to 3) ends": 450,
+}
 
 
 def test_the_script_stays_within_the_limits():
-    measured = list(density.measure(density.SCRIPT.read_text("utf-8")).items())
-    limits = LINES, LONG_LINES, NAMES, LONGEST_FUNCTION, LOSS_BEGINS, HEART_ENDS
-    assert len(measured) == len(limits)
-    over = [(what, value, limit) for (what, value), limit in zip(measured, limits) if value > limit]
-    assert over == []
+    measured = density.measure(density.SCRIPT.read_text("utf-8"))
+    over = {}
+    for what, value in measured.items():
+        limit = LIMITS[what.partition(",")[0]]
+        if value > limit:
+            over[what] = f"{value}, at most {limit}"
+    assert len(measured) == len(LIMITS)
+    assert not over, "shorten the script, or raise LIMITS in a fork"
 
 
 def test_the_measures_of_a_small_text():
