@@ -3,8 +3,8 @@
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
 fine-tuned on English and tested in other languages. Before that, it is *realigned* on translated
-sentences: a contrastive loss pulls the vectors of words that translate each other together. Some
-languages gain and others lose, so half of the layers are frozen during realignment.
+sentences: a contrastive loss pulls the vectors of words that translate each other together. This
+helps some languages and harms others; to limit the harm, half of the layers are frozen meanwhile.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
@@ -69,6 +69,9 @@ def setting(default, help: str):
     return dataclasses.field(default=default, metadata={"help": help})
 
 
+Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
+
+
 @dataclasses.dataclass
 class Settings:
     """All settings of a run. The defaults are those of AlignFreeze; `PRESETS` has the others."""
@@ -77,7 +80,7 @@ class Settings:
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "freeze front, back, emb,0-2, or full: nothing; or baseline")
+    strategy: str = setting("front", "layers to freeze: front, back, 0-2; full: none; or baseline")
     schedule: Literal["before", "during", "alternate"] = setting(
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
@@ -86,13 +89,13 @@ class Settings:
     realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
     # Alignment; a new setting goes into OF_ALIGNMENT as well, as a baseline does without it.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
-    layer: int = setting(-2, "index into hidden_states: 0 is the embeddings, -1 the last layer")
+    layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
-    aligner: str = setting("dictionary", "what links words: dictionary, or a folder of links")
-    aligner_model: str = setting("bert-base-multilingual-cased", "encoder of --aligner awesome")
+    aligner: str = setting("dictionary", "dictionary, or a folder of links from --write-links")
+    aligner_model: str = setting("bert-base-multilingual-cased", "encoder of the aligner awesome")
     aligner_layer: int = setting(8, "which of its hidden states to compare")
     pool_first: bool = setting(True, "count the first position in the mean of a sentence")
-    realign_steps: int | None = setting(None, "updates with `before`; None: those of fine-tuning")
+    realign_steps: int | None = setting(None, "updates with `before`; None: as many as fine-tuning")
     realign_batch_size: int = setting(16, "sentence pairs in a batch")
     realign_max_length: int = setting(96, "subwords of a sentence, special tokens included")
     realign_lr: float = setting(2e-5, "peak of the learning rate with `before`")
@@ -103,7 +106,7 @@ class Settings:
     accumulate: int = setting(1, "batches in an update; with `alternate`, half are pairs")
     lr: float = setting(2e-5, "peak of the learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
-    warmup: float = setting(0.1, "share of the updates in which the rate rises; may exceed 1")
+    warmup: float = setting(0.1, "share of the updates in which the rate rises; above 1: all")
     clip: float = setting(0.0, "largest norm of the gradient; 0: no limit")
     max_length: int = setting(96, "subwords of an example, special tokens included")
     precision: Literal["fp32", "bf16"] | None = setting(None, "None: bf16 where it is fast")
@@ -117,7 +120,7 @@ class Settings:
     data_dir: Path | None = setting(None, "folder of local data; None: download everything")
     limit_train: int | None = setting(None, "largest number of training examples of a language")
     limit_test: int | None = setting(None, "largest number of test examples of a language")
-    limit_links: int = setting(100_000, "largest number of lines of parallel text")
+    limit_links: int = setting(100_000, "largest number of sentence pairs of a language")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; None: a GPU if there is one")
     save_model: Path | None = setting(None, "new folder for the realigned encoder, or the LLM")
     probe: bool = setting(False, "also measure retrieval of translations at every layer")
@@ -126,14 +129,13 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
 PRESETS = {  # other defaults, by method, and by the last part of a model's name; see also TASKS
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
-        "realign_batch_size": 32, "realign_max_length": 2048, "realign_decay": "inverse_sqrt",
-        "lora": 8, "accumulate": 4, "lr": 5e-4, "realign_lr": 5e-4, "decay": "inverse_sqrt",
-        "warmup": 0.03, "clip": 1.0, "seed": 1,
+        "realign_batch_size": 32, "realign_max_length": 2048, "lora": 8, "accumulate": 4,
+        "lr": 5e-4, "decay": "inverse_sqrt", "warmup": 0.03, "clip": 1.0, "seed": 1,
+        "realign_lr": 5e-4, "realign_decay": "inverse_sqrt",  # for --schedule before
     },
     "xlm-roberta-base": {"lr": 7.5e-6, "realign_lr": 7.5e-6},
     "Qwen2.5-7B-Instruct": {"temperature": 1.5},
@@ -154,9 +156,9 @@ def contrastive_loss(
     v: the vectors, scaled to unit length; (N, d). tau: the temperature. queries, targets: (Q,)
     indices of vectors. candidates: (C,) indices; None: all vectors but the query itself.
 
-    Words: both words of a link are queries, and all words of the batch are candidates ("strong
-    alignment", Wu and Dredze 2020, https://arxiv.org/abs/2010.02537). Sentences: the translations
-    are queries, and the English sentences are candidates.
+    Words: both words of a link (a word and its translation) are queries, and all words of the batch
+    are candidates ("strong alignment", Wu and Dredze 2020, https://arxiv.org/abs/2010.02537).
+    Sentences: the translations are queries, and the English sentences are candidates.
     """
     vectors = F.normalize(vectors, dim=-1)
     similarity = vectors[queries] @ vectors.T / temperature  # (Q, N)
@@ -166,7 +168,7 @@ def contrastive_loss(
         is_candidate[candidates] = True
         similarity = similarity.masked_fill(~is_candidate, -math.inf)
     total = F.cross_entropy(similarity, targets, reduction="sum")
-    return total / max(len(queries), 1)  # a batch may have no link
+    return total / max(len(queries), 1)  # a batch may have no links
 
 
 class UserError(Exception):
@@ -180,11 +182,11 @@ def require(condition, location, message: str) -> None:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers named by `spec`, without those already frozen.
+    """Return the parameters of the layers named by `spec`, if they train.
 
     `front` is the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
-    name no layer. `emb,0-2,11` names the embeddings and layers, counted from 0; without `emb`,
-    embeddings train, as in the authors' code. Raises UserError if a layer does not exist.
+    name no layer. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` does
+    not include the embeddings, as in the authors' code. Raises UserError if there is no such layer.
     """
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
@@ -196,7 +198,7 @@ def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
 
 @contextmanager
 def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    """Freeze these parameters during a `with` block; `optimize` does so while it aligns."""
+    """Freeze these parameters during a `with` block; `optimize` does so around alignment."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -206,19 +208,8 @@ def frozen(parameters: Collection[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def freeze(model: nn.Module, spec: str) -> list[str]:
-    """Freeze the layers named by `spec` for good; return the names of the parameters it froze.
-
-    This is for notebooks and other scripts: a run of this one only freezes while it aligns.
-    """
-    parameters = parameters_of_layers(model, spec)
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    return [name for name, parameter in model.named_parameters() if parameter in parameters]
-
-
 class LoraLinear(nn.Module):
-    """W x + scale * B A x, with W frozen (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
+    """W x + scale * B A x; A and B train (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
 
     def __init__(self, base_layer: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
@@ -236,7 +227,7 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Freeze the pretrained weights, and add an adapter to every linear layer of all blocks.
+    """Freeze the pretrained weights, and add adapters to all matrices of the transformer layers.
 
     Returns the names of the parameters that train: the adapters, and the new head of a classifier.
     """
@@ -249,9 +240,9 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """Return `hidden_states[layer]`, (B, T, d): the input of layer `layer`, counted from 0.
+    """Return `hidden_states[layer]`, (B, T, d), as the library numbers them.
 
-    For example, with 12 layers, -1 and 12 are the output of the last layer, -2 and 11 its input.
+    With 12 layers, 0 is the embeddings, -2 or 11 the input of the last layer, -1 or 12 its output.
     The forward pass ends there, so that the layers above are neither computed nor trained.
     """
     layers = transformer_layers(encoder)
@@ -289,8 +280,8 @@ class PairBatch(NamedTuple):
     queries: Tensor  # (Q,) vectors that have a link
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
-    pairs: list[Pair]  # the text
-    cut: list[int]  # for each pair, the links that were lost because its text was cut off
+    pairs: list[Pair]  # the text: (language, source, target, links)
+    cut: list[int]  # for each pair, how many links were lost because its text was too long
 
 
 def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Tensor:
@@ -301,14 +292,14 @@ def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Ten
     if batch.positions is not None:
         return hidden.flatten(0, 1)[batch.positions]
     mask = batch.inputs["attention_mask"]
-    if not pool_first:  # it is an attention sink, begin-of-text for example, like no other
+    if not pool_first:  # the first token attracts most attention, so its vector is an outlier
         mask = mask * (mask.cumsum(1) > 1)
     weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
     return (hidden.float() * weights[:, :, None]).sum(1)
 
 
 def projection_head(hidden_size: int, unit: str) -> nn.Module:
-    """Map words to 128 dimensions to compare them there; leave sentences as they are."""
+    """Return a network that maps words to 128 dimensions; for sentences, the identity."""
     if unit == "sentence":
         return nn.Identity()
     first = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -318,6 +309,7 @@ def projection_head(hidden_size: int, unit: str) -> nn.Module:
 
 def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) -> Tensor:
     """Return the contrastive loss of a batch of sentence pairs at one layer of the encoder."""
+    # This is `hidden_state`, computed in groups of sentences of similar length to save padding.
     hidden = grouped_hidden_state(encoder, batch.inputs, settings.layer)  # (2B, T, d)
     require(hidden.requires_grad, f"--layer {settings.layer}", "nothing below it trains")
     vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
@@ -328,8 +320,8 @@ def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) ->
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
     """Align the encoder of a model in place, before it learns a task; see `optimize`.
 
-    pairs: a list, which is repeated as often as needed, or an iterator. Returns what `optimize`
-    returns. Raises UserError if an iterator ends too early.
+    pairs: `Pair`s, in a list that is repeated as often as needed, or in an iterator. Returns what
+    `optimize` returns. Raises UserError if an iterator ends too early.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -338,27 +330,30 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
 
 
 def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:
-    """Yield (batch of the task or None, batch of sentence pairs or None), in order of training."""
+    """Yield (examples, translations) in order of training: two batches, one of which may be None.
+
+    examples: a batch of the task. translations: a `PairBatch`.
+    """
     if schedule in ("none", "before"):  # a baseline, or alignment is over
         aligned = itertools.repeat(None)
-    for examples, pairs in zip(task, aligned):
+    for examples, translations in zip(task, aligned):
         if schedule == "alternate":
             yield examples, None
-            yield None, pairs
+            yield None, translations
         else:
-            yield examples, pairs
+            yield examples, translations
 
 
 def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(), stop=None):
     """Train a model on a task in place; align it meanwhile if the schedule says so.
 
-    features: what the task's `encode` made of the examples. pairs: as in `realign`; not used with
-    the schedule `before`. stop: see `optimize`. Returns what `optimize` returns.
+    features: the examples, encoded by `task.encode`. pairs: as in `realign`; a baseline and the
+    schedule `before` do not use them. stop: see `optimize`. Returns what `optimize` returns.
     """
     schedule = "none" if settings.strategy == "baseline" else settings.schedule
     task = task_batches(tokenizer, features, settings, model.device)
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
-    steps = finetune_steps(len(features), settings)
+    steps = finetune_steps(len(features), settings)  # those of alignment are added to the task's
     batches = scheduled(schedule, task, aligned)
     return optimize("fine-tune", model, batches, steps, settings, stop)
 
@@ -367,13 +362,13 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
 
 
 def optimize(stage: str, model, batches: Iterator, steps: int, settings: Settings, stop=None):
-    """The training loop of both methods: `steps` updates of Adam, in place.
+    """The training loop of both methods: `steps` updates by Adam, in place.
 
-    batches: (task, pairs) as in `scheduled`. The loss of a batch is the task loss, the alignment
-    loss, or both: task loss + 0.1 x alignment loss. An update takes `settings.accumulate` batches,
-    shared out to all processes. Alignment does not train the layers of `settings.strategy`; the
-    task trains them. stop: called after every update; true ends the training. Returns
-    ({loss: its mean over every 20 batches}, {language: what was aligned}).
+    batches: (examples, translations) as in `scheduled`. The loss of a batch is the task loss, the
+    alignment loss, or both: task loss + 0.1 x alignment loss. An update takes `settings.accumulate`
+    batches, divided among the processes. Alignment does not train the layers of
+    `settings.strategy`; the task trains all. stop: called after every update; if it returns true,
+    training ends. Returns ({loss: its mean over every 20 batches}, {language: counts of pairs}).
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
@@ -385,8 +380,9 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     log = TrainingLog(stage)
     rank, world = processes()
     model.train()
+    # group: the batches of one update, numbered; each process takes its share of them
     for step, group in enumerate(log.updates(batches, steps, settings.accumulate), 1):
-        for number, (examples, translations) in group[rank::world]:  # this process's batches
+        for number, (examples, translations) in group[rank::world]:
             torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
@@ -394,7 +390,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 (loss / len(group)).backward()
                 log.add(number, "task", loss)
             if translations:
-                weight = 0.1 if examples else 1.0  # 0.1 with `during`, as in the paper
+                weight = 0.1 if examples else 1.0  # both losses: schedule `during`
                 with frozen(frozen_layers):
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
@@ -422,7 +418,7 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         labels = inputs.pop("labels")
         if is_classifier(model):
             logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes)
-        else:  # the label of a position is the token that follows
+        else:  # labels hold at each position the token that follows
             logits = token_logits(model, inputs, labels != IGNORE)
             labels = labels[labels != IGNORE]
         logits, labels = logits.float(), labels.flatten()
@@ -453,6 +449,17 @@ def evaluate(model, tokenizer, task: Task, examples: list, features: list, setti
 # ---- 4. Models: layers, hidden states, logits, generated text ------------------------------------
 
 IGNORE = -100  # the label of a position that has none
+
+
+def freeze(model: nn.Module, spec: str) -> list[str]:
+    """Freeze the layers named by `spec` for good; return the names of the parameters it froze.
+
+    This is for notebooks and other scripts; this script itself freezes layers while it aligns.
+    """
+    parameters = parameters_of_layers(model, spec)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    return [name for name, parameter in model.named_parameters() if parameter in parameters]
 
 
 def layer_numbers(spec: str, depth: int) -> list[int]:
@@ -765,13 +772,13 @@ def loss_curves(stage: str, losses: list[tuple[int, str, Tensor]]) -> dict[str, 
 
 # ---- 6. Batches ----------------------------------------------------------------------------------
 
-Links = list[tuple[int, int]]  # (index of a source word, index of a target word)
+Links = list[tuple[int, int]]  # [(index of an English word, index of its translation), ...]
 
 
 class Pair(NamedTuple):
-    """A sentence and its translation, as text, or as lists of words with one-to-one links."""
+    """An English sentence and its translation, as text, or as words with one-to-one links."""
 
-    language: str  # of the target side; the source side is English
+    language: str  # of the translation
     source: list[str] | str
     target: list[str] | str
     links: Links = ()
