@@ -168,7 +168,7 @@ def contrastive_loss(
         is_candidate[candidates] = True
         similarity = similarity.masked_fill(~is_candidate, -math.inf)
     total = F.cross_entropy(similarity, targets, reduction="sum")
-    return total / max(len(queries), 1)  # a batch may have no links
+    return total / max(len(queries), 1)  # a batch may have no link
 
 
 class UserError(Exception):
