@@ -1076,19 +1076,18 @@ def dictionary_links(source: list, target: list, forward: dict, backward: dict) 
     source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
-        translations = forward.get(word, ())
-        found = at_most_two(translations, target_positions)
-        if len(found) == 1:
-            back = backward.get(target[found[0]], ())
+        positions = at_most_two(forward.get(word, ()), target_positions)
+        if len(positions) == 1:
+            back = backward.get(target[positions[0]], ())
             if at_most_two(back, source_positions) == [i]:
-                links.append((i, found[0]))
+                links.append((i, positions[0]))
     return links
 
 
 def at_most_two(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
     """Return the first positions of any of the words; two are enough to be ambiguous."""
-    found = (k for word in words for k in positions.get(word, ()))
-    return list(itertools.islice(found, 2))
+    occurrences = (k for word in words for k in positions.get(word, ()))
+    return list(itertools.islice(occurrences, 2))
 
 
 def positions_of(words: list[str]) -> dict[str, list[int]]:
@@ -1201,8 +1200,8 @@ def write_links(settings: Settings) -> None:
             )
         elif settings.aligner == "awesome":
             chunks = in_chunks(iter(words), 32)
-            found = (awesome_links(encoder, tokenizer, chunk, layer) for chunk in chunks)
-            links = itertools.chain.from_iterable(found)
+            parts = (awesome_links(encoder, tokenizer, chunk, layer) for chunk in chunks)
+            links = itertools.chain.from_iterable(parts)
         if settings.aligner != "none":
             lines = [" ".join(f"{i}-{j}" for i, j in row) + "\n" for row in links]
             write_whole(path, "".join(lines).encode())
@@ -1749,8 +1748,7 @@ def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
         pattern = r"\[([^][:]+) : ([^][]*)\]"
         (annotated,) = typed_columns(where, row, annot_utt=str)
         text = re.sub(pattern, r"\2", annotated)
-        found = re.findall(pattern, annotated)
-        pairs = [(kind.strip(), value.strip()) for kind, value in found]
+        pairs = [(kind.strip(), value.strip()) for kind, value in re.findall(pattern, annotated)]
         require("[" not in text and "]" not in text, where, f"unclosed slot in {annotated[:60]!r}")
     elif "slots" in row:
         text, slots = typed_columns(where, row, text=str, slots=list)
@@ -1872,8 +1870,8 @@ def parse_slots(output: str) -> list[list[str]]:
 def parse_json(output: str) -> list[tuple[str, ...]]:
     """Return (type, value) of each name in the form of `ASK_NAMES`: all LOC, then PER, then ORG."""
     pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
-    found = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
-    return sorted(found, key=lambda slot: ("LOC", "PER", "ORG").index(slot[0]))
+    names = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
+    return sorted(names, key=lambda name: ("LOC", "PER", "ORG").index(name[0]))
 
 
 def score_commands(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
@@ -1888,23 +1886,26 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
     For `f1`, a value tags every place where its words occur, in any case, and overwrites earlier
     tags. A value that does not occur costs only the miss. Neighbours of one type are one slot.
     """
-    gold_tags, found_tags, gold_values, found_values = [], [], [], []
+    gold_tags, predicted_tags, gold_values, predicted_values = [], [], [], []
     for k, (example, output) in enumerate(zip(examples, outputs)):
         tagged = tag_slots(example)
-        lower, found = [word.lower() for word, _ in tagged], [None] * len(tagged)
+        lower, tags = [word.lower() for word, _ in tagged], [None] * len(tagged)
         slots = [part for part in parse(output) if len(part) == 2]
         for kind, value in slots:
             phrase = slot_words(value.lower(), example["language"])
             for start in range(len(lower) - len(phrase) + 1):
                 if lower[start : start + len(phrase)] == phrase:
-                    found[start : start + len(phrase)] = [kind] * len(phrase)
+                    tags[start : start + len(phrase)] = [kind] * len(phrase)
         gold_tags += [None, *(kind for _, kind in tagged)]  # None between examples
-        found_tags += [None, *found]
+        predicted_tags += [None, *tags]
         gold_values += [(k, slot["type"], slot["value"]) for slot in example["slots"]]
-        found_values += [(k, *slot) for slot in slots]
-    types, _ = pd.factorize(np.array(gold_tags + found_tags, dtype=object))  # None: -1
-    gold, found = np.split(2 * (types + 1), 2)  # the tag I of each type
-    return {"f1": f1(entities(gold), entities(found)), "f1_strict": f1(gold_values, found_values)}
+        predicted_values += [(k, *slot) for slot in slots]
+    types, _ = pd.factorize(np.array(gold_tags + predicted_tags, dtype=object))  # None: -1
+    gold, predicted = np.split(2 * (types + 1), 2)  # the tag I of each type
+    return {
+        "f1": f1(entities(gold), entities(predicted)),
+        "f1_strict": f1(gold_values, predicted_values),
+    }
 
 
 def score_translation(examples: list, features: list, outputs: list[str]) -> dict[str, float]:
@@ -2742,20 +2743,20 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
         vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).float()
         vectors = F.normalize(vectors, dim=-1)
         cosine = vectors[batch.queries[:size]] @ vectors[batch.targets[:size]].T
-        results["retrieval"].append(share_found(cosine))
+        results["retrieval"].append(share_retrieved(cosine))
         if settings.unit == "sentence":
             near = min(4, size)
             rows = cosine.topk(near, dim=1).values.mean(1)
             columns = cosine.topk(near, dim=0).values.mean(0)
-            results["margin"].append(share_found(2 * cosine / (rows[:, None] + columns)))
+            results["margin"].append(share_retrieved(2 * cosine / (rows[:, None] + columns)))
     return results
 
 
-def share_found(similarity: Tensor) -> float:
+def share_retrieved(similarity: Tensor) -> float:
     """Return how often row k is most similar to column k, and column k to row k."""
     k = torch.arange(len(similarity), device=similarity.device)
-    found = torch.cat([similarity.argmax(0) == k, similarity.argmax(1) == k])
-    return round(found.float().mean().item(), 6)
+    hits = torch.cat([similarity.argmax(0) == k, similarity.argmax(1) == k])
+    return round(hits.float().mean().item(), 6)
 
 
 def probe_pairs(text: ParallelText) -> list[Pair]:
