@@ -8,14 +8,15 @@ helps some languages and harms others; to limit the harm, half of the layers are
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
-alternate with translated sentences, which the same contrastive loss pulls together: a vector is
+alternate with batches of translated sentences. The same loss pulls these together, but a vector is
 now the mean hidden state of a sentence at one middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
 Sections 1 to 3 are the methods. AlignFreeze calls `realign`, then `finetune`; middle-layer
-alignment calls `add_lora`, then `finetune` with the schedule `alternate`.
+alignment calls `add_lora`, then `finetune` with the schedule `alternate`. A *link* is a pair of
+words that translate each other; a *baseline* is a model that learns the task without alignment.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # other defaults, by method, and by the last part of a model's name; see also TASKS
+PRESETS = {  # other defaults, by method and by the last part of a model's name; tasks have some too
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -151,14 +152,14 @@ def contrastive_loss(
 ) -> Tensor:  # fmt: skip
     """Pull every query towards its target, and away from the other candidates; return a scalar.
 
-        mean over (q, t) of  -log  exp(v_q . v_t / tau) / sum over c of exp(v_q . v_c / tau)
+        mean over (q, t) of  -log [ exp(v_q . v_t / tau) / sum over c of exp(v_q . v_c / tau) ]
 
     v: the vectors, scaled to unit length; (N, d). tau: the temperature. queries, targets: (Q,)
     indices of vectors. candidates: (C,) indices; None: all vectors but the query itself.
 
-    Words: both words of a link (a word and its translation) are queries, and all words of the batch
-    are candidates ("strong alignment", Wu and Dredze 2020, https://arxiv.org/abs/2010.02537).
-    Sentences: the translations are queries, and the English sentences are candidates.
+    Words: both words of a link are queries, and all words of the batch are candidates ("strong
+    alignment", Wu and Dredze 2020, https://arxiv.org/abs/2010.02537). Sentences: the translations
+    are queries, and the English sentences are candidates.
     """
     vectors = F.normalize(vectors, dim=-1)
     similarity = vectors[queries] @ vectors.T / temperature  # (Q, N)
@@ -182,7 +183,7 @@ def require(condition, location, message: str) -> None:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers named by `spec`, if they train.
+    """Return the parameters of the layers named by `spec`, except those that are frozen already.
 
     `front` is the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
     name no layer. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` does
@@ -259,7 +260,7 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
         raise LayerReached(args[0] if args else kwargs["hidden_states"])
 
     with layers[layer].register_forward_pre_hook(stop, with_kwargs=True):
-        try:
+        try:  # the exception leaves the forward pass
             encoder(**inputs)
         except LayerReached as reached:
             return reached.args[0]
@@ -269,10 +270,13 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
 class PairBatch(NamedTuple):
     """B sentence pairs as tensors: first the B English sentences, then their B translations.
 
-    Words, B = 1: `[CLS] a cat [SEP]` and `[CLS] un chat [SEP]`. In the flattened batch, a, cat, un,
-    chat are at positions 1 2 5 6, which makes them vectors 0 1 2 3. The link cat - chat is used in
-    both directions: queries 1 3, targets 3 1. Sentences, B = 2: vector k is sentence k. Queries 2 3
-    are the translations, targets 0 1 and candidates 0 1 the English sentences.
+    Words, B = 1; a link is used in both directions, so cat - chat has queries 1 3, targets 3 1:
+
+        position    0      1    2    3       4      5    6     7
+        subword     [CLS]  a    cat  [SEP]   [CLS]  un   chat  [SEP]
+        vector             0    1                   2    3
+
+    Sentences, B = 2: vector k is sentence k; queries 2 3, targets 0 1, candidates 0 1.
     """
 
     inputs: dict[str, Tensor]  # input_ids and attention_mask, (2B, T)
@@ -318,10 +322,11 @@ def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) ->
 
 
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
-    """Align the encoder of a model in place, before it learns a task; see `optimize`.
+    """Align the encoder of a model in place, before it learns a task.
 
-    pairs: `Pair`s, in a list that is repeated as often as needed, or in an iterator. Returns what
-    `optimize` returns. Raises UserError if an iterator ends too early.
+    The layers named by `settings.strategy` do not train; see `optimize`, also for what is returned.
+    pairs: `Pair`s, in a list that is repeated as often as needed, or in an iterator. Raises
+    UserError if an iterator ends too early.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -330,22 +335,19 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
 
 
 def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:
-    """Yield (examples, translations) in order of training: two batches, one of which may be None.
-
-    examples: a batch of the task. translations: a `PairBatch`.
-    """
-    if schedule in ("none", "before"):  # a baseline, or alignment is over
+    """Yield (examples, translations): a task batch and a `PairBatch`, or None for one of them."""
+    if schedule in ("none", "before"):  # a baseline, or `realign` has aligned the model
         aligned = itertools.repeat(None)
     for examples, translations in zip(task, aligned):
         if schedule == "alternate":
             yield examples, None
             yield None, translations
-        else:
+        else:  # `during`, or only examples
             yield examples, translations
 
 
 def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(), stop=None):
-    """Train a model on a task in place; align it meanwhile if the schedule says so.
+    """Train a model on a task in place, and align it at the same time if the schedule says so.
 
     features: the examples, encoded by `task.encode`. pairs: as in `realign`; a baseline and the
     schedule `before` do not use them. stop: see `optimize`. Returns what `optimize` returns.
@@ -364,11 +366,10 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
 def optimize(stage: str, model, batches: Iterator, steps: int, settings: Settings, stop=None):
     """The training loop of both methods: `steps` updates by Adam, in place.
 
-    batches: (examples, translations) as in `scheduled`. The loss of a batch is the task loss, the
-    alignment loss, or both: task loss + 0.1 x alignment loss. An update takes `settings.accumulate`
-    batches, divided among the processes. Alignment does not train the layers of
-    `settings.strategy`; the task trains all. stop: called after every update; if it returns true,
-    training ends. Returns ({loss: its mean over every 20 batches}, {language: counts of pairs}).
+    batches: as `scheduled` yields them; an update takes `settings.accumulate` of them. Their loss
+    is the task loss, the alignment loss, or with both, task loss + 0.1 x alignment loss. Alignment
+    does not train the layers named by `settings.strategy`; the task trains all. stop: called after
+    every update; true ends training. Returns ({loss: means of 20 batches}, {language: counts}).
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
@@ -377,12 +378,14 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     require(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
     rate = learning_rate_schedule(optimizer, settings, steps)
-    log = TrainingLog(stage)
+    log = TrainingLog(stage, steps)
     rank, world = processes()
     model.train()
-    # group: the batches of one update, numbered; each process takes its share of them
-    for step, group in enumerate(log.updates(batches, steps, settings.accumulate), 1):
-        for number, (examples, translations) in group[rank::world]:
+    numbered = prefetched(itertools.islice(enumerate(batches), steps * settings.accumulate))
+    for step in progress(range(1, steps + 1), stage):
+        group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
+        log.start(step, group)
+        for number, (examples, translations) in group[rank::world]:  # those of this process
             torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
@@ -391,7 +394,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 log.add(number, "task", loss)
             if translations:
                 weight = 0.1 if examples else 1.0  # both losses: schedule `during`
-                with frozen(frozen_layers):
+                with frozen(frozen_layers):  # in `backward` too: it may run the layers again
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
                     (weight * loss / len(group)).backward()
@@ -418,7 +421,7 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         labels = inputs.pop("labels")
         if is_classifier(model):
             logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes)
-        else:  # labels hold at each position the token that follows
+        else:  # the labels are shifted already: each is the token that follows its position
             logits = token_logits(model, inputs, labels != IGNORE)
             labels = labels[labels != IGNORE]
         logits, labels = logits.float(), labels.flatten()
@@ -431,7 +434,7 @@ def evaluate(model, tokenizer, task: Task, examples: list, features: list, setti
     """Return the scores of a model, {metric: 0 to 1}; `task.encode` made the features."""
     model.eval()
     outputs: list = [None] * len(features)  # logits or generated text, one for each feature
-    order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))
+    order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))  # by length
     with autocast(model.device, settings.precision):
         for chunk in in_chunks(iter(order), 32):
             rows = [features[k] for k in chunk]
@@ -715,26 +718,22 @@ def in_chunks(items: Iterator, size: int) -> Iterator[list]:
 
 
 class TrainingLog:
-    """The batches of a stage of training, what they align, and their losses."""
+    """The losses of a stage of training, and counts of the pairs that it aligns."""
 
-    def __init__(self, stage: str):
-        self.stage, self.start, self.step = stage, time.time(), 0
+    def __init__(self, stage: str, steps: int):
+        self.stage, self.steps, self.step, self.start_time = stage, steps, 0, time.time()
         self.losses: list[tuple[int, str, Tensor]] = []  # (number of the batch, name, scalar)
         self.aligned: dict[str, Counter] = {}  # by language
 
-    def updates(self, batches: Iterator, steps: int, accumulate: int) -> Iterator[list]:
-        """Yield the batches of each update, numbered. Raises UserError if they are too few."""
-        numbered = prefetched(itertools.islice(enumerate(batches), steps * accumulate))
-        for step in progress(range(1, steps + 1), self.stage):
-            group = list(itertools.islice(numbered, accumulate))
-            message = f"the sentence pairs end after {step - 1} of {steps} steps; give more"
-            require(group, self.stage, message)
-            self.step = step
-            for _, (_, batch) in group:
-                self.count(batch)
-            yield group
-            if step % 20 == 0:  # seldom, because reading a loss waits for the GPU
-                loss_curves(self.stage, self.losses[-20:])
+    def start(self, step: int, group: list) -> None:
+        """Begin an update with these batches. Raises UserError if there are none, or for NaN."""
+        message = f"the sentence pairs end after {step - 1} of {self.steps} steps; give more"
+        require(group, self.stage, message)
+        if self.step and self.step % 20 == 0:  # seldom, because reading a loss waits for the GPU
+            loss_curves(self.stage, self.losses[-20:])
+        self.step = step
+        for _, (_, translations) in group:
+            self.count(translations)
 
     def count(self, batch: PairBatch | None) -> None:
         for pair, cut in zip(batch.pairs, batch.cut) if batch else ():
@@ -752,7 +751,7 @@ class TrainingLog:
         for name, curve in curves.items():
             line += f", {name} loss {curve[0]:.3f}"
             line += f" -> {curve[-1]:.3f}" if len(curve) > 1 else ""
-        say(f"{line}, {time.time() - self.start:.1f} s")
+        say(f"{line}, {time.time() - self.start_time:.1f} s")
         return curves, self.aligned
 
 
