@@ -795,11 +795,17 @@ class Window(NamedTuple):
 
 
 def pair_batches(tokenizer, pairs: Iterable[Pair], settings, device="cpu") -> Iterator[PairBatch]:
-    """Yield batches of sentence pairs. A list of pairs is repeated without end."""
-    encode = encode_pairs if settings.unit == "word" else encode_texts
+    """Yield batches of sentence pairs. A list of pairs is repeated without end.
+
+    Raises UserError if the pairs are not of the unit that is aligned.
+    """
+    encode, kind = (encode_pairs, list) if settings.unit == "word" else (encode_texts, str)
     pairs = itertools.cycle(pairs) if isinstance(pairs, Sequence) else iter(pairs)
     size = settings.realign_batch_size
     while len(chunk := list(itertools.islice(pairs, size))) == size:
+        kinds = {type(side) for pair in chunk for side in (pair.source, pair.target)}
+        message = f"with the unit {settings.unit}, both sides must be a {kind.__name__}"
+        require(kinds == {kind}, "sentence pairs", message)
         yield encode(tokenizer, chunk, settings.realign_max_length, device)
 
 
@@ -1442,12 +1448,12 @@ def load_wikiann(language: str, split: str, settings) -> Iterator[dict]:
         yield tagged_words(where, row)
 
 
-def tagged_words(where: str, row: dict) -> dict[str, list]:
-    """Return the `tokens` of a row, and the numbers of their `tags` in `NER_TAGS`.
+def tagged_words(where: str, row: dict, names: Sequence[str] = NER_TAGS) -> dict[str, list]:
+    """Return the `tokens` of a row, and the numbers of their `tags` among the names of all tags.
 
     A row has names in the column `tags` or numbers in the column `ner_tags`.
     """
-    column, names = ("tags", NER_TAGS) if "tags" in row else ("ner_tags", list(range(7)))
+    column, names = ("tags", names) if "tags" in row else ("ner_tags", list(range(len(names))))
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
@@ -1500,8 +1506,11 @@ def f1(gold: Iterable, predicted: Iterable) -> float:
     return 2 * (gold & predicted).total() / max(gold.total() + predicted.total(), 1)
 
 
-def score_entities(examples: list, features: list[dict], logits: list) -> dict[str, float]:
-    """Return the F1 of whole entities over all sentences (https://aclanthology.org/W03-0419)."""
+def score_entities(examples: list, features: list, logits: list, repair: bool = False) -> dict:
+    """Return the F1 of whole entities over all sentences (https://aclanthology.org/W03-0419).
+
+    repair: of predictions, as in `entities`; without it, the measure is that of conlleval.
+    """
     gold, predicted, sentence = [], [], None
     for feature, row in zip(features, logits):
         words = feature["labels"] != IGNORE
@@ -1510,8 +1519,13 @@ def score_entities(examples: list, features: list[dict], logits: list) -> dict[s
         predicted += [gap, predicted_labels(feature, row)[words]]
         sentence = feature["example"]
     gold = entities(np.concatenate(gold).astype(int))
-    predicted = entities(np.concatenate(predicted).astype(int), repair=True)
+    predicted = entities(np.concatenate(predicted).astype(int), repair)
     return {"f1": f1(gold, predicted)}
+
+
+def score_repaired(examples: list, features: list, logits: list) -> dict[str, float]:
+    """Return the scores of `score_entities` with predictions repaired, as the authors do."""
+    return score_entities(examples, features, logits, repair=True)
 
 
 def load_xnli(language: str, split: str, settings) -> Iterator[dict]:
@@ -1965,7 +1979,7 @@ WITHOUT_VALIDATION = ("en-is", "is-en")  # on the hub
 LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
-    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
+    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_repaired, TARGETS, labels=7),
     "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS,
                  labels=3, epochs=2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,

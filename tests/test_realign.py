@@ -458,6 +458,14 @@ def test_a_list_of_pairs_is_repeated_and_an_iterator_must_be_long_enough(tokeniz
         finetune(tiny.build("bert"), tokenizer, tiny.tagged(40), settings, iter(pairs))
 
 
+def test_pairs_of_text_and_of_words_are_not_mistaken_for_each_other(tokenizer):
+    """A text would pass for a list of letters, and a list of words for several texts."""
+    for unit, pair in (("word", tiny.text_pairs()[0]), ("sentence", tiny.word_pairs()[0])):
+        settings = replace(SETTINGS, unit=unit, realign_batch_size=2)
+        with pytest.raises(af.UserError, match=f"with the unit {unit}, both sides must be"):
+            realign(tiny.build("bert"), tokenizer, [pair] * 2, 1, settings)
+
+
 def test_an_error_in_the_pairs_reaches_the_caller(tokenizer):
     def broken():
         yield from tiny.word_pairs()
