@@ -4,26 +4,26 @@
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
 fine-tuned on English and tested in other languages. Before that, it is *realigned* on translated
 sentences: a contrastive loss pulls the vectors of words that translate each other together. This
-helps some languages and harms others; to limit the harm, half of the layers are frozen meanwhile.
+helps some languages and harms others; to limit the harm, half of the layers are frozen during it.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
-alternate with batches of translated sentences. The same loss pulls these together, but a vector is
-now the mean hidden state of a sentence at one middle layer.
+alternate with batches of translations. The same loss pulls a sentence and its translation
+together; their vectors are now the means of their hidden states at one middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
-Sections 1 to 3 are the methods. AlignFreeze calls `realign`, then `finetune`; middle-layer
-alignment calls `add_lora`, then `finetune` with the schedule `alternate`. A *link* is a pair of
-words that translate each other; a *baseline* is a model that learns the task without alignment.
+Sections 1 to 3 hold all that is specific to the methods: AlignFreeze is `realign`, then `finetune`;
+middle-layer alignment is `add_lora`, then `finetune` with the schedule `alternate`. A *link* is a
+pair of words that translate each other; a *baseline* learns the task without alignment.
 """
 
 from __future__ import annotations
 
 import signal
 
-if __name__ == "__main__":  # Ctrl-C during the imports, which take seconds, shows no traceback
+if __name__ == "__main__":  # no traceback when Ctrl-C is pressed during the slow imports
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -81,19 +81,19 @@ class Settings:
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "layers to freeze: front, back, 0-2; full: none; or baseline")
+    strategy: str = setting("front", "freeze front, back, 0-2; full: nothing; baseline: unaligned")
     schedule: Literal["before", "during", "alternate"] = setting(
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: TARGETS, "further languages to test in")
     realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
-    # Alignment; a new setting goes into OF_ALIGNMENT as well, as a baseline does without it.
+    # Alignment. A baseline ignores these settings; add a new one to OF_ALIGNMENT too.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
     aligner: str = setting("dictionary", "dictionary, or a folder of links from --write-links")
-    aligner_model: str = setting("bert-base-multilingual-cased", "encoder of the aligner awesome")
+    aligner_model: str = setting("bert-base-multilingual-cased", "encoder for --aligner awesome")
     aligner_layer: int = setting(8, "which of its hidden states to compare")
     pool_first: bool = setting(True, "count the first position in the mean of a sentence")
     realign_steps: int | None = setting(None, "updates with `before`; None: as many as fine-tuning")
@@ -107,7 +107,7 @@ class Settings:
     accumulate: int = setting(1, "batches in an update; with `alternate`, half are pairs")
     lr: float = setting(2e-5, "peak of the learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
-    warmup: float = setting(0.1, "share of the updates in which the rate rises; above 1: all")
+    warmup: float = setting(0.1, "share of the updates while the rate rises; >1: it never peaks")
     clip: float = setting(0.0, "largest norm of the gradient; 0: no limit")
     max_length: int = setting(96, "subwords of an example, special tokens included")
     precision: Literal["fp32", "bf16"] | None = setting(None, "None: bf16 where it is fast")
@@ -119,18 +119,18 @@ class Settings:
     checkpointing: bool = setting(False, "compute activations twice to store fewer")
     # Data and output.
     data_dir: Path | None = setting(None, "folder of local data; None: download everything")
-    limit_train: int | None = setting(None, "largest number of training examples of a language")
-    limit_test: int | None = setting(None, "largest number of test examples of a language")
-    limit_links: int = setting(100_000, "largest number of sentence pairs of a language")
+    limit_train: int | None = setting(None, "maximum number of training examples per language")
+    limit_test: int | None = setting(None, "maximum number of test examples per language")
+    limit_links: int = setting(100_000, "maximum number of sentence pairs per language")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; None: a GPU if there is one")
     save_model: Path | None = setting(None, "new folder for the realigned encoder, or the LLM")
     probe: bool = setting(False, "also measure retrieval of translations at every layer")
-    write_links: Path | None = setting(None, "write links to this folder, and stop")
+    write_links: Path | None = setting(None, "write links (fastalign, awesome, ...) here, and stop")
     out: Path = setting(Path("results/runs"), "folder for the record")
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # other defaults, by method and by the last part of a model's name; tasks have some too
+PRESETS = {  # other defaults, by method or name of the model; a task's own, in TASKS, win
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -183,7 +183,7 @@ def require(condition, location, message: str) -> None:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers named by `spec`, except those that are frozen already.
+    """Return the parameters of the layers named by `spec`, except those frozen for good (by LoRA).
 
     `front` is the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
     name no layer. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` does
@@ -228,7 +228,7 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[str]:
-    """Freeze the pretrained weights, and add adapters to all matrices of the transformer layers.
+    """Freeze the pretrained weights, and add adapters to all linear modules of the layers.
 
     Returns the names of the parameters that train: the adapters, and the new head of a classifier.
     """
@@ -241,7 +241,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
 
 def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """Return `hidden_states[layer]`, (B, T, d), as the library numbers them.
+    """Return `hidden_states[layer]`, (B, T, d), numbered as in transformers.
 
     With 12 layers, 0 is the embeddings, -2 or 11 the input of the last layer, -1 or 12 its output.
     The forward pass ends there, so that the layers above are neither computed nor trained.
@@ -270,9 +270,9 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
 class PairBatch(NamedTuple):
     """B sentence pairs as tensors: first the B English sentences, then their B translations.
 
-    Words, B = 1; a link is used in both directions, so cat - chat has queries 1 3, targets 3 1:
+    Words, B = 1. A link is used in both directions: cat - chat makes queries 1 3 and targets 3 1.
 
-        position    0      1    2    3       4      5    6     7
+        position    0      1    2    3       4      5    6     7        (positions: 1 2 5 6)
         subword     [CLS]  a    cat  [SEP]   [CLS]  un   chat  [SEP]
         vector             0    1                   2    3
 
@@ -303,7 +303,7 @@ def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Ten
 
 
 def projection_head(hidden_size: int, unit: str) -> nn.Module:
-    """Return a network that maps words to 128 dimensions; for sentences, the identity."""
+    """Map words to 128 dimensions, only for the loss; leave sentences as they are."""
     if unit == "sentence":
         return nn.Identity()
     first = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -324,9 +324,9 @@ def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) ->
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
     """Align the encoder of a model in place, before it learns a task.
 
-    The layers named by `settings.strategy` do not train; see `optimize`, also for what is returned.
-    pairs: `Pair`s, in a list that is repeated as often as needed, or in an iterator. Raises
-    UserError if an iterator ends too early.
+    The layers named by `settings.strategy` do not train. pairs: `Pair`s, in a list that is repeated
+    as often as needed, or in an iterator. Returns what `optimize` returns. Raises UserError if an
+    iterator ends too early.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -335,14 +335,19 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
 
 
 def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:
-    """Yield (examples, translations): a task batch and a `PairBatch`, or None for one of them."""
-    if schedule in ("none", "before"):  # a baseline, or `realign` has aligned the model
+    """Yield (examples, translations): batches E1, E2, ... of the task, T1, T2, ... of pairs.
+
+    none, before  (E1, None), (E2, None), ...  a baseline, or `realign` has aligned the model
+    during        (E1, T1), (E2, T2), ...
+    alternate     (E1, None), (None, T1), (E2, None), (None, T2), ...
+    """
+    if schedule in ("none", "before"):
         aligned = itertools.repeat(None)
     for examples, translations in zip(task, aligned):
         if schedule == "alternate":
             yield examples, None
             yield None, translations
-        else:  # `during`, or only examples
+        else:
             yield examples, translations
 
 
@@ -353,10 +358,10 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
     schedule `before` do not use them. stop: see `optimize`. Returns what `optimize` returns.
     """
     schedule = "none" if settings.strategy == "baseline" else settings.schedule
-    task = task_batches(tokenizer, features, settings, model.device)
-    aligned = pair_batches(tokenizer, pairs, settings, model.device)
-    steps = finetune_steps(len(features), settings)  # those of alignment are added to the task's
-    batches = scheduled(schedule, task, aligned)
+    examples = task_batches(tokenizer, features, settings, model.device)
+    translations = pair_batches(tokenizer, pairs, settings, model.device)
+    batches = scheduled(schedule, examples, translations)
+    steps = finetune_steps(len(features), settings)  # twice as many with `alternate`
     return optimize("fine-tune", model, batches, steps, settings, stop)
 
 
@@ -364,12 +369,12 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
 
 
 def optimize(stage: str, model, batches: Iterator, steps: int, settings: Settings, stop=None):
-    """The training loop of both methods: `steps` updates by Adam, in place.
+    """The training loop of both methods: make `steps` Adam updates to the model, in place.
 
-    batches: as `scheduled` yields them; an update takes `settings.accumulate` of them. Their loss
-    is the task loss, the alignment loss, or with both, task loss + 0.1 x alignment loss. Alignment
-    does not train the layers named by `settings.strategy`; the task trains all. stop: called after
-    every update; true ends training. Returns ({loss: means of 20 batches}, {language: counts}).
+    batches: as `scheduled` yields them; an update takes `settings.accumulate` of them. Alignment
+    does not train the layers named by `settings.strategy`. stop: called after every update; if it
+    returns true, training ends. Returns ({"task" or "align": [mean of 20 losses, ...]},
+    {language: counts of pairs}).
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
@@ -385,7 +390,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     for step in progress(range(1, steps + 1), stage):
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
         log.start(step, group)
-        for number, (examples, translations) in group[rank::world]:  # those of this process
+        for number, (examples, translations) in group[rank::world]:  # this process's share
             torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
@@ -393,8 +398,8 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 (loss / len(group)).backward()
                 log.add(number, "task", loss)
             if translations:
-                weight = 0.1 if examples else 1.0  # both losses: schedule `during`
-                with frozen(frozen_layers):  # in `backward` too: it may run the layers again
+                weight = 0.1 if examples else 1.0  # `during` adds 0.1 x alignment loss
+                with frozen(frozen_layers):  # --checkpointing runs layers again in `backward`
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
                     (weight * loss / len(group)).backward()
@@ -420,7 +425,7 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     for _, inputs in by_length(model, batch):  # groups of rows, to save padding
         labels = inputs.pop("labels")
         if is_classifier(model):
-            logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes)
+            logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes or positions)
         else:  # the labels are shifted already: each is the token that follows its position
             logits = token_logits(model, inputs, labels != IGNORE)
             labels = labels[labels != IGNORE]
@@ -437,12 +442,7 @@ def evaluate(model, tokenizer, task: Task, examples: list, features: list, setti
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))  # by length
     with autocast(model.device, settings.precision):
         for chunk in in_chunks(iter(order), 32):
-            rows = [features[k] for k in chunk]
-            if task.new_tokens:  # the model generates text
-                prompts = [row["input_ids"] for row in rows]
-                results = generate(model, tokenizer, prompts, task.new_tokens)
-            else:
-                results = classify(model, tokenizer, rows)
+            results = predict(model, tokenizer, task, [features[k] for k in chunk])
             for k, result in zip(chunk, results):
                 outputs[k] = result
     scores = task.score(examples, features, outputs)
@@ -584,9 +584,12 @@ def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
 
 
-def classify(model, tokenizer, rows: list[dict]) -> np.ndarray:
-    """Return the logits of a classifier for encoded examples; shapes as in `task_logits`."""
-    batch = task_batch(rows, tokenizer.pad_token_id, model.device)
+def predict(model, tokenizer, task: Task, features: list[dict]) -> Sequence:
+    """Return generated texts, or the logits of a classifier, shaped as in `task_logits`."""
+    if task.new_tokens:
+        prompts = [feature["input_ids"] for feature in features]
+        return generate(model, tokenizer, prompts, task.new_tokens)
+    batch = task_batch(features, tokenizer.pad_token_id, model.device)
     del batch["labels"]
     logits = task_logits(model, batch).float().cpu().numpy()
     require(not np.isnan(logits).any(), "evaluation", "the model's outputs are not numbers (NaN)")
