@@ -318,7 +318,8 @@ def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) ->
     require(hidden.requires_grad, f"--layer {settings.layer}", "nothing below it trains")
     vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
     links = batch.queries, batch.targets
-    return contrastive_loss(vectors, *links, settings.temperature, batch.candidates)
+    with torch.autocast(vectors.device.type, enabled=False):  # cosines near 1 need float32
+        return contrastive_loss(vectors, *links, settings.temperature, batch.candidates)
 
 
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:

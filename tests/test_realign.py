@@ -160,6 +160,21 @@ def slow_alignment_loss(encoder, projection, batch: af.PairBatch, settings: Sett
 
 
 @pytest.mark.parametrize("unit", ["word", "sentence"])
+def test_the_loss_is_in_float32_also_where_the_model_computes_in_bf16(tokenizer, monkeypatch, unit):
+    """A cosine near 1 has steps of .004 in bf16, which is .04 at the temperature 0.1."""
+    seen, loss_of = [], contrastive_loss
+    monkeypatch.setattr(af, "contrastive_loss", lambda *args: seen.append(args) or loss_of(*args))
+    model, batch = tiny.build("bert"), pair_batch(tokenizer, unit)
+    projection = af.projection_head(model.config.hidden_size, unit)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = af.alignment_loss(model.base_model, projection, batch, Settings(unit=unit))
+        in_bf16 = loss_of(*seen[0])
+    expected = loss_by_loops(*seen[0])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert in_bf16.item() != pytest.approx(expected, rel=1e-5)  # so the test would see it
+
+
+@pytest.mark.parametrize("unit", ["word", "sentence"])
 @pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
 def test_the_alignment_loss_in_groups_has_the_gradient_of_the_whole_batch(
     architecture, unit, tokenizer, monkeypatch
