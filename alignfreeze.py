@@ -306,9 +306,8 @@ def projection_head(hidden_size: int, unit: str) -> nn.Module:
     """Map words to 128 dimensions, only for the loss; leave sentences as they are."""
     if unit == "sentence":
         return nn.Identity()
-    first = nn.Linear(hidden_size, hidden_size, bias=False)
-    second = nn.Linear(hidden_size, 128, bias=False)
-    return nn.Sequential(first, nn.ReLU(), second)
+    hidden = nn.Linear(hidden_size, hidden_size, bias=False)
+    return nn.Sequential(hidden, nn.ReLU(), nn.Linear(hidden_size, 128, bias=False))
 
 
 def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) -> Tensor:
