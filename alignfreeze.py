@@ -853,24 +853,25 @@ def encode_words(
     front of a word (`▁ ，`); the authors delete it, so that the first *visible* subword represents
     the word. What does not fit is cut off, or goes into further windows if `windows` is true.
     """
+    backend = tokenizer.backend_tokenizer
     frame = tokenizer("a a", return_special_tokens_mask=True)  # special tokens around a text
-    blank = {token[0] for token in frame.tokens()} & {"▁", "Ġ"}  # this tokenizer's mark of a blank
+    marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # of a blank before a word
+    lone_mark = backend.token_to_id(marks[0]) if marks else None
     inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
     start, _, end = np.split(np.array(frame["input_ids"]), [inside[0], inside[-1] + 1])
     room = max_length - len(start) - len(end)
+    edges = np.full(len(start), -1), np.full(len(end), -1)
+    no_word, result = np.array([-1]), []
     texts = [" ".join(words) for words in sentences]
-    result = []
-    for k, encoding in enumerate(tokenizer(texts, add_special_tokens=False).encodings):
+    for k, encoding in enumerate(backend.encode_batch(texts, add_special_tokens=False)):
         ids = np.array(encoding.ids, dtype=np.int64)
-        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        words = words_at(sentences[k], spans)
-        is_blank = np.array([token in blank for token in encoding.tokens], dtype=bool)
-        is_lone = is_blank & (words == np.append(words[1:], -1))  # more of its word follows
-        ids, words = ids[~is_lone], words[~is_lone]
-        first = np.diff(words, prepend=-1) != 0
+        words = words_at(sentences[k], encoding.offsets)
+        is_last = words != np.concatenate([words[1:], no_word])  # of the subwords of its word
+        is_visible = (ids != lone_mark) | is_last
+        ids, words = ids[is_visible], words[is_visible]
+        first = words != np.concatenate([no_word, words[:-1]])
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
-            edges = np.full(len(start), -1), np.full(len(end), -1)
             padded_words = np.concatenate([edges[0], words[part], edges[1]])
             padded_first = np.concatenate([edges[0] > 0, first[part], edges[1] > 0])
             padded_ids = np.concatenate([start, ids[part], end])
@@ -878,12 +879,11 @@ def encode_words(
     return result
 
 
-def words_at(words: list[str], spans: np.ndarray) -> np.ndarray:
-    """Return in which word each span of the joined text ends, (T,). spans: (T, 2), characters."""
-    lengths = np.array([len(word) + 1 for word in words], dtype=np.int64)  # with a blank
-    ends = np.cumsum(lengths) - 1  # a blank in front belongs to the word that follows it
-    last = np.maximum(spans[:, 1], spans[:, 0] + 1) - 1  # the last character of each span
-    return np.searchsorted(ends, last, side="right").clip(max=len(words) - 1)
+def words_at(words: list[str], spans: list[tuple[int, int]]) -> np.ndarray:
+    """Return in which word each span of the joined text ends, (T,). spans: (start, end)."""
+    word_of = [k for k, word in enumerate(words) for _ in f" {word}"]  # of a blank, the next word
+    word_of.append(len(words) - 1)
+    return np.array([word_of[max(start + 1, end)] for start, end in spans], dtype=np.int64)
 
 
 def task_batches(tokenizer, features: list[dict], settings, device="cpu") -> Iterator[dict]:
@@ -899,8 +899,7 @@ def task_batch(features: list[dict], pad_id: int, device="cpu") -> dict[str, Ten
     """Stack features into a batch: the inputs of the model, (B, T), and their "labels"."""
     batch = pad_inputs([feature["input_ids"] for feature in features], pad_id, device)
     if "token_type_ids" in features[0]:
-        types = [feature["token_type_ids"] for feature in features]
-        batch["token_type_ids"] = pad(types, 0).to(device)
+        batch["token_type_ids"] = pad([row["token_type_ids"] for row in features], 0).to(device)
     batch["labels"] = pad([feature["labels"] for feature in features], IGNORE).to(device)
     return batch
 
@@ -1084,18 +1083,17 @@ def dictionary_links(source: list, target: list, forward: dict, backward: dict) 
     source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
-        positions = at_most_two(forward.get(word, ()), target_positions)
+        positions = occurrences(forward.get(word, ()), target_positions)
         if len(positions) == 1:
             back = backward.get(target[positions[0]], ())
-            if at_most_two(back, source_positions) == [i]:
+            if occurrences(back, source_positions) == [i]:
                 links.append((i, positions[0]))
     return links
 
 
-def at_most_two(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
-    """Return the first positions of any of the words; two are enough to be ambiguous."""
-    occurrences = (k for word in words for k in positions.get(word, ()))
-    return list(itertools.islice(occurrences, 2))
+def occurrences(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
+    """Return the positions of all words that occur in a sentence."""
+    return [k for word in words if word in positions for k in positions[word]]
 
 
 def positions_of(words: list[str]) -> dict[str, list[int]]:
