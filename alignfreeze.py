@@ -1423,19 +1423,20 @@ def load_udpos(language: str, split: str, settings) -> list[dict]:
             tokens, tags, last, range_end = [], [], 0, 0
         elif not line.startswith("#"):
             fields = line.split("\t")
-            match = re.fullmatch(r"(\d+)(?:([-.])(\d+))?", fields[0])
-            is_valid = match and len(fields) == 10 and fields[1] and fields[3] in UPOS
-            message = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}), 6 more columns"
-            require(is_valid, location, f"{message}; found {line[:40]!r}")
-            start, kind, end = int(match[1]), match[2], int(match[3] or 0)
-            is_next = start == last + (kind != ".") and (kind != "-" or end > start)
-            message = f"ID {fields[0]} does not follow word {last}; is a blank line missing?"
-            require(is_next, location, message)
-            if kind == "-":
-                require(range_end <= last, location, f"the range to word {range_end} is open")
-                range_end = end
-            elif not kind:
-                last = start
+            is_row = len(fields) == 10 and fields[1] and fields[3] in UPOS
+            if not is_row or fields[0] != str(last + 1):  # few lines; the rest are the next word
+                message = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more"
+                match = re.fullmatch(r"(\d+)(?:([-.])(\d+))?", fields[0])
+                require(match and is_row, location, f"{message}; found {line[:40]!r}")
+                start, kind, end = int(match[1]), match[2], int(match[3] or 0)
+                is_next = start == last + (kind != ".") and (kind != "-" or end > start)
+                message = f"ID {fields[0]} does not follow word {last}; is a blank line missing?"
+                require(is_next, location, message)
+                if kind == "-":
+                    require(range_end <= last, location, f"the range to word {range_end} is open")
+                    range_end = end
+            if fields[0].isdecimal():
+                last += 1
             tokens.append(fields[1])
             tags.append(UPOS.index(fields[3]))
     require(examples, path, "the file has no sentence")
