@@ -440,8 +440,9 @@ def evaluate(model, tokenizer, task: Task, examples: list, features: list, setti
     model.eval()
     outputs: list = [None] * len(features)  # logits or generated text, one for each feature
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))  # by length
+    size = 128 if task.new_tokens and model.device.type != "cpu" else 32  # a GPU waits for the host
     with autocast(model.device, settings.precision):
-        for chunk in in_chunks(iter(order), 32):
+        for chunk in in_chunks(iter(order), size):
             results = predict(model, tokenizer, task, [features[k] for k in chunk])
             for k, result in zip(chunk, results):
                 outputs[k] = result
