@@ -8,8 +8,10 @@
     python tests/bench.py --against OLD.py                   ratios to another revision
 
 Medians over rounds in which everything is measured in turn. A batch of alignment has 16 sentence
-pairs, and one of PoS tagging 32 examples; those of a language model have 32. "host" is the time
-until the device was asked for everything, "all" the time until it had finished.
+pairs, whose words are linked beforehand, and one of PoS tagging 32 examples; those of a language
+model have 32. "host" is the time until the device was asked for everything, "all" the time until it
+had finished. Of one more step, the profiler counts the operators, and on a GPU the launches of
+kernels and the time that these took, "device".
 """
 
 import argparse
@@ -84,6 +86,7 @@ def encoder_steps(script, model, tokenizer, pairs, examples, settings) -> dict[s
     tasks = [features[k : k + 32] for k in range(0, 256, 32)]
     tasks = [script.task_batch(rows, tokenizer.pad_token_id, model.device) for rows in tasks]
     ready, tasks = itertools.cycle(ready), itertools.cycle(tasks)
+    coming = script.prefetched(script.pair_batches(tokenizer, pairs, settings, model.device))
 
     def align(batch) -> None:
         with script.autocast(model.device, settings.precision):
@@ -106,6 +109,7 @@ def encoder_steps(script, model, tokenizer, pairs, examples, settings) -> dict[s
     return {
         "alignment, batch ready": lambda: align(next(ready)),
         "alignment, batch made": lambda: align(make()),
+        "alignment, batch by the thread": lambda: align(next(coming)),
         "a batch of sentence pairs": make,
         "fine-tuning": finetune,
         "evaluation of 128 sentences": evaluate,
@@ -151,14 +155,31 @@ def measure(steps: dict[str, Callable], rounds: int, model) -> dict[str, tuple]:
     return {name: (host[1:], whole[1:]) for name, (host, whole) in seconds.items()}
 
 
-def report(title: str, seconds: dict[str, tuple], model, names: list[str]) -> None:
+def profile(step: Callable) -> tuple[int, int, float]:
+    """Return (operators, launches of kernels, milliseconds in kernels) of a step."""
+    with torch.profiler.profile() as profiler:
+        step()
+    averages = profiler.key_averages()
+    operators = sum(entry.count for entry in averages if entry.key.startswith("aten::"))
+    launches = sum(entry.count for entry in averages if "LaunchKernel" in entry.key)
+    return operators, launches, sum(entry.self_device_time_total for entry in averages) / 1000
+
+
+def report(title: str, steps: dict[str, Callable], rounds: int, model) -> None:
+    """Measure the steps and print a table, with ratios to the steps of another revision."""
+    seconds = measure(steps, rounds, model)
+    is_gpu = model.device.type == "cuda"
     print(f"\n{title}, {model.num_parameters() / 1e6:.0f}M parameters, {model.device}")
-    if model.device.type == "cuda":
+    if is_gpu:
         print(f"memory at the peak: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    print(f"{'':32}{'host ms':>10}{'all ms':>10}")
-    for name in names:
+    columns = ["host ms", "all ms", "operators"] + ["launches", "device ms"] * is_gpu
+    print(" " * 32 + "".join(f"{column:>10}" for column in columns))
+    for name in [name for name in steps if not name.startswith("old ")]:
         host, whole = (statistics.median(values) * 1000 for values in seconds[name])
-        line = f"{name:32}{host:10.1f}{whole:10.1f}"
+        operators, launches, device = profile(steps[name])
+        line = f"{name:32}{host:10.1f}{whole:10.1f}{operators:10}"
+        if is_gpu:
+            line += f"{launches:10}{device:10.1f}"
         if f"old {name}" in seconds:
             ratios = [a / b for a, b in zip(seconds[name][1], seconds[f"old {name}"][1])]
             line += f"   new / old {statistics.median(ratios):.3f}"
@@ -203,8 +224,7 @@ def main() -> None:
         for prefix, script in scripts.items():
             for name, step in decoder_steps(script, model, tokenizer, settings).items():
                 steps[prefix + name] = step
-        names = [name for name in steps if not name.startswith("old ")]
-        report(args.language_model, measure(steps, args.rounds, model), model, names)
+        report(args.language_model, steps, args.rounds, model)
         return
     settings = af.Settings(data_dir=args.data_dir, precision=args.precision)
     settings.realign_languages = ["de", "tr", "ar", "hi"]
@@ -226,8 +246,7 @@ def main() -> None:
             given = script, model.train(), tokenizer, pairs, examples, settings
             for name, step in encoder_steps(*given).items():
                 steps[prefix + name] = step
-        names = [name for name in steps if not name.startswith("old ")]
-        report(title, measure(steps, args.rounds, model), model, names)
+        report(title, steps, args.rounds, model)
 
 
 if __name__ == "__main__":
