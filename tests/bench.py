@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="real sentences, as for alignfreeze.py")
     parser.add_argument("--paper", nargs="*", choices=PAPER, help="the paper's encoders")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="measure steps whose name contains this text")
     parser.add_argument("--device", help="as for alignfreeze.py")
     parser.add_argument("--against", help="another revision, of the same functions")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -223,7 +224,8 @@ def main() -> None:
         steps = {}
         for prefix, script in scripts.items():
             for name, step in decoder_steps(script, model, tokenizer, settings).items():
-                steps[prefix + name] = step
+                if args.only in name:
+                    steps[prefix + name] = step
         report(args.language_model, steps, args.rounds, model)
         return
     settings = af.Settings(data_dir=args.data_dir, precision=args.precision)
@@ -245,7 +247,8 @@ def main() -> None:
         for prefix, script in scripts.items():
             given = script, model.train(), tokenizer, pairs, examples, settings
             for name, step in encoder_steps(*given).items():
-                steps[prefix + name] = step
+                if args.only in name:
+                    steps[prefix + name] = step
         report(title, steps, args.rounds, model)
 
 

@@ -6,10 +6,12 @@ import os
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -779,3 +781,21 @@ def test_the_tasks_that_generate_text_train_and_test_in_different_languages():
     classifications = [task for task in af.TASKS.values() if not task.new_tokens]
     assert len(classifications) == 4
     assert all(task.labels and list(task.train_languages) == ["en"] for task in classifications)
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [32, 32, 32, 32, 2]), ("cuda", [128, 2])])
+def test_a_gpu_generates_128_answers_at_a_time(device, sizes, monkeypatch):
+    seen = []
+
+    def generate(model, tokenizer, prompts, new_tokens):
+        seen.append(len(prompts))
+        return [f"answer {len(prompt)}" for prompt in prompts]
+
+    monkeypatch.setattr(af, "generate", generate)
+    model = SimpleNamespace(eval=lambda: None, device=torch.device(device))
+    features = [{"input_ids": np.zeros(k % 50)} for k in range(130)]
+    outputs = []
+    task = af.TASKS["massive"]._replace(score=lambda *given: outputs.extend(given[2]) or {})
+    af.evaluate(model, None, task, features, features, af.Settings(precision="fp32"))
+    assert seen == sizes
+    assert outputs == [f"answer {k % 50}" for k in range(130)]
