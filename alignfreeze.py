@@ -86,7 +86,7 @@ class Settings:
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
-    languages: list[str] = setting(lambda: TARGETS, "further languages to test in")
+    languages: list[str] = setting(lambda: TARGETS, "further test languages (the first paper's 34)")
     realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
     # Alignment. A baseline ignores these settings; add a new one to OF_ALIGNMENT too.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
@@ -95,20 +95,20 @@ class Settings:
     aligner: str = setting("dictionary", "dictionary, or a folder of links from --write-links")
     aligner_model: str = setting("bert-base-multilingual-cased", "encoder for --aligner awesome")
     aligner_layer: int = setting(8, "which of its hidden states to compare")
-    pool_first: bool = setting(True, "count the first position in the mean of a sentence")
+    pool_first: bool = setting(True, "include the first token in the mean of a sentence")
     realign_steps: int | None = setting(None, "updates with `before`; None: as many as fine-tuning")
     realign_batch_size: int = setting(16, "sentence pairs in a batch")
     realign_max_length: int = setting(96, "subwords of a sentence, special tokens included")
-    realign_lr: float = setting(2e-5, "peak of the learning rate with `before`")
+    realign_lr: float = setting(2e-5, "peak learning rate with `before`")
     realign_decay: Decay = setting("constant", "schedule of that learning rate")
     # Fine-tuning.
     epochs: int = setting(5, "passes over the examples of the task")
     batch_size: int = setting(32, "examples in a batch")
     accumulate: int = setting(1, "batches in an update; with `alternate`, half are pairs")
-    lr: float = setting(2e-5, "peak of the learning rate")
+    lr: float = setting(2e-5, "peak learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates while the rate rises; >1: it never peaks")
-    clip: float = setting(0.0, "largest norm of the gradient; 0: no limit")
+    clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping")
     max_length: int = setting(96, "subwords of an example, special tokens included")
     precision: Literal["fp32", "bf16"] | None = setting(None, "None: bf16 where it is fast")
     lora: int = setting(0, "rank of the adapters; 0: no adapters, all weights train")
@@ -130,7 +130,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # other defaults, by method or name of the model; a task's own, in TASKS, win
+PRESETS = {  # other defaults; what counts first is a flag, then task (see TASKS), model, method
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -163,7 +163,7 @@ def contrastive_loss(
     """
     vectors = F.normalize(vectors, dim=-1)
     similarity = vectors[queries] @ vectors.T / temperature  # (Q, N)
-    similarity = similarity.scatter(1, queries[:, None], -math.inf)
+    similarity = similarity.scatter(1, queries[:, None], -math.inf)  # not the query itself
     if candidates is not None:
         is_candidate = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
         is_candidate[candidates] = True
@@ -173,7 +173,7 @@ def contrastive_loss(
 
 
 class UserError(Exception):
-    """Invalid input: what is wrong, where, and what to do. `main` prints it and returns 2."""
+    """Invalid input: what is wrong, where, and what to do. The script exits with status 2."""
 
 
 def require(condition, location, message: str) -> None:
@@ -185,9 +185,9 @@ def require(condition, location, message: str) -> None:
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
     """Return the parameters of the layers named by `spec`, except those frozen for good (by LoRA).
 
-    `front` is the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
-    name no layer. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` does
-    not include the embeddings, as in the authors' code. Raises UserError if there is no such layer.
+    `front` names the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
+    name nothing. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` is
+    without the embeddings, as in the authors' code. Raises UserError if there is no such layer.
     """
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
@@ -232,7 +232,7 @@ def add_lora(model: nn.Module, rank: int, alpha: float, dropout: float) -> list[
 
     Returns the names of the parameters that train: the adapters, and the new head of a classifier.
     """
-    pretrained = model.base_model if is_classifier(model) else model
+    pretrained = model.base_model if is_classifier(model) else model  # a classifier's head is new
     pretrained.requires_grad_(False)
     for layer in transformer_layers(model.base_model):
         for name, module in linear_modules(layer):
@@ -303,7 +303,7 @@ def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Ten
 
 
 def projection_head(hidden_size: int, unit: str) -> nn.Module:
-    """Map words to 128 dimensions, only for the loss; leave sentences as they are."""
+    """Map words to 128 dimensions for the loss alone; leave sentences as they are."""
     if unit == "sentence":
         return nn.Identity()
     hidden = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -425,7 +425,7 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     for _, inputs in by_length(model, batch):  # groups of rows, to save padding
         labels = inputs.pop("labels")
         if is_classifier(model):
-            logits = task_logits(model, inputs).flatten(0, -2)  # (labels, classes or positions)
+            logits = task_logits(model, inputs).flatten(0, -2)  # (B*T or B, classes) or (2B, T)
         else:  # the labels are shifted already: each is the token that follows its position
             logits = token_logits(model, inputs, labels != IGNORE)
             labels = labels[labels != IGNORE]
