@@ -19,6 +19,15 @@ ROW = ["model", "task", "schedule", "aligner", "settings"]  # equal for all runs
 VALUE = ["kind", "name", "language", "x", "value"]  # x: step of a loss, or layer of the probe
 NAMES = [*ROW[:4], "strategy", "name", "language"]
 STRATEGIES = ["baseline", "full", "front", "back"]  # the order in all tables; others follow
+# What the report calls the fields of a record.
+TASKS = {"udpos": "PoS", "wikiann": "NER", "xnli": "NLI", "xquad": "QA"}
+TASKS |= {"massive": "MASSIVE", "xsid": "xSID", "uner": "UNER"}
+BEFORE = "before training"
+SCORES = {"f1": "F1", "f1_strict": "strict F1", "em": "EM", "bleu": "BLEU", "chrf": "chrF"}
+SCORES |= {"f1_authors": "F1 of the authors", "em_authors": "EM of the authors"}
+STAGES = {"before": BEFORE, "realigned": "after alignment", "finetuned": "after fine-tuning"}
+KINDS = {"loss": "Loss", "retrieval": "Retrieval by cosine", "margin": "Retrieval by margin"}
+KINDS |= {"drift": "Change of weights"}
 # Settings that change only what --probe measures in a baseline, not its scores.
 PROBED = ["unit", "layer", "pool_first", "realign_max_length", "limit_links"]
 # Settings that do not distinguish the rows of a table.
@@ -37,6 +46,16 @@ def warn(message: str) -> None:
     print(printable(message), file=sys.stderr)
 
 
+def loss_steps(record: dict, name: str, means: int) -> list[int]:
+    """Return the last step of each mean of 20 losses. A step is a batch of the task or of pairs."""
+    stage = "realign" if name == "realign" else "finetune"
+    updates = record.get("steps", {}).get(stage, 40 * means)
+    steps = updates * record.get("config", {}).get("accumulate", 1)
+    if record["schedule"] == "alternate":  # half of the batches are of the task
+        steps //= 2
+    return [min(20 * i, steps) for i in range(1, means + 1)]
+
+
 def parse(record: dict) -> pd.DataFrame:
     """Return one row per value of a record.
 
@@ -52,7 +71,8 @@ def parse(record: dict) -> pd.DataFrame:
             case ["scores", language, metric]:
                 values.append(("score", metric, language, 0, content))
             case ["losses", stage]:
-                values += [("loss", stage, "", 20 * i, loss) for i, loss in enumerate(content, 1)]
+                steps = loss_steps(record, stage, len(content))
+                values += [("loss", stage, "", *pair) for pair in zip(steps, content)]
             case ["probe", "drift", stage, layer]:
                 index = 0 if layer == "emb" else int(layer) + 1
                 values.append(("drift", stage, "", index, content))
@@ -116,22 +136,25 @@ def labels(rows: pd.DataFrame) -> pd.Series:
         runs, names = ", ".join(place), ", ".join(flags)
         warn(f"runs of {runs} differ in {names}: they are separate rows")
     start = ", ".join(part for part in place[2:] if part != "none") or "baseline"
-    texts = [", ".join([start, *sorted(map(" ".join, settings))]) for settings in different]
-    short = [text if len(text) <= 40 else f"{text[:33]}... {i}" for i, text in enumerate(texts, 1)]
-    return pd.Series(short, rows.index)
+    texts = []
+    for i, settings in enumerate(different, 1):
+        text = ", ".join([start, *sorted(map(" ".join, settings))])
+        texts.append(text if len(text) <= 48 or not flags else f"{start}, settings {i}")
+    return pd.Series(texts, rows.index)
 
 
 def group(settings: frozenset, language: str) -> str:
     """Return the average in which a language counts; "source" counts in none.
 
-    The first method has one average over target languages. The second has three: "supervised",
-    "aligned" and "other transfer".
+    The first method has one average over target languages, and another if some are not aligned.
+    The second has three: "supervised", "aligned" and "other transfer".
     """
     flags = dict(settings)
     code = re.sub("^en-|-en$", "", language)  # in a direction of translation, the other language
     trained = {code, language} & {*flags.get("train_languages", "en").split()}
     if flags.get("method") != "mid-align":
-        return "source" if trained else "average"
+        aligned = code in flags.get("realign_languages", code).split()
+        return "source" if trained else "average" if aligned else "not aligned"
     aligned = code in flags.get("realign_languages", "").split()
     return "supervised" if trained else "aligned" if aligned else "other transfer"
 
@@ -205,6 +228,9 @@ def load(files: list[pd.DataFrame], published: bool) -> pd.DataFrame:
         paper = frame(read(PAPER)[0]).merge(data[[*ROW[:4], "language"]].drop_duplicates())
         paper["name"] += np.where(paper.task == "xquad", "_authors", "")  # their own F1 and EM
         data = pd.concat([data, paper.assign(row=paper.row + ", published")], ignore_index=True)
+    scores = data.kind == "score"
+    data["name"] = np.where(scores, data.name.replace(SCORES), data.name.replace(STAGES))
+    data["task"] = data.task.replace(TASKS)
     others = sorted({*data.strategy} - {*STRATEGIES})
     data["strategy"] = pd.Categorical(data.strategy, [*STRATEGIES, *others])
     return data

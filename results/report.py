@@ -23,13 +23,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from records import NAMES, PAPER, describe, load, printable, read, shared, warn
+from records import KINDS, NAMES, PAPER, describe, load, printable, read, shared, warn
 
 MARKER = "# Made by `python "  # how a written report begins; other files are not overwritten
 LEGEND = """Scores are percentages: mean ± sample standard deviation over seeds, then the change
 against the baseline. ▲ and ▼ mark changes larger than one standard deviation (the larger of the
 two), · marks smaller ones. "5/1" counts the languages marked ▲ and ▼. Averages leave out the source
-language and languages that some run of the row lacks. Layer 0 is the embeddings.
+language and languages that some run of the row lacks. Layer 0 is the embeddings. A loss is the
+mean of 20 steps; a step is one batch of the task or of sentence pairs.
 
 Paired tables compare runs of the same seed: the mean difference, its 95% bootstrap interval over
 seeds and languages, and the number of languages that are up and down by paired t-tests at 5% with
@@ -169,7 +170,8 @@ def curves(part: pd.DataFrame) -> pd.DataFrame:
     lines = part.pivot_table("value", ["stage", "x"], "strategy", observed=True)
     lines = lines.groupby(level=0, observed=True).nth([0, -1]) if losses else 100 * lines
     text = lines.map("{:.3g}".format).replace("nan", "-")
-    text.insert(0, "step" if losses else "layer", [f"{stage} {x}" for stage, x in lines.index])
+    unit = "step" if losses else "layer"
+    text.insert(0, "stage", [f"{stage}, {unit} {x}" for stage, x in lines.index])
     return text
 
 
@@ -213,21 +215,25 @@ def escape(data: pd.DataFrame) -> pd.DataFrame:
 
 def report(name: str, data: pd.DataFrame, figures: dict[str, str]) -> str:
     """Return the Markdown of a folder, averages first. `figures` is {title: Markdown link}."""
-    data, name = escape(data), markdown(printable(name))
-    text, details = [f"## {name}", describe("All runs", shared(data))], []
+    data, name, details = escape(data), markdown(printable(name)), []
+    common = shared(data)
+    text = [f"## {name}", describe("Settings of all runs", common)]
+    for settings, runs in data.groupby("settings", sort=False):
+        head = "; ".join(", ".join(runs[field].unique()) for field in ("model", "task", "row"))
+        named = {*head.split(", ")}  # settings in the label of the row
+        others = frozenset(pair for pair in settings - common if " ".join(pair) not in named)
+        text.append(describe(f"* {head}", others))
     for (task, metric), part in data[data.kind == "score"].groupby(["task", "name"], sort=False):
         summaries = {}
         for (model, row), runs in part.groupby(["model", "row"]):
             title, summary = f"{task} {metric}, {model}, {row}", summarise(runs)
-            here = describe("Here", runs.settings.iloc[0] - shared(part))
             cells = summary.cells.T.rename_axis("language").reset_index()
-            details += [f"### {title}", here, table(cells), figures.get(title)]
+            details += [f"### {title}", table(cells), figures.get(title)]
             summaries[model, row] = summary
-        common = describe("All runs here", shared(part) - shared(data))
-        text += [f"### {task}: {metric}", common, *averages(summaries)]
+        text += [f"### {task} {metric}", *averages(summaries)]
     others = data[data.kind != "score"]
     for (model, task, row, kind), part in others.groupby(["model", "task", "row", "kind"]):
-        title = f"{kind} of {task}, {model}, {row}"
+        title = f"{KINDS[kind]}, {task}, {model}, {row}"
         details += [f"### {title}", table(curves(part)), figures.get(title)]
     return "\n\n".join(filter(None, text + details))
 
@@ -264,8 +270,6 @@ def main(argv: list[str] | None = None) -> int:
     figures, links, made, folders, texts = None, {}, {}, {}, [LEGEND]
     if args.write and importlib.util.find_spec("matplotlib"):
         import figures
-    elif args.write:
-        warn("the report has no figures: install matplotlib (pip install matplotlib)")
     tables = [read(path) for path in args.paths]
     for path, files in zip(args.paths, tables):
         folder = path if path.is_dir() or path.suffix == ".csv" else path.parent
@@ -287,6 +291,8 @@ def main(argv: list[str] | None = None) -> int:
             write_page(args.write, f"{MARKER}{command}`, do not edit\n\n{text}\n")
             if figures:
                 figures.remove_unused(args.write.parent)
+            else:
+                warn("the report has no figures: install matplotlib (pip install matplotlib)")
         except OSError as error:
             warn(f"cannot write {error.filename}: {error.strerror}; change --write")
             return 2

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAPER = ROOT / "results" / "paper.csv"
 STRATEGIES = ("baseline", "full", "front", "back")
 MODELS = ("distilbert-base-multilingual-cased", "bert-base-multilingual-cased", "xlm-roberta-base")
+TASKS = {"udpos": "PoS", "wikiann": "NER", "xnli": "NLI", "xquad": "QA"}
+METRICS = {"accuracy": "accuracy", "f1": "F1", "em": "EM"}
 ADVICE = "the report has no figures: install matplotlib (pip install matplotlib)\n"
 
 
@@ -136,7 +138,7 @@ def expected(values: list[float], base: list[float]) -> str:
 
 
 def test_the_published_pos_averages_and_languages_up_and_down(published):
-    rows = {(row["model"], row["runs"]): row for row in published["udpos: accuracy"]}
+    rows = {(row["model"], row["runs"]): row for row in published["PoS accuracy"]}
     distilbert = "73.8 ± 0.6, 77.7 ± 0.3 30/0, 77.3 ± 0.2 32/0, 77.5 ± 0.1 29/0, +2"
     bert = "77.0 ± 0.6, 79.6 ± 0.4 29/0, 79.2 ± 0.2 30/0, 79.3 ± 0.4 26/0, +1"
     xlmr = "80.9 ± 0.1, 81.3 ± 0.1 9/1, 81.7 ± 0.2 16/0, 80.9 ± 0.2 5/5, +7"
@@ -150,7 +152,7 @@ def test_the_published_pos_averages_and_languages_up_and_down(published):
 def test_where_front_freezing_helps_fewer_languages_than_full_realignment(published):
     fewer = {
         (row["model"], row["runs"])
-        for row in published["udpos: accuracy"]
+        for row in published["PoS accuracy"]
         if row["up, front - full"][0] == "-"
     }
     assert ("bert-base-multilingual-cased", "before, awesome") in fewer
@@ -164,11 +166,8 @@ def test_every_cell_of_the_paper_recomputed(published, scores):
         if strategy == "baseline":
             continue
         base = scores[model, task, metric, "none", "none", "baseline"]
-        row = f"{schedule}, {aligner}"
-        cells = {
-            line["language"]: line[strategy]
-            for line in published[f"{task} {metric}, {model}, {row}"]
-        }
+        row, title = f"{schedule}, {aligner}", f"{TASKS[task]} {METRICS[metric]}"
+        cells = {line["language"]: line[strategy] for line in published[f"{title}, {model}, {row}"]}
         marks = ""
         for language in runs[31]:
             cell = expected(
@@ -181,11 +180,7 @@ def test_every_cell_of_the_paper_recomputed(published, scores):
             [average(run) for run in runs.values()], [average(run) for run in base.values()]
         )
         cell += f" {marks.count('▲')}/{marks.count('▼')}"
-        lines = [
-            line
-            for line in published[f"{task}: {metric}"]
-            if (line["model"], line["runs"]) == (model, row)
-        ]
+        lines = [line for line in published[title] if (line["model"], line["runs"]) == (model, row)]
         assert [line[strategy] for line in lines] == [cell] and cells["average"] == cell
     assert checked > 2000
 
@@ -257,7 +252,7 @@ def test_paired_differences_and_holm_recomputed(published, scores, model, one, o
     pairs = {}
     for language in sorted(here[31].keys() - {"en"}):  # in one order, or the draws below vary
         pairs[language] = [here[seed][language] - there[seed][language] for seed in here]
-    rows = published["udpos: accuracy, paired"]
+    rows = published["PoS accuracy, paired"]
     row = next(row for row in rows if (row["model"], row["runs"]) == (model, "before, dictionary"))
     change, interval, counts = re.fullmatch(
         r"(\S+) \[(.*)\] (.*)", row[one if other == "baseline" else f"{one} - {other}"]
@@ -303,7 +298,7 @@ def test_the_interval_is_the_limit_of_many_draws(seeds, languages):
 def test_an_interval_next_to_zero_has_the_sign_of_its_limit(published):
     row = next(
         row
-        for row in published["udpos: accuracy, paired"]
+        for row in published["PoS accuracy, paired"]
         if (row["model"], row["runs"]) == (MODELS[0], "before, dictionary")
     )
     assert row["front - full"] == "-0.4 [-0.8, +0.0] 1/5"
@@ -312,7 +307,7 @@ def test_an_interval_next_to_zero_has_the_sign_of_its_limit(published):
 def test_the_abstracts_seven_languages_do_not_survive_pairing(published):
     row = next(
         r
-        for r in published["udpos: accuracy, paired"]
+        for r in published["PoS accuracy, paired"]
         if (r["model"], r["runs"]) == ("xlm-roberta-base", "before, dictionary")
     )
     assert row["full"].endswith(" 1/0") and row["front"].endswith(" 0/0")
@@ -329,15 +324,15 @@ def test_pairing_takes_the_seed_out(tmp_path, capsys):
             )
     _, out, _ = main(capsys, write(tmp_path, *runs))
     found = tables(out)
-    assert found["udpos: accuracy"][0]["full"].endswith("· 0/0")
-    assert found["udpos: accuracy, paired"][0]["full"] == "+1.0 [+1.0, +1.0] 2/0"
+    assert found["PoS accuracy"][0]["full"].endswith("· 0/0")
+    assert found["PoS accuracy, paired"][0]["full"] == "+1.0 [+1.0, +1.0] 2/0"
 
 
 def test_a_change_is_that_of_seeds_that_the_baseline_has_too(tmp_path, capsys):
     for seed, score in ((31, 0.5), (42, 0.9)):
         write(tmp_path, record("baseline", seed, {"de": score}))
     write(tmp_path, record("front", 31, {"de": 0.6}))
-    (row,) = tables(main(capsys, tmp_path)[1])["udpos: accuracy"]
+    (row,) = tables(main(capsys, tmp_path)[1])["PoS accuracy"]
     assert row["front"].startswith("60.0 +10.0")
 
 
@@ -353,7 +348,7 @@ def test_the_scores_of_a_baseline_do_not_depend_on_what_was_probed(tmp_path, cap
     ]
     runs += [record("full", seed, **sentences) for seed in (1, 2)]
     _, text, _ = main(capsys, write(tmp_path / "a", *runs))
-    (row,) = tables(text)["udpos: accuracy"]
+    (row,) = tables(text)["PoS accuracy"]
     assert row["baseline"] == "65.0 ± 14.1" and row["seeds"] == "2"
     words = [
         head for head, found in tables(text).items() if "retrieval" in head and "full" in found[0]
@@ -382,7 +377,7 @@ def test_random_records_recomputed(tmp_path, capsys):
     write(tmp_path, *(record(strategy, seed, scores) for (strategy, seed), scores in runs.items()))
     code, out, _ = main(capsys, tmp_path)
     rows = {
-        row["language"]: row for row in tables(out)["udpos accuracy, e5-small, before, dictionary"]
+        row["language"]: row for row in tables(out)["PoS accuracy, e5-small, before, dictionary"]
     }
     assert code == 0 and list(rows) == ["en", "de", "fr", "zh", "average"]
     for language in rows:
@@ -398,7 +393,7 @@ def test_random_records_recomputed(tmp_path, capsys):
         assert rows[language]["emb,0-2"].startswith(expected(values["emb,0-2"], values["baseline"]))
 
 
-def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, capsys):
+def test_settings_stand_below_the_folder_once_and_then_what_differs(tmp_path, capsys):
     folder = write(
         tmp_path,
         record("baseline"),
@@ -411,14 +406,13 @@ def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, ca
         record("back", config={"lr": 1e-5}),
     )
     _, out, err = main(capsys, folder)
-    rows = {row["runs"]: row for row in tables(out)["udpos: accuracy"]}
-    assert "All runs: layer -2, method alignfreeze." in out
-    own = [
-        f"Here: lr {lr}, realign_steps {n}."
-        for lr, n in (("1e-05", 300), ("5e-05", 100), ("5e-05", 300))
-    ]
-    assert sorted(line for line in out.splitlines() if line.startswith("Here")) == own
-    assert len(rows) == 3 and all(len(row) <= 40 for row in rows)
+    rows = {row["runs"]: row for row in tables(out)["PoS accuracy"]}
+    assert "Settings of all runs: layer -2, method alignfreeze." in out
+    own = []
+    for lr, n in (("1e-05", 300), ("5e-05", 100), ("5e-05", 300)):
+        own.append(f"before, dictionary, lr {lr}, realign_steps {n}")
+    assert sorted(rows) == own
+    assert out.count("realign_steps 100") == 2  # in the row and in the heading of its languages
     runs = "runs of e5-small, udpos, before, dictionary"
     assert err == f"{runs} differ in lr, realign_steps: they are separate rows\n"
     cells = [tuple(row[strategy] for strategy in STRATEGIES) for row in rows.values()]
@@ -426,9 +420,19 @@ def test_settings_stand_in_the_heading_and_what_differs_in_the_rows(tmp_path, ca
     assert ("-", "-", "-", "75.0") in cells  # with another learning rate: no baseline of its own
 
 
+def test_settings_that_are_too_long_for_a_row_are_numbered(tmp_path, capsys):
+    runs = [record(config={"adapter": [letter * 40]}) for letter in "ab"]
+    text = main(capsys, write(tmp_path, *runs))[1]
+    rows = [row["runs"] for row in tables(text)["PoS accuracy"]]
+    assert rows == ["before, dictionary, settings 1", "before, dictionary, settings 2"]
+    for number, letter in enumerate("ab", 1):
+        line = f"* e5-small; PoS; before, dictionary, settings {number}: adapter {letter * 40}."
+        assert line in text.splitlines()
+
+
 def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsys):
     _, out, err = main(capsys, write(tmp_path, record("baseline"), record(), record("front")))
-    assert [row["runs"] for row in tables(out)["udpos: accuracy"]] == ["before, dictionary"]
+    assert [row["runs"] for row in tables(out)["PoS accuracy"]] == ["before, dictionary"]
     assert "lr 5e-05, method alignfreeze, realign_steps 300." in out and not err
 
 
@@ -439,10 +443,10 @@ def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path
             write(tmp_path, record(strategy, seed, config=config))
     code, text, complaints = main(capsys, tmp_path)
     assert (code, complaints) == (0, "")
-    (row,) = tables(text)["udpos: accuracy"]
+    (row,) = tables(text)["PoS accuracy"]
     assert row["seeds"] == "2"
     write(tmp_path, record("full", 66, config={"unit": "sentence"}))
-    rows = tables(main(capsys, tmp_path)[1])["udpos: accuracy"]
+    rows = tables(main(capsys, tmp_path)[1])["PoS accuracy"]
     assert [row["runs"] for row in rows] == [
         "before, dictionary, unit sentence",
         "before, dictionary, unit word",
@@ -455,7 +459,7 @@ def test_averages_use_only_languages_that_all_runs_have(tmp_path, capsys):
     )
     write(folder, record("front", 1, scores={"en": 0.9, "de": 0.6}))
     _, out, _ = main(capsys, folder)
-    (row,) = tables(out)["udpos: accuracy"]
+    (row,) = tables(out)["PoS accuracy"]
     assert row["baseline"] == "80.0 ± 0.0" and row["languages"] == "1"  # German alone
 
 
@@ -472,7 +476,7 @@ def test_a_record_read_twice_counts_once_and_a_contradiction_is_named(tmp_path, 
 def test_files_of_a_folder_make_one_table_and_folders_one_each(tmp_path, capsys):
     folder = write(tmp_path / "a", record("baseline"), record())
     _, out, _ = main(capsys, folder / "0.json", folder / "1.json")
-    assert len(tables(out)["udpos: accuracy"]) == 1
+    assert len(tables(out)["PoS accuracy"]) == 1
     _, out, _ = main(capsys, folder, write(tmp_path / "b", record()))
     assert re.findall("^## (.*)$", out, re.M) == [str(tmp_path / "a"), str(tmp_path / "b")]
 
@@ -487,7 +491,7 @@ def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
             }
             write(tmp_path, record(strategy, seed, model=names[0], task=names[1]) | {"scores": own})
     _, out, err = main(capsys, tmp_path)
-    mine, paper = tables(out)["xquad: f1_authors"]
+    mine, paper = tables(out)["QA F1 of the authors"]
     assert not err and (mine["runs"], paper["runs"]) == (
         "before, dictionary",
         "before, dictionary, published",
@@ -495,7 +499,7 @@ def test_own_runs_stand_beside_the_published(tmp_path, capsys, scores):
     assert [mine[strategy] for strategy in STRATEGIES] == [
         paper[strategy] for strategy in STRATEGIES
     ]
-    assert len(tables(out)["xquad: f1"]) == 1  # the official measure has nothing published
+    assert len(tables(out)["QA F1"]) == 1  # the official measure has nothing published
 
 
 # --- the second method
@@ -529,7 +533,7 @@ def test_the_second_method_has_an_average_for_each_group_of_languages(tmp_path, 
             }
     write(tmp_path, *(aligned(strategy, seed, scores) for (strategy, seed), scores in runs.items()))
     _, out, err = main(capsys, tmp_path)
-    rows = {row["languages"]: row for row in tables(out)["xsid: accuracy"]}
+    rows = {row["languages"]: row for row in tables(out)["xSID accuracy"]}
     groups = {"2 supervised": ("en", "de"), "1 aligned": ("tr",), "2 other transfer": ("it", "zh")}
     assert not err and rows.keys() == groups.keys()
     for name, languages in groups.items():
@@ -537,7 +541,7 @@ def test_the_second_method_has_an_average_for_each_group_of_languages(tmp_path, 
         for (strategy, _), run in runs.items():
             values[strategy].append(100 * mean(run[language] for language in languages))
         assert rows[name]["full"].startswith(expected(values["full"], values["baseline"]))
-    assert len(tables(out)["xsid accuracy, e5-small, alternate"]) == 5 + 3
+    assert len(tables(out)["xSID accuracy, e5-small, alternate"]) == 5 + 3
 
 
 # --- losses and the probe
@@ -561,32 +565,45 @@ def test_losses_and_layers_are_tables(tmp_path, capsys):
         capsys, write(tmp_path, record("baseline", losses={"finetune": [1.0, 0.5]}), *front)
     )
     found = tables(out)
-    losses = {row["step"]: row for row in found["loss of udpos, e5-small, before, dictionary"]}
-    assert losses["realign 20"] == {"step": "realign 20", "baseline": "-", "front": "3"}
-    assert losses["realign 60"]["front"] == "1.25"
-    assert losses["finetune 40"] == {"step": "finetune 40", "baseline": "0.5", "front": "0.4"}
+    losses = {row["stage"]: row for row in found["Loss, PoS, e5-small, before, dictionary"]}
+    first, last = "realign, step 20", "finetune, step 40"
+    assert losses[first] == {"stage": first, "baseline": "-", "front": "3"}
+    assert losses["realign, step 60"]["front"] == "1.25"
+    assert losses[last] == {"stage": last, "baseline": "0.5", "front": "0.4"}
     layers = {
-        row["layer"]: row["front"]
-        for row in found["retrieval of udpos, e5-small, before, dictionary"]
+        row["stage"]: row["front"]
+        for row in found["Retrieval by cosine, PoS, e5-small, before, dictionary"]
     }
-    assert len(layers) == 9 and layers["before 0"] == "20" and layers["finetuned 2"] == "60"
+    assert len(layers) == 9
+    assert layers["before training, layer 0"] == "20"
+    assert layers["after fine-tuning, layer 2"] == "60"
     drift = {
-        row["layer"]: row["front"] for row in found["drift of udpos, e5-small, before, dictionary"]
+        row["stage"]: row["front"]
+        for row in found["Change of weights, PoS, e5-small, before, dictionary"]
     }
-    assert (
-        drift["realigned 0"] == "0.1"
-        and drift["realigned 1"] == "0"
-        and drift["finetuned 2"] == "20"
-    )
+    assert drift["after alignment, layer 0"] == "0.1"
+    assert drift["after alignment, layer 1"] == "0"
+    assert drift["after fine-tuning, layer 2"] == "20"
+
+
+@pytest.mark.parametrize(
+    "schedule, accumulate, updates, last",
+    [("before", 1, 47, 47), ("before", 4, 15, 60), ("alternate", 2, 47, 47), ("during", 1, 60, 60)],
+)
+def test_the_last_loss_stands_at_the_last_step(schedule, accumulate, updates, last):
+    """A step is a batch; of batches that alternate, half are of the task."""
+    run = {"schedule": schedule, "steps": {"finetune": updates}}
+    run["config"] = {"accumulate": accumulate}
+    assert records.loss_steps(run, "task", 3) == [20, 40, last]
 
 
 def test_records_of_few_values_make_tables_too(tmp_path, capsys):
     runs = [record("front", scores={"en": 0.9}, losses={"finetune": [0.9, 0.4]})]
     runs += [record("full", scores={"en": 0.9, "de": 0.5}), record("back", scores={"fr": 0.5})]
     code, out, err = main(capsys, write(tmp_path / "none-in-common", *runs))
-    assert (code, err) == (0, "") and "udpos: accuracy" not in tables(out)
+    assert (code, err) == (0, "") and "PoS accuracy" not in tables(out)
     code, out, err = main(capsys, write(tmp_path / "source-only", runs[0]))
-    losses = tables(out)["loss of udpos, e5-small, before, dictionary"]
+    losses = tables(out)["Loss, PoS, e5-small, before, dictionary"]
     assert (code, err) == (0, "") and [row["front"] for row in losses] == ["0.9", "0.4"]
 
 
@@ -602,35 +619,51 @@ def drawn(folder: Path) -> dict:
 
 def test_figures_are_named_and_titled_by_what_they_show(tmp_path):
     runs = [record(s, n, probe=WORDS, losses=LOSSES) for s in STRATEGIES for n in (1, 2)]
-    runs += [record(s, 1, config={"lr": 1 / 3}, aligner="a" * 50) for s in ("full", "front")]
+    runs += [record("baseline", 1, config={"lr": 1 / 3})]
+    runs += [record("full", 1, config={"lr": 1 / 3}, aligner="a" * 50)]
     made = drawn(write(tmp_path / "runs", *runs))
     assert {
-        "runs-udpos-before-dictionary-accuracy.svg",
-        "runs-udpos-before-dictionary-loss.svg",
+        "runs-pos-before-dictionary-accuracy.svg",
+        "runs-pos-before-dictionary-loss.svg",
     } <= made.keys()
-    assert max(map(len, made)) <= 60
-    title = made["runs-udpos-before-dictionary-accuracy.svg"].get_suptitle()
-    assert title.startswith(
-        "udpos accuracy, e5-small, before, dictionary:\nfull, front, back against the baseline"
-    )
-    assert title.endswith("bars: the larger of the two standard deviations")
-    layers = made["runs-udpos-before-dictionary-retrieval.svg"].axes
+    assert f"runs-pos-before-{'a' * 50}-accuracy.svg" in made  # not cut
+    title = made["runs-pos-before-dictionary-accuracy.svg"].get_suptitle()
+    assert title.startswith("PoS accuracy, e5-small: change by realignment, 2 seeds\n")
+    assert title.endswith("; bars: the larger standard deviation")
+    layers = made["runs-pos-before-dictionary-retrieval.svg"].axes
     assert (
         len({axes.get_ylim() for axes in layers}) == len({axes.get_xlim() for axes in layers}) == 1
     )
-    assert [axes.get_title() for axes in layers] == list(STAGES)
+    assert [axes.get_title() for axes in layers] == ["after alignment", "after fine-tuning"]
+    lines = [line.get_label() for line in layers[0].lines if line.get_linestyle() == ":"]
+    assert lines == ["before training"]  # is the same for all strategies
 
 
-def test_languages_stand_in_the_same_order_in_all_figures_of_a_folder(tmp_path):
-    tasks = {"udpos": {"en": 0.9, "de": 0.4, "fr": 0.7}, "xnli": {"en": 0.9, "de": 0.8, "fr": 0.7}}
-    made = drawn(
-        write(tmp_path, *(record(s, 1, v, task=t) for t, v in tasks.items() for s in STRATEGIES))
-    )
-    orders = [
-        [tick.get_text()[:2] for tick in figure.axes[0].get_xticklabels()]
-        for figure in made.values()
-    ]
-    assert orders == [["de", "fr"], ["de", "fr"]]
+def columns_of(figure) -> list[str]:
+    return [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+
+
+def test_languages_are_ordered_by_the_baseline_of_the_model_shown_and_the_mean_follows(tmp_path):
+    scores = {"a": {"en": 0.9, "de": 0.4, "fr": 0.7}, "b": {"en": 0.9, "de": 0.8, "fr": 0.7}}
+    runs = [record(s, 1, v, model=model) for model, v in scores.items() for s in STRATEGIES]
+    made = drawn(write(tmp_path / "runs", *runs))
+    of_a, of_b = (made[f"runs-{model}-pos-before-dictionary-accuracy.svg"] for model in "ab")
+    assert columns_of(of_a) == ["de\n40", "fr\n70", "mean\n55"]
+    assert columns_of(of_b) == ["fr\n70", "de\n80", "mean\n75"]
+
+
+def test_languages_that_are_not_aligned_have_an_average_and_a_place_of_their_own(tmp_path, capsys):
+    scores = {"en": 0.9, "de": 0.5, "fr": 0.7, "tr": 0.6}
+    runs = []
+    for strategy, aligned_languages in (("baseline", None), ("full", ["de", "fr"])):
+        config = {"realign_languages": aligned_languages}
+        runs.append(record(strategy, 1, scores, config=config))
+    text = main(capsys, write(tmp_path / "runs", *runs))[1]
+    rows = {row["languages"]: row["full"] for row in tables(text)["PoS accuracy"]}
+    assert rows == {"2": "60.0 +0.0", "1 not aligned": "60.0 +0.0"}
+    (figure,) = drawn(tmp_path / "runs").values()
+    assert columns_of(figure) == ["de\n50", "fr\n70", "mean\n60", "tr\n60"]
+    assert {text.get_text() for text in figure.axes[0].texts} == {"average", "not aligned"}
 
 
 def test_a_figure_of_one_seed_has_no_bars_and_no_word_of_deviation(tmp_path):
@@ -644,11 +677,22 @@ def test_sentences_have_a_line_for_each_language_a_bold_mean_and_the_aligned_lay
     runs = [aligned("full", seed, None, probe=SENTENCES) for seed in (1, 2)]
     made = drawn(write(tmp_path / "runs", *runs))
     figure = made["runs-xsid-alternate-margin.svg"]
-    assert [axes.get_title() for axes in figure.axes] == [f"full, {stage}" for stage in STAGES]
+    stages = ["before training", "full, after alignment", "full, after fine-tuning"]
+    assert [axes.get_title() for axes in figure.axes] == stages
     *lines, mark = figure.axes[0].lines
     assert [round(line.get_ydata()[-1]) for line in lines] == [50, 70, 60]
     assert lines[2].get_linewidth() > lines[0].get_linewidth() and list(mark.get_xdata()) == [2, 2]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["de", "fr", "mean"]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    languages = ["de, supervised", "fr, other transfer"]
+    assert names == [*languages, "mean", "before training"]
+
+
+def test_what_was_probed_before_training_is_drawn_once(tmp_path):
+    runs = [aligned(s, 1, None, probe=SENTENCES) for s in ("baseline", "full")]
+    titles = []
+    for axes in drawn(write(tmp_path / "runs", *runs))["runs-xsid-alternate-margin.svg"].axes:
+        titles.append(axes.get_title())
+    assert titles.count("before training") == 1 and len(titles) == 5
 
 
 def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_beside_the_tasks(
@@ -656,7 +700,7 @@ def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_be
 ):
     runs = [record("baseline", losses={"finetune": [1.0, 0.5]})]
     runs += [record(s, losses=LOSSES) for s in ("full", "emb,0-2")]
-    figure = drawn(write(tmp_path / "word", *runs))["word-udpos-before-dictionary-loss.svg"]
+    figure = drawn(write(tmp_path / "word", *runs))["word-pos-before-dictionary-loss.svg"]
     colors = defaultdict(set)
     for axes in figure.axes:
         for line in axes.lines:
@@ -706,7 +750,7 @@ def test_a_bad_file_is_named_and_the_rest_reported(name, tmp_path, capsys):
     bad.write_bytes(BAD[name] if isinstance(BAD[name], bytes) else BAD[name].encode())
     alone = name.endswith(".csv")  # not read as part of a folder
     code, out, err = main(capsys, folder, *[bad] * alone)
-    assert "udpos: accuracy" in out and name in err.splitlines()[0] and "Traceback" not in err
+    assert "PoS accuracy" in out and name in err.splitlines()[0] and "Traceback" not in err
     assert (code, err.count("\n")) == ((2, 2) if alone else (0, 1))
 
 
@@ -734,7 +778,7 @@ def test_markup_in_records_is_escaped_beside_figures(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     runs = [record(one, model="$a_b$ ![c](d)") for one in ("baseline", "full")]
     _, out, err = main(capsys, write(tmp_path, *runs), "--write", tmp_path / "report.md")
-    assert not err and r"![udpos accuracy, \$a_b\$ !\[c\](d), " in out
+    assert not err and r"![PoS accuracy, \$a_b\$ !\[c\](d): change" in out
 
 
 def test_control_characters_in_records_are_shown_as_escapes(tmp_path, capsys):
@@ -754,7 +798,7 @@ def test_nothing_to_report_is_a_line_and_exit_code_2(tmp_path, capsys):
         code, out, err = main(capsys, path)
         assert (code, out, err.count("\n")) == (2, "", 1) and path.name in err
     code, out, err = main(capsys, write(tmp_path / "runs", record()), tmp_path / "missing")
-    assert code == 2 and "udpos: accuracy" in out and "missing" in err
+    assert code == 2 and "PoS accuracy" in out and "missing" in err
 
 
 def test_only_write_touches_the_disk_and_it_writes_the_same_bytes(tmp_path):
@@ -799,7 +843,7 @@ def test_figures_of_earlier_reports_are_removed_and_nothing_else(tmp_path, capsy
     main(capsys, one, "--write", tmp_path / "b.md")
     assert {path.name for path in figures.iterdir()} == {
         "mine.svg",
-        "one-udpos-before-dictionary-accuracy.svg",
+        "one-pos-before-dictionary-accuracy.svg",
     }
 
 
@@ -818,7 +862,10 @@ def test_without_matplotlib_one_line_says_how_to_get_it(tmp_path, capsys, monkey
     )
 
 
-def test_a_report_that_cannot_be_written_is_one_error(tmp_path, capsys):
+@pytest.mark.parametrize("matplotlib", [True, False])
+def test_a_report_that_cannot_be_written_is_one_error(tmp_path, capsys, monkeypatch, matplotlib):
+    if not matplotlib:
+        monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
     code, _, err = main(
         capsys, write(tmp_path / "runs", record()), "--write", tmp_path / "no" / "README.md"
     )
