@@ -14,6 +14,7 @@ import pytest
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 TEXT = (RESULTS / "README.md").read_text("utf-8")
 README = (RESULTS.parent / "README.md").read_text("utf-8")
+PUBLISHED = "paper.csv"
 FOLDERS = sorted(path.name for path in RESULTS.iterdir() if [*path.glob("*.json")])
 E5, GEMMA, FIVE_SEEDS = "e5-small-34-languages", "gemma3-270m-xsid", "e5-small-five-seeds"
 WORDS_OR_SENTENCES = "Words against sentences on that encoder"
@@ -86,6 +87,16 @@ def row_of(table: str, start: str) -> str:
     return row
 
 
+def line(*cells: str) -> str:
+    """Return a line of a table of results/README.md."""
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def intervals_of(table: str, start: str) -> list[str]:
+    """Return the paired intervals in the row of a table that begins with `start`."""
+    return re.findall(r"[-+]\d+\.\d \[[-+]\d+\.\d, [-+]\d+\.\d\]", row_of(table, start))
+
+
 def counts_in(row: str) -> list[tuple[int, int]]:
     """Return the (up, down) of each strategy in a row of a table."""
     return [(int(up), int(down)) for up, down in re.findall(r"(\d+)/(\d+)", row)]
@@ -99,151 +110,233 @@ def test_every_folder_of_records_has_a_section(folder):
 # ---- AlignFreeze on e5-small ---------------------------------------------------------------------
 
 
-def test_786_steps():
-    words, sentences = section(E5), section(WORDS_OR_SENTENCES)
+def test_the_published_scores_of_xlm_r():
+    text = section(PUBLISHED)
+    by_deviation, paired = report(PUBLISHED).split("### PoS accuracy\n")[1].split("Paired by")[:2]
+    paired = paired.split("###")[0]
+    start = "| xlm-roberta-base                   | before, dictionary "
+    counts = [f"{up}/{down}" for up, down in counts_in(row_of(by_deviation, start))]
+    *holm, (better, worse) = counts_in(row_of(paired, start))
+    *changes, difference = intervals_of(paired, start)
+    assert line("change of the average", *changes) in text
+    assert line("up/down, one standard deviation", *counts) in text
+    assert line("up/down, paired t-tests with Holm", *(f"{u}/{d}" for u, d in holm)) in text
+    full, front, _ = (count.split("/")[0] for count in counts)
+    assert f"{front} languages gain with front-freezing and {full} with full" in text
+    assert f"better by {difference}; after Holm's correction it is better in {better}" in text
+    assert worse == 0
+
+
+@pytest.mark.parametrize(
+    "title, aligner, setting",
+    [(E5, "dictionary", ("word", -2)), (WORDS_OR_SENTENCES, "none", ("sentence", 7))],
+)
+def test_786_steps(title, aligner, setting):
+    text = section(title)
     bases = by_strategy(E5, strategy="baseline")["baseline"]
+    selected = by_strategy(E5, schedule="before", aligner=aligner)
     for seed, base in bases.items():
-        assert f"seed {seed}: baseline {average(base):.1f}" in words
-    for run in runs(E5):
-        assert run["steps"]["finetune"] == 786
-        if run["strategy"] != "baseline":
-            unit, layer = run["config"].get("unit") or "word", run["config"]["layer"]
-            assert (unit, layer) in (("word", -2), ("sentence", 7), ("word", 7))
-            up, down = ups_and_downs(run, bases[run["seed"]])
-            result = f"{run['strategy']} {average(run):.1f} ({up} up, {down} down)"
-            assert result in (words if (unit, layer) == ("word", -2) else sentences)
+        cells = [str(seed), f"{average(base):.1f}"]
+        for strategy in STRATEGIES[1:]:
+            if strategy not in selected:  # back with sentences
+                continue
+            run = selected[strategy][seed]
+            assert (run["steps"]["finetune"], run["steps"]["realign"]) == (786, 786)
+            assert run["config"]["layer"] == setting[1]
+            assert run["config"].get("unit", "word") == setting[0]
+            up, down = ups_and_downs(run, base)
+            cells.append(f"{average(run):.1f} ({up}, {down})")
+        assert line(*cells) in text
 
 
 def test_languages_up_and_down_by_one_standard_deviation():
     table = report(E5).split("Paired by seed:")[0]
     sentences = counts_in(row_of(table, "| e5-small | before  "))
     words = counts_in(row_of(table, "| e5-small | before, dictionary "))
+    head = ("up/down, one standard deviation", "")
+    cells = [f"{up}/{down}" for up, down in sentences]
+    assert line(*head, *cells) in section(WORDS_OR_SENTENCES)
+    cells = [f"{up}/{down}" for up, down in words]
+    assert line(*head, *cells) in section(E5)
     (full_up, full_down), (front_up, front_down) = sentences
-    result = f"{front_up} are up and {front_down} down with front, "
-    result += f"{full_up} up and {full_down} down with full"
-    assert result in section(WORDS_OR_SENTENCES)
     assert f"{front_up} up and {front_down} down, {full_up} up and {full_down} down" in README
-    (full, _), (front, _), (back, _) = words
+    (full, _), (front, _), _ = words
     assert not any(down for _, down in words)
-    result = f"{full} languages are up with full, {front} with front, {back} with back"
-    assert f"{result}, and none is down" in section(E5)
     assert f"three seeds on a CPU alike, {front} and {full} up" in README
 
 
 def test_averages_of_five_seeds_on_a_gpu():
     text, selected = section(FIVE_SEEDS), by_strategy(FIVE_SEEDS)
-    averages, minutes, differences = [], [], []
+    averages, differences = [], []
     for strategy in STRATEGIES:
         seeds = selected[strategy]
         values = [average(run) for run in seeds.values()]
         assert set(seeds) == {31, 42, 66, 23, 17}
         for run in seeds.values():
             assert (run["device"], run["steps"]["finetune"]) == ("NVIDIA H200", 786)
-            minutes.append(sum(run["seconds"].values()) / 60)
-        averages.append(f"{strategy} {mean(values):.1f} ± {stdev(values):.1f}")
+        averages.append(f"{mean(values):.1f} ± {stdev(values):.1f}")
         for run in runs(E5, strategy=strategy):  # on a CPU
             if run["config"]["layer"] in (None, -2):
                 differences.append(abs(average(run) - average(seeds[run["seed"]])))
-    assert ", ".join(averages) in text
-    assert ", ".join(averages[:3]) in README
-    assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run" in text
+    assert line("accuracy", *averages) in text
+    assert "baseline {}, full {}, front {}".format(*averages) in README
     assert f"The {len(differences)} averages" in text
-    assert f"at most {max(differences):.2f}, by {mean(differences):.2f} in the mean" in text
+    assert f"at most {max(differences):.2f}, and by {mean(differences):.2f} on average" in text
 
 
 def test_languages_up_and_down_with_five_seeds_on_a_gpu():
     text = section(FIVE_SEEDS)
     by_deviation, paired = report(FIVE_SEEDS).split("Paired by seed:")
-    (full, a), (front, b), (back, c) = counts_in(row_of(by_deviation, "| e5-small | before, dict"))
-    assert a == b == c == 0
-    assert f"{full}, {front} and {back} languages are up and none is down" in text
+    counts = counts_in(row_of(by_deviation, "| e5-small | before, dict"))
+    *gains, (above, below) = counts_in(row_of(paired, "| e5-small | before, dict"))
+    cells = [f"{up}/{down}" for up, down in counts]
+    assert line("up/down, one standard deviation", "", *cells) in text
+    (full, _), (front, _), _ = counts
+    assert not any(down for _, down in counts)
     assert f"languages up {front} by front, {full} by full, none down" in README
-    *gains, (_, below) = counts_in(row_of(paired, "| e5-small | before, dict"))
-    assert [down for _, down in gains] == [0, 0, 0]
-    assert "{}, {} and {} are up".format(*(up for up, _ in gains)) in text
-    assert f"front is below full in {below}" in text
+    cells = [f"{up}/{down}" for up, down in gains]
+    assert line("up/down, paired t-tests with Holm", "", *cells) in text
+    assert f"front is below full in {below} languages" in text and above == 0
 
 
 def test_languages_that_gain_and_lose_by_sentences_in_each_seed():
     bases = by_strategy(E5, strategy="baseline")["baseline"]
     front = by_strategy(E5, strategy="front", aligner="none")["front"]
     full = by_strategy(E5, strategy="full", aligner="none")["full"]
-    ups, downs = [], []
+    ups = []
     for seed, base in sorted(bases.items()):
         front_up, front_down = ups_and_downs(front[seed], base)
         full_up, full_down = ups_and_downs(full[seed], base)
+        assert front_up > full_up and front_down < full_down  # as the answer says
         ups.append(f"{front_up} against {full_up}")
-        downs.append(f"{front_down} against {full_down}")
-    text = section(WORDS_OR_SENTENCES)
-    gain = f"in each seed ({', '.join(ups)})"
-    assert f"{gain}, and fewer lose ({', '.join(downs)})" in text
-    assert gain in README
+    assert f"in each seed ({', '.join(ups)})" in README
 
 
 def test_languages_that_gain_by_words_or_by_sentences():
     text = section(WORDS_OR_SENTENCES)
     (base,) = runs(E5, strategy="baseline", seed=31)
-    for code, name in (("he", "Hebrew"), ("ar", "Arabic")):
-        gains = []
+    gains = []
+    for code in ("he", "ar"):
         for aligner in ("none", "dictionary"):  # sentences, words
             (run,) = runs(E5, strategy="full", seed=31, aligner=aligner)
             gains.append(average(run, [code]) - average(base, [code]))
-        assert "{} by {:.1f} and {:.1f}".format(name, *gains) in text
-
-
-@pytest.mark.parametrize("folder", ["e5-small-udpos", "e5-small-udpos-fp32"])
-def test_300_steps(folder):
-    for strategy, seeds in by_strategy(folder).items():
-        values = [average(run) for run in seeds.values()]
-        assert len(values) == 3
-        result = f"{strategy} {mean(values):.1f} ± {stdev(values):.1f}"
-        assert result in section("e5-small-udpos")
+    sentence = (
+        "Hebrew by {:+.1f} with sentences and {:+.1f} with words, and Arabic by {:+.1f} and {:+.1f}"
+    )
+    assert sentence.format(*gains) in text
 
 
 @pytest.mark.parametrize(
-    "start, values",
+    "folder, precision", [("e5-small-udpos", "bf16"), ("e5-small-udpos-fp32", "float32")]
+)
+def test_300_steps(folder, precision):
+    selected, cells = by_strategy(folder), []
+    for strategy in STRATEGIES:
+        values = [average(run) for run in selected[strategy].values()]
+        assert len(values) in (0, 3)
+        cells.append(f"{mean(values):.1f} ± {stdev(values):.1f}" if values else "-")
+    assert line(precision, *cells) in section("e5-small-udpos")
+
+
+@pytest.mark.parametrize(
+    "task, name, aligner, schedule",
     [
-        ("by fast_align", {"task": "udpos", "aligner": "fastalign"}),
-        ("by awesome", {"task": "udpos", "aligner": "awesome"}),
-        ("during", {"task": "udpos", "schedule": "during"}),
-        ("NER 54.6;", {"task": "wikiann"}),
-        ("NLI 52.0;", {"task": "xnli"}),
+        ("udpos", "PoS | fast_align, before", "fastalign", "before"),
+        ("udpos", "PoS | awesome, before", "awesome", "before"),
+        ("udpos", "PoS | dictionary, during", "dictionary", "during"),
+        ("wikiann", "NER | dictionary, before", "dictionary", "before"),
+        ("xnli", "NLI | dictionary, before", "dictionary", "before"),
     ],
 )
-def test_200_steps(start, values):
-    text = section("e5-small-200-steps")
-    (base,) = by_strategy("e5-small-200-steps", task=values["task"])["baseline"].values()
-    selected, averages = by_strategy("e5-small-200-steps", **values), []
-    for strategy in STRATEGIES[1:]:
+def test_200_steps(task, name, aligner, schedule):
+    selected = by_strategy("e5-small-200-steps", task=task, aligner=aligner, schedule=schedule)
+    selected |= by_strategy("e5-small-200-steps", task=task, strategy="baseline")
+    averages = []
+    for strategy in STRATEGIES:
         (run,) = selected[strategy].values()
         averages.append(f"{average(run):.1f}")
-    assert f"{start} {', '.join(averages)}" in text
-    assert f" {average(base):.1f};" in text
+    assert line(name, *averages) in section("e5-small-200-steps")
 
 
 # ---- Middle-layer alignment on Gemma 3 270M ------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", [GEMMA, "gemma3-270m-merged", "gemma3-270m-merged-validation"])
-def test_scores_of_the_three_groups_of_languages(folder):
+def in_groups(run: dict) -> list[str]:
+    return [f"{average(run, group.split()):.1f}" for group in GROUPS]
+
+
+def test_xsid():
+    for run in runs(GEMMA):
+        name = "baseline"
+        if run["strategy"] == "full":
+            layer, accumulate = run["config"]["layer"], run["config"]["accumulate"]
+            name = "alternating" if layer == 11 else f"alternating, layer {layer}"
+            name = name if accumulate == 1 else "both losses in an update (`--accumulate 2`)"
+        assert line(str(run["seed"]), name, *in_groups(run)) in section(GEMMA)
+
+
+def test_paired_intervals_of_xsid():
+    paired = report(GEMMA).split("Paired by seed:")[1]
+    start = "| gemma3-270m | alternate, accumulate 1, layer 11 | 3     | 5 {}"
+    cells = [
+        intervals_of(paired.split("###")[0], start.format(group))[0]
+        for group in ("aligned", "other transfer", "supervised")
+    ]
+    assert line("all", "change, alternating", *cells) in section(GEMMA)
+
+
+@pytest.mark.parametrize(
+    "folder, sentences",
+    [("gemma3-270m-merged", "test"), ("gemma3-270m-merged-validation", "validation")],
+)
+def test_merged_adapters(folder, sentences):
+    text = section("gemma3-270m-merged")
     for run in runs(folder):
-        averages = [f"{average(run, group.split()):.1f}" for group in GROUPS]
-        result = re.escape(", ".join(averages))
-        assert re.search(rf"(?<![\d.]){result}(?!\d)", section(folder)), averages
+        weights = [adapter.split("=")[1] for adapter in run["config"]["adapter"]]
+        head = (sentences, " + ".join(weights))
+        if not weights:
+            assert run["config"]["limit_test"] == 10
+            head = ("test, 10 a language", "alignment alone")
+        assert line(*head, *in_groups(run)) in text
+        if (sentences, weights) == ("test", ["0.5", "0.5"]):
+            malformed = run["malformed"].values()
+            assert f"{min(malformed)} to {max(malformed)} of 100 outputs" in text
+    (alone,) = runs(GEMMA, strategy="baseline", seed=1)
+    assert line("test", "1.0 + 0.0", *in_groups(alone)) in text
+
+
+def test_what_merging_with_a_small_weight_changes():
+    (alone,) = runs(GEMMA, strategy="baseline", seed=1)
+    for run in runs("gemma3-270m-merged"):
+        if run["config"]["adapter"] == ["task=0.9", "align=0.1"]:
+            changes = [average(run, g.split()) - average(alone, g.split()) for g in GROUPS]
+    text = section("gemma3-270m-merged")
+    assert f"gain {changes[1]:.1f} points and the others lose up to {-min(changes):.1f}," in text
 
 
 def test_massive():
-    text = section("gemma3-270m-massive")
-    for run in runs("gemma3-270m-massive"):
-        persian, english = (average(run, [code]) for code in ("fa", "en"))
-        start = "alternating" if run["strategy"] == "full" else "baseline"
-        assert f"{start} {persian:.1f}, {english:.1f}" in text
+    folder = "gemma3-270m-massive"
+    text, selected, changes = section(folder), by_strategy(folder), []
+    for seed in (1, 2, 3):
+        cells = []
+        for code in ("fa", "en"):
+            for strategy in ("baseline", "full"):
+                cells.append(f"{average(selected[strategy][seed], [code]):.1f}")
+        assert line(str(seed), *cells) in text
+        base, full = (average(selected[one][seed], ["fa"]) for one in ("baseline", "full"))
+        changes.append(f"{full - base:+.1f}")
+    assert "{}, {} and {} F1 in the three seeds".format(*changes) in text
+    paired = report(folder).split("Paired by seed:")[1].split("###")[0]
+    start = "| gemma3-270m | alternate | 3     | 1 {}"
+    persian, english = (intervals_of(paired, start.format(g))[0] for g in ("aligned", "supervised"))
+    assert line("change, paired", "", persian, "", english) in text
 
 
 def test_tasks_with_one_run():
     for run in runs("gemma3-270m-tasks"):
         metric = next(iter(next(iter(run["scores"].values()))))
-        assert f"{run['task']}, {metric}: {average(run):.1f}" in section("gemma3-270m-tasks")
+        row = line(run["task"], metric, f"{average(run):.1f}")
+        assert row in section("gemma3-270m-tasks")
 
 
 # ---- The probe -----------------------------------------------------------------------------------
@@ -252,59 +345,61 @@ def test_tasks_with_one_run():
 @pytest.mark.parametrize(
     "folder, kind, starts, layers",
     [
-        ("gemma3-270m-probe", "retrieval", {"no": "no:", "yes": "yes:"}, (0, 9, 11, 12, 18)),
-        ("e5-small-probe", "retrieval", {"yes": "by cosine"}, (0, 4, 7, 9, 12)),
-        ("e5-small-probe", "margin", {"yes": "by margin"}, (0, 4, 7, 9, 12)),
+        (
+            "gemma3-270m-probe",
+            "retrieval",
+            {"no": "left out of the mean", "yes": "counted"},
+            (0, 9, 11, 12, 18),
+        ),
+        ("e5-small-probe", "retrieval", {"yes": "cosine"}, (0, 4, 7, 9, 12)),
+        ("e5-small-probe", "margin", {"yes": "margin"}, (0, 4, 7, 9, 12)),
     ],
 )
 def test_probes_before_training(folder, kind, starts, layers):
     for run in runs(folder):
         languages = run["probe"][kind]["before"].values()
-        shares = [f"{k} {100 * mean(share[k] for share in languages):.0f}%" for k in layers]
-        start = starts[run["config"]["pool_first"]]
-        assert f"{start} {', '.join(shares)}" in section(folder)
+        shares = [f"{100 * mean(share[k] for share in languages):.0f}%" for k in layers]
+        assert line(starts[run["config"]["pool_first"]], *shares) in section(folder)
 
 
-def retrieval_after_each_stage(run: dict, layers: tuple[int, ...]) -> str:
-    stages = []
-    for stage, languages in run["probe"]["retrieval"].items():
-        shares = [f"{100 * mean(share[k] for share in languages.values()):.0f}" for k in layers]
-        stages.append(f"{stage} {' '.join(shares)}")
-    return ", ".join(stages)
+STAGES = {"before": "before training", "realigned": "after realignment"}
+STAGES |= {"finetuned": "after fine-tuning"}
 
 
-@pytest.mark.parametrize(
-    "strategy, seed, unit",
-    [
-        ("baseline", 66, "words"),
-        ("full", 66, "words"),
-        ("front", 66, "words"),
-        ("full", 31, "sentences"),
-        ("front", 31, "sentences"),
-        ("full", 42, "sentences"),
-        ("front", 42, "sentences"),
-        ("full", 66, "sentences"),
-        ("front", 66, "sentences"),
-    ],
-)
-def test_probes_after_each_stage_on_e5(strategy, seed, unit):
-    values = {"strategy": strategy, "seed": seed}
+def retrieval(selected: list[dict], stage: str, layers: tuple[int, ...]) -> list[str]:
+    """Return the mean over runs and languages at each of the layers, in percent."""
+    shares = [one for run in selected for one in run["probe"]["retrieval"][stage].values()]
+    return [f"{100 * mean(share[k] for share in shares):.0f}" for k in layers]
+
+
+@pytest.mark.parametrize("unit, aligner", [("words", "dictionary"), ("sentences", "none")])
+@pytest.mark.parametrize("strategy", ["baseline", "full", "front"])
+def test_probes_after_each_stage_on_e5(strategy, unit, aligner):
+    values = {"strategy": strategy}
     if strategy != "baseline":
-        values["aligner"] = "dictionary" if unit == "words" else "none"
-    (run,) = runs(E5, **values)
+        values["aligner"] = aligner
+    selected = [run for run in runs(E5, **values) if "probe" in run]
+    if (strategy, unit) == ("baseline", "sentences"):
+        assert len(selected) == 1 and selected[0]["config"]["unit"] == "word"  # was not probed
+        return
+    assert len(selected) == (1 if unit == "words" else 3)
     text = section("What the stages do to the layers")
-    result = retrieval_after_each_stage(run, (0, 4, 7, 11, 12))
-    assert f"{strategy}: {result}" in text[text.index(f"{unit}, seed {seed}: ") :]
+    for stage in selected[0]["probe"]["retrieval"]:
+        name = "all" if stage == "before" else strategy
+        cells = retrieval(selected, stage, (0, 4, 7, 11, 12))
+        assert line(unit, STAGES[stage], name, *cells) in text
+        if (unit, stage) == ("words", "finetuned"):
+            end = "with the baseline" if strategy == "baseline" else f"with {strategy}"
+            assert f"{cells[-1]}% {end}" in text
 
 
-@pytest.mark.parametrize(
-    "strategy, name", [("baseline", "the task alone"), ("full", "alternating")]
-)
+@pytest.mark.parametrize("strategy, name", [("baseline", "baseline"), ("full", "alternating")])
 def test_probes_after_each_stage_on_gemma(strategy, name):
-    (run,) = runs(GEMMA, strategy=strategy, seed=2)
+    selected = runs(GEMMA, strategy=strategy, seed=2)
     text = section("What alternation does to the layers of Gemma 3")
-    result = retrieval_after_each_stage(run, (0, 9, 11, 12, 18))
-    assert f"{name}: {result}" in text[text.index("Result") :]
+    for stage in ("before", "finetuned"):
+        cells = retrieval(selected, stage, (0, 9, 11, 12, 18))
+        assert line("both" if stage == "before" else name, STAGES[stage], *cells) in text
 
 
 # ---- Everything ----------------------------------------------------------------------------------
@@ -316,27 +411,39 @@ def test_probes_after_each_stage_on_gemma(strategy, name):
         (E5, "| e5-small | before, dictionary ", E5),
         (E5, "| e5-small | before  ", WORDS_OR_SENTENCES),
         (FIVE_SEEDS, "| e5-small | before, dictionary ", FIVE_SEEDS),
-        (GEMMA, "| gemma3-270m | alternate, accumulate 1, layer 11 ", GEMMA),
-        ("gemma3-270m-massive", "| gemma3-270m | alternate ", "gemma3-270m-massive"),
     ],
 )
 def test_paired_intervals_are_those_of_the_report(folder, start, title):
-    table = report(folder).split("Paired by seed:")[1].split("###")[0]
-    rows = [line for line in table.splitlines() if line.startswith(start)]
-    pattern = r"[-+]\d+\.\d \[[-+]\d+\.\d, [-+]\d+\.\d\]"
-    intervals = [interval for row in rows for interval in re.findall(pattern, row)]
-    assert intervals
-    assert [interval for interval in intervals if interval not in section(title)] == []
+    text = section(title)
+    *changes, difference = intervals_of(report(folder).split("Paired by seed:")[1], start)
+    assert line("change, paired", "", *changes) in text
+    assert difference in text[text.index("**Answer.**") :]
 
 
-def test_hours():
-    hours = {}
+def test_hours_and_minutes():
+    text, total, number = section("Provenance"), 0, 0
     for folder in FOLDERS:
-        hours[folder] = sum(sum(run["seconds"].values()) for run in runs(folder)) / 3600
-    text = section("Hours")
-    assert f"took {sum(hours.values()):.1f} hours" in text
-    assert f"786 steps {hours[E5]:.1f} and" in text
-    assert f"xSID {hours[GEMMA]:.1f}." in text
+        hours = sum(sum(run["seconds"].values()) for run in runs(folder)) / 3600
+        start = line(f"`{folder}`", str(len(runs(folder))), f"{hours:.1f}")
+        assert f"{start} " in text
+        total, number = total + hours, number + len(runs(folder))
+    assert line("all", str(number), f"{total:.1f}") in text
+    minutes = [sum(run["seconds"].values()) / 60 for run in runs(E5)]
+    assert f"one took {min(minutes):.0f} minutes and another {max(minutes):.0f}" in text
+    minutes = [sum(run["seconds"].values()) / 60 for run in runs(FIVE_SEEDS)]
+    assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run" in text
+
+
+def test_lines_and_cells_are_short():
+    lines = TEXT.splitlines()
+    cells = [cell.strip() for line in lines if line[:1] == "|" for cell in line.split("|")]
+    assert max(map(len, lines)) <= 120 and max(map(len, cells)) <= 60
+
+
+def test_every_figure_that_is_shown_is_in_the_tree():
+    shown = set(re.findall(r"\]\((figures/[^)]+)\)", TEXT))
+    files = {path.relative_to(RESULTS).as_posix() for path in (RESULTS / "figures").iterdir()}
+    assert shown == files
 
 
 def test_the_toy_world():
