@@ -1,6 +1,7 @@
 """The numbers in results/README.md, and some in README.md, are recomputed from the records."""
 
 import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -238,6 +239,15 @@ def test_300_steps(folder, precision):
     assert line(precision, *cells) in section("e5-small-udpos")
 
 
+def test_bf16_against_float32_at_300_steps():
+    for strategy in ("baseline", "full"):
+        folders = ("e5-small-udpos", "e5-small-udpos-fp32")
+        scores = [[average(run) for run in runs(one, strategy=strategy)] for one in folders]
+        difference = abs(mean(scores[0]) - mean(scores[1]))
+        assert difference < 0.5 * max(map(stdev, scores))
+    assert "by less than half of a standard deviation" in section("e5-small-udpos")
+
+
 @pytest.mark.parametrize(
     "task, name, aligner, schedule",
     [
@@ -259,6 +269,11 @@ def test_200_steps(task, name, aligner, schedule):
 
 
 # ---- Middle-layer alignment on Gemma 3 270M ------------------------------------------------------
+
+
+def heads(layers: tuple[int, ...]) -> str:
+    """Return the end of the heading of a table with these layers."""
+    return f"| layer {' | '.join(map(str, layers))} |"
 
 
 def in_groups(run: dict) -> list[str]:
@@ -360,6 +375,20 @@ def test_probes_before_training(folder, kind, starts, layers):
         languages = run["probe"][kind]["before"].values()
         shares = [f"{100 * mean(share[k] for share in languages):.0f}%" for k in layers]
         assert line(starts[run["config"]["pool_first"]], *shares) in section(folder)
+        assert heads(layers) in section(folder)
+
+
+def test_the_layer_where_translations_are_closest():
+    for folder, setting, highest in (
+        ("gemma3-270m-probe", "no", 11),
+        ("e5-small-probe", "yes", 12),
+    ):
+        (run,) = [run for run in runs(folder) if run["config"]["pool_first"] == setting]
+        by_layer = [*zip(*run["probe"]["retrieval"]["before"].values())]
+        assert max(range(len(by_layer)), key=lambda layer: mean(by_layer[layer])) == highest
+    assert len(by_layer) == 13  # of e5-small
+    assert "layer 11 of 18" in section("gemma3-270m-probe")
+    assert "rises to the last layer" in section("e5-small-probe")
 
 
 STAGES = {"before": "before training", "realigned": "after realignment"}
@@ -384,6 +413,7 @@ def test_probes_after_each_stage_on_e5(strategy, unit, aligner):
         return
     assert len(selected) == (1 if unit == "words" else 3)
     text = section("What the stages do to the layers")
+    assert heads((0, 4, 7, 11, 12)) in text
     for stage in selected[0]["probe"]["retrieval"]:
         name = "all" if stage == "before" else strategy
         cells = retrieval(selected, stage, (0, 4, 7, 11, 12))
@@ -397,6 +427,7 @@ def test_probes_after_each_stage_on_e5(strategy, unit, aligner):
 def test_probes_after_each_stage_on_gemma(strategy, name):
     selected = runs(GEMMA, strategy=strategy, seed=2)
     text = section("What alternation does to the layers of Gemma 3")
+    assert heads((0, 9, 11, 12, 18)) in text
     for stage in ("before", "finetuned"):
         cells = retrieval(selected, stage, (0, 9, 11, 12, 18))
         assert line("both" if stage == "before" else name, STAGES[stage], *cells) in text
@@ -431,7 +462,20 @@ def test_hours_and_minutes():
     minutes = [sum(run["seconds"].values()) / 60 for run in runs(E5)]
     assert f"one took {min(minutes):.0f} minutes and another {max(minutes):.0f}" in text
     minutes = [sum(run["seconds"].values()) / 60 for run in runs(FIVE_SEEDS)]
-    assert f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run" in text
+    assert f"A run on the H200 took {min(minutes):.1f} to {max(minutes):.1f} minutes" in text
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_commits_hold_the_scripts_of_the_records(folder):
+    row = row_of(TEXT[TEXT.index("## Provenance") :], f"| `{folder}` ")
+    hashes = set()
+    for commit in row.split("|")[4].split():
+        command = ["git", "-C", RESULTS, "show", f"{commit}:alignfreeze.py"]
+        script = subprocess.run(command, capture_output=True)
+        if script.returncode:
+            pytest.skip("this copy has no git history")
+        hashes.add(hashlib.sha256(script.stdout).hexdigest())
+    assert hashes == {run["versions"]["alignfreeze.py"] for run in runs(folder)}
 
 
 def test_lines_and_cells_are_short():
