@@ -67,7 +67,7 @@ def add_legend(figure: Figure) -> None:
         lines |= dict(zip(names, handles))
     names = sorted(lines, key=lambda name: name != "baseline")
     handles = [lines[name] for name in names]
-    options = {"ncols": 6, "frameon": False, "fontsize": 9, "handlelength": 3}
+    options = {"ncols": 8, "frameon": False, "fontsize": 9, "handlelength": 3}
     figure.legend(handles, names, loc="outside lower center", **options)
 
 
@@ -90,7 +90,7 @@ def changes(title: str, row: str, summary: SimpleNamespace) -> Figure | None:
     bar = summary.bar.loc[change.index, columns]
     noun = "alignment" if row.startswith("alternate") else "realignment"
     title += f": change by {noun}, {count(summary.points.index.unique('seed').size, 'seed')}\n"
-    title += f"{spelled_out(row)}; below a language: the baseline's score"
+    title += f"{spelled_out(row)}; below: the baseline's score"
     title += "; bars: the larger standard deviation" if bar.notna().any(axis=None) else ""
     figure, (axes,) = grid(title, [""], "change in points", equal=True)
     axes.axhline(0, color="#666666", linewidth=1)
@@ -140,6 +140,8 @@ def panels_of(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
         part = part.assign(language=part.group if many else part.language + ", " + part.group)
     before = part[part.name == BEFORE].groupby("x").value.mean()
     for stage, values in part.groupby("name", sort=False):
+        if stage != BEFORE and values.groupby("x").value.mean().equals(before):
+            continue  # nothing was trained
         by_strategy = values.groupby("strategy", observed=True)
         if not by_language:
             panels[stage] = values.pivot_table("value", "x", "strategy", observed=True)
@@ -157,7 +159,9 @@ def panels_of(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def curves(title: str, row: str, part: pd.DataFrame) -> Figure | None:
-    """Draw the losses of one row by step, or its probed values by layer. None if all are zero."""
+    """Draw the losses of one row by step, or its probed values by layer. None without a change."""
+    if not part.value.any() or part.x.nunique() == 1:
+        return None
     kind, layer = part.kind.iloc[0], dict(part.settings.iloc[0]).get("layer")
     layers, top = kind != "loss", part.x.max()
     if "task" in {*part.name}:  # put the baseline's only stage beside the alternating task loss
@@ -185,7 +189,7 @@ def curves(title: str, row: str, part: pd.DataFrame) -> Figure | None:
             axes.set_ylim(-0.02 * high, 1.02 * high)
             axes.set_xticks(range(0, top + 1, 2 if top <= 36 else 4))
     add_legend(figure)
-    return figure if part.value.any() else None
+    return figure
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # a "$" in a name is not a formula
@@ -196,25 +200,23 @@ def draw(
 
     Returns {title: Markdown link}, both escaped for Markdown by `escape`.
     """
-    drawn = {}  # (title, model, task, row, metric or kind): figure
-    for (kind, model, task, row), part in data.groupby(["kind", "model", "task", "row"]):
-        if kind != "score":
-            title = f"{KINDS[kind]}, {task}, {model}"
-            drawn[f"{title}, {row}", model, task, row, kind] = curves(title, row, part)
-            continue
-        for metric, scores in part.groupby("name", sort=False):
-            title = f"{task} {metric}, {model}"
-            figure = changes(title, row, summarise(scores))
-            drawn[f"{title}, {row}", model, task, row, metric] = figure
     links, folder, several = {}, Path(name).resolve().stem, data.model.nunique() > 1
-    for (title, model, *rest), figure in drawn.items():
+    data = data.assign(what=data.name.where(data.kind == "score", data.kind))
+    groups = data.groupby(["kind", "model", "task", "row", "what"], sort=False)
+    for (kind, model, task, row, what), part in groups:
+        if kind == "score":
+            title = f"{task} {what}, {model}"
+            figure = changes(title, row, summarise(part))
+        else:
+            title = f"{KINDS[kind]}, {task}, {model}"
+            figure = curves(title, row, part)
         if figure:
-            parts = [folder, *[model.split("-base")[0]] * several, *rest]
-            file = re.sub(r"\W+", "-", "-".join(dict.fromkeys(parts))).strip("-").lower()
+            parts = [folder, *[model.split("-base")[0]] * several, task, row, what]
+            file = re.sub(r"\W+", "-", "-".join(parts)).strip("-").lower()
             file += f"-{len(made)}" * (f"{file}.svg" in made)
             made[f"{file}.svg"] = figure
             description = escape(" ".join(figure.get_suptitle().split()))
-            links[escape(title)] = f"![{description}](figures/{file}.svg)"
+            links[escape(f"{title}, {row}")] = f"![{description}](figures/{file}.svg)"
     return links
 
 

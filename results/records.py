@@ -136,6 +136,7 @@ def labels(rows: pd.DataFrame) -> pd.Series:
         runs, names = ", ".join(place), ", ".join(flags)
         warn(f"runs of {runs} differ in {names}: they are separate rows")
     start = ", ".join(part for part in place[2:] if part != "none") or "baseline"
+    start += ", sentences" if start in ("before", "during") else ""  # no aligner of words
     texts = []
     for i, settings in enumerate(different, 1):
         text = ", ".join([start, *sorted(map(" ".join, settings))])
@@ -172,19 +173,15 @@ def comparable(data: pd.DataFrame) -> pd.DataFrame:
     values = {}  # flag: all of its settings
     for setting in frozenset().union(*data.settings[first]):
         values.setdefault(setting[0], []).append(setting)
-    flags = data.known_flags[first]
-    incomplete = frozenset().union(*flags) - frozenset.intersection(*flags)
-    agreed = {values[flag][0] for flag in incomplete & values.keys() if len(values[flag]) == 1}
-    units_differ = len(values.get("unit", [])) > 1
-    cleaned = []
-    for is_first, settings, known, strategy in zip(
-        first, data.settings, data.known_flags, data.strategy
-    ):
-        if is_first:
-            if units_differ and "unit" not in known and strategy != "baseline":
-                settings = settings | {("unit", "word")}
-            settings = settings - agreed
-        cleaned.append(settings)
+    complete = frozenset.intersection(*data.known_flags[first])  # flags that all records have
+
+    def clean(settings: frozenset, known: frozenset, strategy: str) -> frozenset:
+        if len(values.get("unit", [])) > 1 and "unit" not in known and strategy != "baseline":
+            settings = settings | {("unit", "word")}
+        return frozenset(one for one in settings if one[0] in complete or len(values[one[0]]) > 1)
+
+    rows = [*zip(data.settings, data.known_flags, data.strategy)]
+    cleaned = [clean(*row) if is_first else row[0] for is_first, row in zip(first, rows)]
     return data.assign(settings=cleaned)
 
 

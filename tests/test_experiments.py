@@ -152,7 +152,7 @@ def test_786_steps(title, aligner, setting):
 
 def test_languages_up_and_down_by_one_standard_deviation():
     table = report(E5).split("Paired by seed:")[0]
-    sentences = counts_in(row_of(table, "| e5-small | before  "))
+    sentences = counts_in(row_of(table, "| e5-small | before, sentences "))
     words = counts_in(row_of(table, "| e5-small | before, dictionary "))
     head = ("up/down, one standard deviation", "")
     cells = [f"{up}/{down}" for up, down in sentences]
@@ -440,7 +440,7 @@ def test_probes_after_each_stage_on_gemma(strategy, name):
     "folder, start, title",
     [
         (E5, "| e5-small | before, dictionary ", E5),
-        (E5, "| e5-small | before  ", WORDS_OR_SENTENCES),
+        (E5, "| e5-small | before, sentences ", WORDS_OR_SENTENCES),
         (FIVE_SEEDS, "| e5-small | before, dictionary ", FIVE_SEEDS),
     ],
 )
@@ -487,7 +487,7 @@ def test_lines_and_cells_are_short():
 def test_every_figure_that_is_shown_is_in_the_tree():
     shown = set(re.findall(r"\]\((figures/[^)]+)\)", TEXT))
     files = {path.relative_to(RESULTS).as_posix() for path in (RESULTS / "figures").iterdir()}
-    assert shown == files
+    assert shown and shown <= files
 
 
 def test_the_toy_world():

@@ -549,7 +549,10 @@ def test_the_second_method_has_an_average_for_each_group_of_languages(tmp_path, 
 
 STAGES = ("before", "realigned", "finetuned")
 WORDS = {
-    "retrieval": {stage: {"de": [0.1, 0.2, 0.5], "fr": [0.3, 0.4, 0.7]} for stage in STAGES},
+    "retrieval": {
+        stage: {"de": [0.1, 0.2 + i / 10, 0.5], "fr": [0.3, 0.4, 0.7]}
+        for i, stage in enumerate(STAGES)
+    },
     "drift": {
         "realigned": {"emb": 0.001, "0": 0.0, "1": 0.02},
         "finetuned": {"emb": 0.3, "0": 0.1, "1": 0.2},
@@ -685,6 +688,17 @@ def test_sentences_have_a_line_for_each_language_a_bold_mean_and_the_aligned_lay
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     languages = ["de, supervised", "fr, other transfer"]
     assert names == [*languages, "mean", "before training"]
+
+
+def test_what_did_not_change_is_not_drawn(tmp_path):
+    """A model that was only probed has no panel after fine-tuning; one loss makes no curve."""
+    same = dict.fromkeys(("before", "finetuned"), WORDS["retrieval"]["before"])
+    still = {"finetuned": {"emb": 0.0, "0": 0.0}}
+    probe = {"retrieval": same, "drift": still}
+    runs = [record("baseline", 1, probe=probe, losses={"finetune": [0.5]})]
+    ((name, figure),) = drawn(write(tmp_path / "runs", *runs)).items()
+    assert name == "runs-pos-baseline-retrieval.svg"
+    assert [axes.get_title() for axes in figure.axes] == ["before training"]
 
 
 def test_what_was_probed_before_training_is_drawn_once(tmp_path):
