@@ -30,6 +30,8 @@ SCHEDULES = {
 }
 UNITS = {"loss": "loss, mean of 20 steps", "drift": "change of the weights, %"}
 WIDTH = 8.85  # inches: 850 pixels, the width of a README on GitHub
+STYLE = {"font.size": 9, "axes.titlesize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
+STYLE |= {"legend.handlelength": 3, "text.parse_math": False}  # a "$" in a name is no formula
 MARK = "results/report.py"  # metadata of every figure; only figures that have it are removed
 
 
@@ -51,10 +53,10 @@ def grid(title: str, panels: list[str], unit: str, equal: bool) -> tuple[Figure,
     for empty in cells[len(panels) :]:
         empty.remove()
     for axes, name in zip(cells, panels):
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelbottom=True, labelsize=8)
+        axes.set_title(name)
+        axes.tick_params(labelbottom=True)
         axes.grid(axis="y", color="#dddddd")
-        axes.set_ylabel(unit if axes.get_subplotspec().is_first_col() else "", fontsize=9)
+        axes.set_ylabel(unit if axes.get_subplotspec().is_first_col() else "")
     figure.suptitle(title, fontsize=10, wrap=True)
     return figure, [*cells[: len(panels)]]
 
@@ -67,8 +69,7 @@ def add_legend(figure: Figure) -> None:
         lines |= dict(zip(names, handles))
     names = sorted(lines, key=lambda name: name != "baseline")
     handles = [lines[name] for name in names]
-    options = {"ncols": 8, "frameon": False, "fontsize": 9, "handlelength": 3}
-    figure.legend(handles, names, loc="outside lower center", **options)
+    figure.legend(handles, names, loc="outside lower center", ncols=8, frameon=False)
 
 
 def changes(title: str, row: str, summary: SimpleNamespace) -> Figure | None:
@@ -120,7 +121,7 @@ def name_columns(axes, summary: SimpleNamespace, places: dict[str, float]) -> No
     for average, languages in groups.items() if len(groups) > 1 else ():
         x = [places[column] for column in [*languages, average] if column in places]
         anchor = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-        axes.annotate(average, ((min(x) + max(x)) / 2, 1.01), fontsize=9, **anchor)
+        axes.annotate(average, ((min(x) + max(x)) / 2, 1.01), **anchor)
         if max(x) < max(places.values()):
             axes.axvline(max(x) + 0.5, color="#aaaaaa", linewidth=1)
 
@@ -181,7 +182,7 @@ def curves(title: str, row: str, part: pd.DataFrame) -> Figure | None:
             color = COLORS.get(line, f"C{lines.index(line)}")
             style = {"linestyle": DASHES.get(line, "-"), "linewidth": 3 if line == "mean" else 1.4}
             axes.plot(panel.index, panel[line], label=line, color=color, **style)
-        axes.set_xlabel("layer" if layers else "step", fontsize=9)
+        axes.set_xlabel("layer" if layers else "step")
         if mark:
             axes.axvline(int(mark) % (top + 1), color="#aaaaaa", zorder=0)
         if layers:
@@ -192,7 +193,7 @@ def curves(title: str, row: str, part: pd.DataFrame) -> Figure | None:
     return figure
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # a "$" in a name is not a formula
+@matplotlib.rc_context(STYLE)
 def draw(
     name: str, data: pd.DataFrame, summarise: Callable, escape: Callable, made: dict
 ) -> dict[str, str]:
@@ -256,17 +257,18 @@ def front_against_full(summary: SimpleNamespace) -> Figure:
         label = "{}: {} up, {} down".format(name, *counts.split("/"))
         style = {"linestyle": "", "markersize": 5.5, **MARKERS[strategy]}
         axes.plot(x, y, color=COLORS[strategy], label=label, **style)
-        axes.annotate(f" {y[-1]:+.1f}", (x[-1] + 0.3, y[-1]), va="center", fontsize=9)
+        axes.annotate(f" {y[-1]:+.1f}", (x[-1] + 0.3, y[-1]), va="center")
     axes.set_xticks(x, [*change, "mean"])
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_xlim(-0.7, x[-1] + 2.2)
     axes.set_ylim(min(full + front) - 0.4, max(full + front) + 0.4)
-    axes.text(x[-1] + 2, -0.1, "harmed", ha="right", va="top", fontsize=9, color="#444444")
+    axes.text(x[-1] + 2, -0.1, "harmed", ha="right", va="top", color="#444444")
     heading = "Languages that change by more than one standard deviation"
-    axes.legend(loc="upper left", title=heading, title_fontsize=9, fontsize=9, alignment="left")
+    axes.legend(loc="upper left", title=heading, alignment="left")
     return figure
 
 
+@matplotlib.rc_context(STYLE)
 def main() -> None:
     """Draw the published scores of XLM-R for the top README."""
     from report import summarise

@@ -729,6 +729,30 @@ def test_a_strategy_has_one_color_in_all_panels_and_the_baselines_loss_stands_be
     assert lines == {"task": ["baseline", "full"], "align": ["full"]}
 
 
+def test_the_figure_of_xlm_r_shows_the_published_changes(scores, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import figures
+
+    made = {}
+    monkeypatch.setattr(figures, "save", lambda folder, figures, mark: made.update(figures))
+    figures.main()
+    (axes,) = made["xlm-r-front-against-full.svg"].axes
+    *languages, last = [tick.get_text() for tick in axes.get_xticklabels()]
+    changes = {}
+    for strategy in ("baseline", "full", "front"):
+        place = ("none", "none") if strategy == "baseline" else ("before", "dictionary")
+        seeds = scores["xlm-roberta-base", "udpos", "accuracy", *place, strategy].values()
+        changes[strategy] = np.array([mean(run[one] for run in seeds) for one in languages])
+    shown = {line.get_label().split(":")[0]: line.get_ydata() for line in axes.lines}
+    for strategy, name in (("full", "full realignment"), ("front", "front-freezing")):
+        change = changes[strategy] - changes["baseline"]
+        assert shown[name] == pytest.approx([*change, change.mean()])
+    assert len(languages) == 34 and last == "mean"
+    assert list(shown["full realignment"][:-1]) == sorted(shown["full realignment"][:-1])
+    labels = {text.get_text() for text in axes.get_legend().get_texts()}
+    assert labels == {"full realignment: 9 up, 1 down", "front-freezing: 16 up, 0 down"}
+
+
 # --- bad input, and files
 
 
