@@ -290,6 +290,14 @@ def test_xsid():
         assert line(str(run["seed"]), name, *in_groups(run)) in section(GEMMA)
 
 
+def test_the_baselines_of_xsid_differ_by_seed():
+    differences = []
+    for group in GROUPS:
+        scores = [average(run, group.split()) for run in runs(GEMMA, strategy="baseline")]
+        differences.append(f"{max(scores) - min(scores):.1f}")
+    assert "differ by {}, {} and {} points".format(*differences) in section(GEMMA)
+
+
 def test_paired_intervals_of_xsid():
     paired = report(GEMMA).split("Paired by seed:")[1]
     start = "| gemma3-270m | alternate, accumulate 1, layer 11 | 3     | 5 {}"
@@ -350,7 +358,8 @@ def test_massive():
 def test_tasks_with_one_run():
     for run in runs("gemma3-270m-tasks"):
         metric = next(iter(next(iter(run["scores"].values()))))
-        row = line(run["task"], metric, f"{average(run):.1f}")
+        task = run["task"] if run["task"] == "translation" else run["task"].upper()
+        row = line(task, metric.upper(), f"{average(run):.1f}")
         assert row in section("gemma3-270m-tasks")
 
 
