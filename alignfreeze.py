@@ -9,7 +9,7 @@ helps some languages and harms others; to limit the harm, half of the layers are
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
 alternate with batches of translations. The same loss pulls a sentence and its translation
-together; their vectors are now the means of their hidden states at one middle layer.
+together; here, the vector of a sentence is the mean of its hidden states at one middle layer.
 
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
@@ -81,7 +81,7 @@ class Settings:
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "freeze front, back, 0-2; full: nothing; baseline: unaligned")
+    strategy: str = setting("front", "frozen in alignment: front, back, 0-2; full: none; baseline")
     schedule: Literal["before", "during", "alternate"] = setting(
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
@@ -92,7 +92,7 @@ class Settings:
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
-    aligner: str = setting("dictionary", "dictionary, or a folder of links from --write-links")
+    aligner: str = setting("dictionary", "dictionary, a folder of links, or see --write-links")
     aligner_model: str = setting("bert-base-multilingual-cased", "encoder for --aligner awesome")
     aligner_layer: int = setting(8, "which of its hidden states to compare")
     pool_first: bool = setting(True, "include the first token in the mean of a sentence")
@@ -104,7 +104,7 @@ class Settings:
     # Fine-tuning.
     epochs: int = setting(5, "passes over the examples of the task")
     batch_size: int = setting(32, "examples in a batch")
-    accumulate: int = setting(1, "batches in an update; with `alternate`, half are pairs")
+    accumulate: int = setting(1, "batches in an update; with `alternate`, half hold translations")
     lr: float = setting(2e-5, "peak learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates while the rate rises; >1: it never peaks")
@@ -116,7 +116,7 @@ class Settings:
     lora_dropout: float = setting(0.1, "dropout in front of the adapters")
     adapter: list[str] = setting(list, "DIR or DIR=WEIGHT: adapters to merge into the model first")
     validate: int | None = setting(None, "check the validation loss every N updates")
-    checkpointing: bool = setting(False, "compute activations twice to store fewer")
+    checkpointing: bool = setting(False, "compute activations twice to save memory")
     # Data and output.
     data_dir: Path | None = setting(None, "folder of local data; None: download everything")
     limit_train: int | None = setting(None, "maximum number of training examples per language")
@@ -130,7 +130,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # other defaults; what counts first is a flag, then task (see TASKS), model, method
+PRESETS = {  # by method or name of a model; a task's defaults (TASKS) override these
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -183,11 +183,11 @@ def require(condition, location, message: str) -> None:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers named by `spec`, except those frozen for good (by LoRA).
+    """Return the parameters of the layers named by `spec`, if they train (see also `add_lora`).
 
     `front` names the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
-    name nothing. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` is
-    without the embeddings, as in the authors' code. Raises UserError if there is no such layer.
+    name nothing. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` does
+    not include the embeddings, as in the authors' code. Raises UserError if there is no such layer.
     """
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
@@ -325,8 +325,8 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
     """Align the encoder of a model in place, before it learns a task.
 
     The layers named by `settings.strategy` do not train. pairs: `Pair`s, in a list that is repeated
-    as often as needed, or in an iterator. Returns what `optimize` returns. Raises UserError if an
-    iterator ends too early.
+    as often as needed, or in an iterator. Returns (losses, counts of pairs) as `optimize` does.
+    Raises UserError if an iterator ends too early.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -355,13 +355,15 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
     """Train a model on a task in place, and align it at the same time if the schedule says so.
 
     features: the examples, encoded by `task.encode`. pairs: as in `realign`; a baseline and the
-    schedule `before` do not use them. stop: see `optimize`. Returns what `optimize` returns.
+    schedule `before` do not use them. stop, and what is returned: as in `optimize`.
     """
     schedule = "none" if settings.strategy == "baseline" else settings.schedule
     examples = task_batches(tokenizer, features, settings, model.device)
     translations = pair_batches(tokenizer, pairs, settings, model.device)
     batches = scheduled(schedule, examples, translations)
-    steps = finetune_steps(len(features), settings)  # twice as many with `alternate`
+    steps = finetune_steps(
+        len(features), settings
+    )  # `alternate`: twice as many for the same epochs
     return optimize("fine-tune", model, batches, steps, settings, stop)
 
 
@@ -378,7 +380,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
-    frozen_layers = parameters_of_layers(model, settings.strategy)
+    frozen_layers = parameters_of_layers(model, settings.strategy)  # only the task trains them
     parameters = [p for p in [*model.parameters(), *projection.parameters()] if p.requires_grad]
     require(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
@@ -391,7 +393,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
         log.start(step, group)
         for number, (examples, translations) in group[rank::world]:  # this process's share
-            torch.manual_seed(settings.seed << 32 | number)  # the same dropout in any process
+            torch.manual_seed((settings.seed << 32) | number)  # the same dropout in any process
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
@@ -399,7 +401,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 log.add(number, "task", loss)
             if translations:
                 weight = 0.1 if examples else 1.0  # `during` adds 0.1 x alignment loss
-                with frozen(frozen_layers):  # --checkpointing runs layers again in `backward`
+                with frozen(frozen_layers):  # and backward, as --checkpointing re-runs layers there
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
                     (weight * loss / len(group)).backward()
@@ -434,13 +436,11 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return total / (batch["labels"] != IGNORE).sum().clamp(min=1)
 
 
-@torch.no_grad()
 def evaluate(model, tokenizer, task: Task, examples: list, features: list, settings: Settings):
-    """Return the scores of a model, {metric: 0 to 1}; `task.encode` made the features."""
-    model.eval()
+    """Return {metric: 0 to 1}. `task.encode` made one or more features of each example."""
     outputs: list = [None] * len(features)  # logits or generated text, one for each feature
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))  # by length
-    size = 128 if task.new_tokens and model.device.type != "cpu" else 32  # a GPU waits for the host
+    size = 128 if task.new_tokens and model.device.type != "cpu" else 32  # launch-bound
     with autocast(model.device, settings.precision):
         for chunk in in_chunks(iter(order), size):
             results = predict(model, tokenizer, task, [features[k] for k in chunk])
@@ -585,8 +585,10 @@ def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return ends.masked_fill(inputs["attention_mask"][:, None] == 0, -math.inf)
 
 
+@torch.no_grad()
 def predict(model, tokenizer, task: Task, features: list[dict]) -> Sequence:
     """Return generated texts, or the logits of a classifier, shaped as in `task_logits`."""
+    model.eval()
     if task.new_tokens:
         prompts = [feature["input_ids"] for feature in features]
         return generate(model, tokenizer, prompts, task.new_tokens)

@@ -1,10 +1,10 @@
-"""The README agrees with the script and the results: quoted code, the example, numbers."""
+"""The README is short, agrees with the script and the results, and its recipes work as written."""
 
-import csv
 import dataclasses
+import importlib.util
+import json
 import re
-import statistics
-from collections import defaultdict
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,80 +15,90 @@ import alignfreeze as af
 ROOT = Path(af.__file__).parent
 SCRIPT = Path(af.__file__).read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)\n```", README, re.S)
-EXAMPLES = [block for block in BLOCKS if "import alignfreeze" in block]
-QUOTED = [block for block in BLOCKS if block not in EXAMPLES]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+DIFF = re.findall(r"```diff\n(.*?)```", README, re.S)
 METHODS = ("alignfreeze", "mid-align")
 
 
-def body_of(name: str) -> str:
-    """Return a function of the script as text."""
-    start = SCRIPT.index(f"def {name}(")
-    return SCRIPT[start : SCRIPT.index("\n\n\n", start)]
+# ---- Its form ------------------------------------------------------------------------------------
 
 
-def test_it_is_short_enough():
-    assert README.count("\n") <= 220
+def cells() -> list[str]:
+    """Return the cells of all tables, as they are shown: without marks of code and of links."""
+    shown = []
+    for line in README.splitlines():
+        if line.startswith("|") and not line.startswith("|---"):
+            for cell in line.strip("|").split("|"):
+                shown.append(re.sub(r"\[(.*?)\]\[.*?\]|`", r"\1", cell).strip())
+    return shown
 
 
-@pytest.mark.parametrize("block", QUOTED)
-def test_quoted_code_stands_in_the_script(block):
-    assert f"{block}\n" in SCRIPT
+def test_it_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 160
+    assert [line for line in lines if len(line) > 120] == []
 
 
-@pytest.mark.parametrize("name", ["contrastive_loss", "freeze"])
-def test_the_loss_and_the_freezing_are_quoted(name):
-    assert any(block in body_of(name) for block in QUOTED)
+def test_its_tables_can_be_scanned():
+    assert len(cells()) > 80
+    assert [cell for cell in cells() if len(cell) > 60] == []
 
 
-def test_functions_that_the_readme_names_exist():
-    rows = re.findall(r"^\| \d+\. [^|]*\| ([^|]*) \|$", README, re.M)
-    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+def test_every_verdict_is_one_word():
+    rows = re.findall(r"^\| .* \| .* \| .* \| (.*) \|$", README, re.M)[1:]
+    verdicts = [re.sub(r"\[(.*?)\]\[.\]", r"\1", row) for row in rows]
+    assert len(verdicts) > 5
+    assert set(verdicts) == {"agrees", "disagrees", "not tested"}
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+def test_its_links_lead_somewhere():
+    targets = re.findall(r"\]\((.*?)\)|^\[\w+\]: (\S+)$", README, re.M)
+    local = [a or b for a, b in targets if not (a or b).startswith("https:")]
+    assert len(local) > 5
+    for target in local:
+        name, _, anchor = target.partition("#")
+        assert (ROOT / name).exists(), name
+        assert not anchor or anchor in anchors(ROOT / name), target
+
+
+def test_every_numbered_link_is_defined_and_used():
+    defined = set(re.findall(r"^\[(\w+)\]: ", README, re.M))
+    assert defined == set(re.findall(r"\]\[(\w+)\]", README))
+
+
+# ---- The script ----------------------------------------------------------------------------------
+
+
+def section(start: str) -> str:
+    """Return the section under a heading."""
+    (part,) = (part for part in README.split("\n## ")[1:] if part.startswith(start))
+    return part
+
+
+def test_the_loss_is_that_of_the_script():
+    formula = re.search(r"`loss = (mean over .*?)`", section("The lesson"))[1]
+    assert formula in af.contrastive_loss.__doc__
+
+
+def test_functions_that_the_lesson_names_exist():
+    names = re.findall(r"`(\w+)`", section("The lesson"))
     assert len(names) > 10
     assert [name for name in names if not hasattr(af, name)] == []
 
 
-def test_flags_that_the_readme_names_exist():
-    flags = set(re.findall(r"`(--[a-z-]+)", README))
-    assert len(flags) > 10
+def test_flags_that_it_names_exist():
+    flags = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", README))
+    assert len(flags) > 20
     settings = {af.flag_of(field.name) for field in dataclasses.fields(af.Settings)}
-    assert flags - settings <= {"--help", "--write"}  # the latter is a flag of report.py
-
-
-def copy_of_weights(model) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def test_the_example_of_a_library_runs_and_freezes(world, capsys, monkeypatch):
-    """The example, with a tiny local model instead of one of the hub, uses the strategy `front`."""
-    hub_id = '"bert-base-multilingual-cased"'
-    (example,) = EXAMPLES
-    assert hub_id in example
-    weights = []  # before and after the alignment, and at the end
-    original = af.realign
-
-    def realign(model, *args):
-        weights.append(copy_of_weights(model))
-        original(model, *args)
-        weights.append(copy_of_weights(model))
-
-    monkeypatch.setattr(af, "realign", realign)
-    variables: dict = {}
-    exec(example.replace(hub_id, repr(str(world / "models/bert"))), variables)
-    score = re.search(r"'accuracy': ([\d.]+)", capsys.readouterr().out)
-    assert 0 <= float(score[1]) <= 1
-    weights.append(copy_of_weights(variables["model"]))
-    before, aligned, finetuned = weights
-    half = variables["model"].config.num_hidden_layers // 2
-    for name in before:
-        layer = re.search(r"encoder\.layer\.(\d+)\.", name)
-        if layer:
-            is_frozen = int(layer[1]) < half
-            assert not is_frozen or torch.equal(before[name], aligned[name])
-    first = "bert.encoder.layer.0.output.dense.weight"
-    assert not torch.equal(aligned[first], finetuned[first])
-    embeddings = "bert.embeddings.word_embeddings.weight"
-    assert not torch.equal(before[embeddings], aligned[embeddings])
+    others = {"--help", "--dry-run", "--nproc", "--index-url", "--weak"}  # the last: a recipe
+    assert flags - settings <= others
 
 
 def test_the_table_of_defaults_is_that_of_the_script():
@@ -111,57 +121,206 @@ def test_the_defaults_of_single_models_are_those_of_the_script():
             assert float(flag[1]) == value
 
 
-# ---- Published scores ----------------------------------------------------------------------------
-
-MODELS = {
-    "distilmBERT": "distilbert-base-multilingual-cased",
-    "mBERT": "bert-base-multilingual-cased",
-    "XLM-R": "xlm-roberta-base",
-}
-
-
-def published() -> dict[tuple, dict[str, list[float]]]:
-    """Return the PoS scores: {(model, aligner, strategy): {language: scores of all seeds}}."""
-    scores = defaultdict(lambda: defaultdict(list))
-    with open(ROOT / "results/paper.csv", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            is_before = row["schedule"] in ("before", "none")
-            if row["task"] == "udpos" and is_before and row["language"] != "en":
-                key = row["model"], row["aligner"], row["strategy"]
-                scores[key][row["language"]].append(float(row["value"]))
-    return scores
+def test_differences_that_can_be_read_off_the_script():
+    text = section("Where this differs")
+    aligned = " ".join(af.TASKS["massive"].realign_languages)
+    assert f"MASSIVE: {aligned}, {af.TASKS['massive'].limit_links} commands each" in text
+    assert f"{af.Settings().limit_links:,} lines" in text
+    assert af.Settings().layer == -2 and "the last but one; `--layer -1`" in text
 
 
-def average(languages: dict[str, list[float]]) -> float:
-    """Return the mean over languages of the mean over seeds, in percent."""
-    value = statistics.mean(map(statistics.mean, languages.values()))
-    return value if value > 1 else 100 * value
+# ---- The library ---------------------------------------------------------------------------------
 
 
-def ups_and_downs(languages: dict, baseline: dict) -> tuple[int, int]:
-    """Return how many languages are up, and down, by more than the larger standard deviation."""
-    up, down = 0, 0
-    for language, values in languages.items():
-        change = statistics.mean(values) - statistics.mean(baseline[language])
-        limit = max(statistics.stdev(values), statistics.stdev(baseline[language]))
-        up += change > limit
-        down += -change > limit
-    return up, down
+def copy_of_weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_the_published_pos_scores_are_those_of_the_file():
-    scores = published()
-    baselines = {key[0]: value for key, value in scores.items() if key[2] == "baseline"}
-    name, number = "(distilmBERT|mBERT|XLM-R)", r"([\d.]+)"
-    row = rf"^\| {name} \| (\w+) \| {number} \| (.*) \| ([+-]\d+) \|$"
-    rows = re.findall(row, README, re.M)
-    assert len(rows) == 9
-    for model, aligner, start, cells, difference in rows:
-        baseline = baselines[MODELS[model]]
-        assert start == f"{average(baseline):.1f}"
-        ups = {}
-        for strategy, cell in zip(("full", "front", "back"), cells.split(" | "), strict=True):
-            languages = scores[MODELS[model], aligner, strategy]
-            ups[strategy], down = ups_and_downs(languages, baseline)
-            assert cell == f"{average(languages):.1f} {ups[strategy]}/{down}"
-        assert difference == f"{ups['front'] - ups['full']:+d}"
+def run_example(world: Path, monkeypatch) -> tuple[dict, list[dict]]:
+    """Run the example with a tiny model; return its variables, and its weights.
+
+    The weights are those before and after the alignment.
+    """
+    hub_id = '"intfloat/multilingual-e5-small"'
+    example = PYTHON[0]
+    assert hub_id in example
+    weights = []
+    original = af.realign
+
+    def realign(model, *args, **kwargs):
+        weights.append(copy_of_weights(model))
+        original(model, *args, **kwargs)
+        weights.append(copy_of_weights(model))
+
+    monkeypatch.setattr(af, "realign", realign)
+    variables: dict = {}
+    exec(example.replace(hub_id, repr(str(world / "models/bert"))), variables)
+    return variables, weights
+
+
+def test_the_example_prints_what_stands_below_it(world, monkeypatch, capsys):
+    run_example(world, monkeypatch)
+    expected = re.findall(r"^# (.*)$", PYTHON[0], re.M)
+    printed = capsys.readouterr().out.splitlines()
+
+    def without_values(lines: list[str]) -> list[str]:
+        tags = "|".join(af.UPOS)
+        return [re.sub(r"\d+\.\d+", "0", re.sub(rf"\b({tags})\b", "TAG", line)) for line in lines]
+
+    assert without_values(printed) == without_values(expected)
+    assert without_values(expected)[2] == "{'accuracy': 0} TAG TAG TAG TAG TAG"
+    for line in printed[:2] + expected[:2]:
+        first, last = re.search(r"loss ([\d.]+) -> ([\d.]+)", line).groups()
+        assert float(last) < float(first)
+
+
+def test_the_example_freezes_the_lower_half_during_alignment_only(world, monkeypatch):
+    variables, (before, aligned) = run_example(world, monkeypatch)
+    finetuned = variables["model"].state_dict()
+    half = variables["model"].config.num_hidden_layers // 2
+    moved = {name for name in before if not torch.equal(before[name], aligned[name])}
+    lower = {name for name in before if re.search(r"\.layer\.(\d+)\.", name)}
+    lower = {name for name in lower if int(re.search(r"\.layer\.(\d+)\.", name)[1]) < half}
+    assert lower and not lower & moved
+    assert "bert.embeddings.word_embeddings.weight" in moved
+    assert all(not torch.equal(aligned[n], finetuned[n]) for n in lower if "weight" in n)
+
+
+# ---- The recipes ---------------------------------------------------------------------------------
+
+
+def after(script: str, line: str, addition: str) -> str:
+    """Return the script with an addition after a line, which it has once."""
+    assert script.count(f"{line}\n") == 1, line
+    return script.replace(f"{line}\n", f"{line}\n{addition}")
+
+
+def load(script: str, folder: Path):
+    """Return a changed copy of the script as a module."""
+    path = folder / "fork.py"
+    path.write_text(script, "utf-8")
+    spec = importlib.util.spec_from_file_location("fork", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fork"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def patched(diff: str) -> str:
+    """Return the script with the added lines of a diff, each group after the line above it."""
+    script, line, addition = SCRIPT, "", ""
+    for row in [*diff.splitlines(), " "]:
+        if row.startswith("+"):
+            addition += f"{row[1:]}\n"
+            continue
+        script = after(script, line, addition) if addition else script
+        line, addition = row[1:], ""
+    return script
+
+
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory):
+    (diff,) = DIFF
+    assert sum(row.startswith("+") for row in diff.splitlines()) == 5
+    return load(patched(diff), tmp_path_factory.mktemp("weak"))
+
+
+def slow_weak_loss(vectors, batch, sides: list[int], temperature: float) -> float:
+    """Return the loss over the words of the other language, word by word."""
+    vectors = torch.nn.functional.normalize(vectors, dim=-1)
+    losses = []
+    for q, t in zip(batch.queries.tolist(), batch.targets.tolist()):
+        others = [c for c in range(len(vectors)) if sides[c] != sides[q]]
+        scores = torch.stack([vectors[q] @ vectors[c] for c in others]) / temperature
+        losses.append(torch.logsumexp(scores, 0) - scores[others.index(t)])
+    return torch.stack(losses).mean().item()
+
+
+def test_another_loss(weak):
+    import tiny
+
+    model, tokenizer = tiny.build("bert", spread=0.5), tiny.make_tokenizer()
+    batch = af.encode_pairs(tokenizer, tiny.word_pairs(), 64)
+    settings = weak.Settings(weak=True, temperature=0.2)
+    model.eval()
+    loss = weak.alignment_loss(model.base_model, torch.nn.Identity(), batch, settings)
+    hidden = af.hidden_state(model.base_model, batch.inputs, settings.layer)
+    length = batch.inputs["input_ids"].shape[1]
+    sides = [int(k) // length >= len(batch.pairs) for k in batch.positions]
+    expected = slow_weak_loss(af.vectors_of(hidden, batch), batch, sides, 0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    strong = weak.alignment_loss(
+        model.base_model, torch.nn.Identity(), batch, dataclasses.replace(settings, weak=False)
+    )
+    assert strong.item() > loss.item() + 0.01  # more negatives
+
+
+def test_another_loss_is_a_flag(weak):
+    assert weak.parse_args(["--weak"]).weak is True
+    assert weak.parse_args([]).weak is False
+
+
+def test_a_freezing_rule(world, tmp_path):
+    line = (
+        '    groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes'
+    )
+    (addition,) = re.findall(r"`(groups\[.*?)`", README)
+    fork = load(after(SCRIPT, line, f"    {addition}\n"), tmp_path)
+    assert fork.layer_numbers("even", 12) == [0, 2, 4, 6, 8, 10]
+    assert fork.layer_numbers("even,11", 12) == [0, 2, 4, 6, 8, 10, 11]
+
+
+def write_lines(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def test_a_task(world, tmp_path):
+    recipe = PYTHON[1]
+    start = SCRIPT.index("TASKS = {")
+    end = SCRIPT.index("}  # fmt: skip\n", start) + len("}  # fmt: skip\n")
+    fork = load(SCRIPT[:end] + recipe + SCRIPT[end:], tmp_path)
+    data = tmp_path / "DIR"
+    texts = [json.dumps({"text": f"the dog sleeps {k}", "label": k % 2}) for k in range(8)]
+    for name in ("en/train", "en/test", "de/test"):
+        write_lines(data / f"sentiment/{name}.jsonl", *texts)
+    write_lines(data / "parallel/en-de.tsv", *["the dog sleeps\tder Hund schläft"] * 20)
+    write_lines(data / "dictionary/en-de.txt", "dog Hund", "sleeps schläft")
+    flags = re.search(r"adds `(--task sentiment .*?)`", README)[1].replace("DIR", str(data))
+    command = [
+        *flags.split(),
+        "--model",
+        str(world / "models/bert"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert fork.main([*command, "--device", "cpu", "--epochs", "1"]) == 0
+    (path,) = (tmp_path / "out").glob("*.json")
+    record = json.loads(path.read_text("utf-8"))
+    assert record["task"] == "sentiment" and record["steps"] == {"realign": 1, "finetune": 1}
+    assert set(record["scores"]) == {"en", "de"}
+
+
+def test_own_word_links(world, tmp_path):
+    """`en-de.words.txt` is what the README says, and its links are read as it says."""
+    (tmp_path / "data/parallel").mkdir(parents=True)
+    text = " ".join(section("For the forker").split())
+    english, words, german = re.search(
+        r"`(Don't go)` is `(Don ' t go)`.* of `(Geh nicht)`", text
+    ).groups()
+    line = f"{english}\t{german}\n"
+    (tmp_path / "data/parallel/en-de.tsv").write_text(line, "utf-8")
+    links = tmp_path / "links"
+    flags = ["--data-dir", tmp_path / "data", "--realign-languages", "de"]
+    command = ["--write-links", links, "--aligner", "none", *flags]
+    assert "`--write-links LINKS --aligner none`" in text
+    assert af.main([*map(str, command)]) == 0
+    (written,) = (links / "en-de.words.txt").read_text("utf-8").splitlines()
+    assert written == f"{words} ||| {german}" and f"`{written}`" in text
+    (row,) = re.findall(r"lines such as `(.*?)`", text)
+    (links / "en-de.txt").write_text(row + "\n", "utf-8")
+    settings = af.parse_args([*map(str, ["--aligner", links, *flags])])
+    pair = next(af.ParallelText("de", settings).stream())
+    linked = [(pair.source[i], pair.target[j]) for i, j in pair.links]
+    assert ("go", "Geh") in linked and ("t", "nicht") in linked
+    assert "`3-0` links `go` to the first word" in text
