@@ -92,6 +92,7 @@ def copy(tmp_path) -> Path:
         "tests/toy_world.py",
         "results/report.py",
         "results/records.py",
+        "results/toy_tables.py",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -211,7 +212,7 @@ def test_printed_commands_can_be_run_by_xargs(run_all, tmp_path):
 @pytest.mark.parametrize("has", [0, 1])
 def test_dry_runs_only_print_commands(run_all, copy, has):
     before = {*copy.rglob("*")}
-    for command, count in {"toy": 14, "quick": 5, "test": 1}.items():
+    for command, count in {"toy": 26, "quick": 5, "test": 1}.items():
         result = run_all(command, "--dry-run", script=copy / "run_all.sh", HAS=has)
         assert (result.code, result.log, len(result.commands)) == (0, [], count)
         assert ("pip install" in result.err) == (not has)
@@ -387,21 +388,28 @@ def test_the_tests_run_with_the_same_interpreter(run_all):
     assert run_all("test").log[-1].startswith("PYTHON -m pytest tests")
 
 
-def test_the_toy_world_is_built_once_run_and_reported_without_a_network(run_all, copy):
-    first, again = (
-        run_all("toy", script=copy / "run_all.sh", RUN="echo $HF_HUB_OFFLINE $OMP_NUM_THREADS")
-        for _ in "ab"
-    )
+def test_the_toy_world_is_built_once_run_and_summarised_without_a_network(run_all, copy):
+    settings = {"RUN": "echo $HF_HUB_OFFLINE $OMP_NUM_THREADS $OMP_WAIT_POLICY"}
+    first, again = (run_all("toy", script=copy / "run_all.sh", **settings) for _ in "ab")
     assert first.code == again.code == 0
     assert sum("toy_world.py" in line for line in first.log) == 1
     assert not any("toy_world.py" in line for line in again.log)
     runs = [parsed(line.removeprefix("PYTHON ")) for line in first.log if "--strategy" in line]
-    assert [(run.method, run.task, run.strategy) for run in runs] == [
-        *[("alignfreeze", "udpos", strategy) for strategy in STRATEGIES],
-        *[("alignfreeze", task, "front") for task in ("wikiann", "xnli", "xquad")],
-        *[("mid-align", "xsid", strategy) for strategy in ("baseline", "full")],
-    ]
-    assert "results/report.py results/toy/runs" in first.log[-1] and first.out.count("1 2\n") == 9
+    made = {(run.method, run.task, run.strategy, run.seed) for run in runs}
+    expected = {("alignfreeze", "udpos", name, seed) for name in STRATEGIES for seed in SEEDS[:3]}
+    expected |= {("alignfreeze", task, "front", 31) for task in ("wikiann", "xnli", "xquad")}
+    expected |= {("mid-align", "xsid", x, y) for x in ("baseline", "full") for y in (11, 12, 13)}
+    assert made == expected and len(runs) == len(expected)
+    assert "results/toy_tables.py results/toy/runs" in first.log[-1]
+    logs = [path.read_text("utf-8") for path in (copy / "results/toy/runs/logs").iterdir()]
+    assert len(logs) == len(runs) and all("\n1 1 PASSIVE\n" in log for log in logs)
+
+
+def test_a_finished_run_of_the_toy_world_is_one_short_line(run_all, copy):
+    lines = run_all("toy", script=copy / "run_all.sh").commands
+    finished = [line for line in lines if "left] finished: " in line]
+    assert len(finished) == 21 and max(map(len, finished)) < 100
+    assert any("models/bert --task udpos --strategy full --seed 31" in line for line in finished)
 
 
 def test_a_toy_world_that_was_not_finished_is_built_again_and_a_failed_run_fails_the_command(

@@ -12,9 +12,11 @@ language puts the parts of a tree in its own order (`ORDERS`) and turns every le
     en    a small English
     qaa   English word order; English words enciphered letter by letter
     qab   its own words; object before verb, adjective after noun, articles fused with prepositions
-    qac   its own words and script; verb last, suffixes for case, tense and number, no articles
+    qac   its own words and script; verb last, suffixes for case, tense and number, no articles;
+          its dictionary is wrong: it links words to function words of the same sentence
 
-Names, digits, punctuation and some loanwords are the same in all languages. The models are
+Names, digits, punctuation and loanwords are the same in all languages; qac has most loanwords. The
+dictionary of qac is wrong on purpose: realignment then has something to damage. The models are
 pretrained by language modelling for a fixed number of steps. Their sentences are written separately
 for each language and are never translations. The same seed gives the same files. The world lets the
 project run and test itself without a network. It says nothing about real languages.
@@ -24,10 +26,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -132,7 +136,10 @@ SUFFIXES = {  # feature or role: suffix, in the order in which suffixes are adde
 }
 SYLLABLES = {"qab": ("bdfgklmnprstvz", "aeiou"), "qac": ("bdgklmnpqrstxz", "aeiou")}
 SCRIPTS = {"qac": str.maketrans("abdegiklmnopqrstuxz", "აბდეგიკლმნოპქრსტუხზ")}
-LOANS = 0.3  # the share of nouns, verbs and adjectives that each language borrows from English
+# The share of nouns, verbs and adjectives that a language borrows from English. As the dictionary
+# of qac is wrong, its loanwords are what carries a task from English to it.
+LOANS = {"qaa": 0.3, "qab": 0.3, "qac": 0.6}
+WRONG_DICTIONARIES = ("qac",)
 
 
 @dataclass(eq=False, slots=True)  # compared by identity, also across languages
@@ -201,7 +208,7 @@ def make_world(seed: int) -> World:
         used: set[str] = set()
         for lemma, _, upos in entries:
             content = upos in ("NOUN", "VERB", "ADJ")
-            if content and rng.random() < LOANS:
+            if content and rng.random() < LOANS[language]:
                 world.stems[language, lemma, upos] = lemma
             elif language in SYLLABLES:
                 size = rng.choice((2, 2, 3)) if content else 1
@@ -537,13 +544,39 @@ def qa_example(world: World) -> dict:
 ENTITY_SLOTS = {"PER": "person", "ORG": "company", "LOC": "place"}
 
 
+def as_command(world: World, tree: Tree) -> Tree:
+    """Turn three of five clauses that have a verb into commands."""
+    if "verb" not in tree.parts or world.rng.random() >= 0.6:
+        return tree
+    time = adjunct(world, "time", "present") if "time" in tree.parts else None
+    verb = Leaf(tree.parts["verb"].lemma, "VERB")
+    return tree.but(subject=None, aux=None, do=None, verb=verb, time=time)
+
+
+def person_clause(world: World) -> Tree:
+    """Return a clause whose verb takes a person as its object."""
+    verbs = VERBS["person"].replace("/", " ").split()
+    while True:
+        tree = clause(world, inner=True)
+        if "verb" in tree.parts and tree.parts["verb"].lemma in verbs:
+            return tree
+
+
+def nameless_sentence(world: World) -> Tree:
+    """Return a command or a statement about a person without any name.
+
+    Names are equal in all languages, so that sentences with names can be told apart without
+    understanding a word. Only sentences without names make alignment learn the words.
+    """
+    while True:
+        tree = as_command(world, person_clause(world).but(object=pronoun(world)))
+        if all(leaf.upos != "PROPN" for leaf, _ in in_order("en", tree)):
+            return sentence(world, tree)
+
+
 def slot_example(world: World) -> dict:
     """Return a command or a statement without a full stop, and the type of each slot in it."""
-    tree = clause(world, inner=True)
-    if "verb" in tree.parts and world.rng.random() < 0.6:
-        time = adjunct(world, "time", "present") if "time" in tree.parts else None
-        verb = Leaf(tree.parts["verb"].lemma, "VERB")
-        tree = tree.but(subject=None, aux=None, do=None, verb=verb, time=time)
+    tree = as_command(world, clause(world, inner=True))
     types = {slot: slot_type(slot, part) for slot, part in tree.parts.items()}
     return {"tree": tree, "types": {slot: kind for slot, kind in types.items() if kind}}
 
@@ -567,14 +600,9 @@ def person_example(world: World) -> dict:
     """
     tree = clause(world, inner=True)
     if world.rng.random() < 0.9:  # most of the others have no slot
-        verbs = VERBS["person"].replace("/", " ").split()
-        while "verb" not in tree.parts or tree.parts["verb"].lemma not in verbs:
-            tree = clause(world, inner=True)
+        tree = person_clause(world)
         tree = tree.but(object=Tree("phrase", {"head": named(world, "PER").parts["head"]}))
-    if "verb" in tree.parts and world.rng.random() < 0.6:
-        time = adjunct(world, "time", "present") if "time" in tree.parts else None
-        verb = Leaf(tree.parts["verb"].lemma, "VERB")
-        tree = tree.but(subject=None, aux=None, do=None, verb=verb, time=time)
+    tree = as_command(world, tree)
     name = isinstance(tree.parts.get("object"), Tree) and "head" in tree.parts["object"].parts
     return {"tree": tree, "types": {"object": tree.parts["verb"].lemma} if name else {}}
 
@@ -675,10 +703,23 @@ def write_pairs(path: Path, sources: list[str], targets: list[str]) -> None:
     write(path, [f"{source}\t{target}" for source, target in zip(sources, targets, strict=True)])
 
 
+def function_word(world: World, tokens: list[Token], other: str) -> str:
+    """Draw a function word of an English sentence, but not `other`; return "" if it has none."""
+    kinds = ("DET", "PRON", "ADP", "AUX")
+    forms = [form.lower() for form, words in tokens if words[0][1].upos in kinds]
+    forms = [form for form in forms if form.isalpha() and form != other]
+    return world.rng.choice(forms) if forms else ""
+
+
 def write_parallel(world: World, data: Path, language: str) -> None:
-    """Write translations, their gold links, and a dictionary with nine tenths of the links."""
-    text, gold, lexicon = [], [], {}
-    for tree in [sentence(world) for _ in range(PARALLEL_SIZE)]:
+    """Write translations, their gold links, and a dictionary with nine tenths of the links.
+
+    Every second sentence has no name. In a wrong dictionary, the translation of a word is a
+    function word of a sentence in which it occurs.
+    """
+    text, gold, lexicon, wrong = [], [], {}, {}
+    items = (sentence, nameless_sentence)
+    for tree in [items[number % 2](world) for number in range(PARALLEL_SIZE)]:
         source, target = render(world, "en", tree), render(world, language, tree)
         links = gold_links(source, target)
         text.append(f"{as_text(source)}\t{as_text(target)}")
@@ -687,15 +728,17 @@ def write_parallel(world: World, data: Path, language: str) -> None:
         pharaoh = " ".join(f"{i}-{j}" for i, j in links)
         gold.append(f"{source_words}\t{target_words}\t{pharaoh}")
         for i, j in links:
-            if source[i].form.isalpha() and source[i].words[0][1].upos != "PROPN":
-                lexicon[source[i].form.lower(), target[j].form.lower()] = None
+            if not source[i].form.isalpha() or source[i].words[0][1].upos == "PROPN":
+                continue
+            english, word = source[i].form.lower(), target[j].form.lower()
+            if language in WRONG_DICTIONARIES:
+                english = wrong[word] = wrong.get(word) or function_word(world, source, word)
+            if english:
+                lexicon[english, word] = None
     write(data / f"parallel/en-{language}.tsv", text)
     write(data / f"goldalign/en-{language}.tsv", gold)
     entries = [" ".join(pair) for pair in lexicon if world.rng.random() < 0.9]
     write(data / f"dictionary/en-{language}.txt", sorted(entries))
-    for _ in lexicon:
-        # An earlier revision drew a second dictionary here; the data after it must stay the same.
-        world.rng.random()
 
 
 TASKS = {  # task: (file extension, function that draws an item, function that formats it)
@@ -782,7 +825,7 @@ def fresh(world: World, item: Callable, line: Callable, size: int, used: set[str
 ENCODERS = ("distilbert", "bert", "xlmr")
 ARCHITECTURES = (*ENCODERS, "llama")
 LAYERS, HIDDEN, HEADS, VOCABULARY, MAX_LENGTH = 4, 96, 4, 1100, 512
-STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 2000, 640, 1.5e-3  # many small steps teach more here
+STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 1500, 640, 1.5e-3  # many small steps teach more here
 DECODER_HIDDEN, DECODER_VOCABULARY = 128, 1500
 
 
@@ -937,9 +980,10 @@ def batches(sequences: list[list[int]], pad: int, rng: random.Random) -> Iterato
             yield torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
 
 
-def pretrain(model, head, losses: Iterator, steps: int) -> float:
-    """Take one training step per loss. Returns the mean of the last 50 losses."""
+def pretrain(model, head, losses: Iterator, steps: int, name: str) -> float:
+    """Take one training step per loss; show a progress bar. Returns the mean of the last 50."""
     import torch
+    from tqdm import tqdm
 
     def factor(step: int) -> float:
         return min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
@@ -948,7 +992,9 @@ def pretrain(model, head, losses: Iterator, steps: int) -> float:
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     last = []
-    for _ in range(steps):
+    # Several bars share the screen, a line for each.
+    line = {"position": ARCHITECTURES.index(name), "leave": False, "dynamic_ncols": True}
+    for _ in tqdm(range(steps), f"pretraining {name}", disable=None, mininterval=1, **line):
         loss = next(losses)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -1016,12 +1062,22 @@ def build_model(
         tokenizer = build_decoder_tokenizer(texts)
         model, head = build_decoder(tokenizer), torch.nn.Identity()
         losses = next_token_losses(model, tokenizer, texts, seed)
-    loss = f", loss {pretrain(model, head, losses, steps):.2f}" if steps else ""
+    loss = ""
+    if steps:
+        loss = f", loss {pretrain(model, head, losses, steps, architecture):.2f}"
     tokenizer.save_pretrained(path)
     model.save_pretrained(path)
     seconds = f"{time.time() - start:.0f} s"
     print(f"{architecture}: {steps} steps of language modelling{loss}, {seconds}", flush=True)
     return path
+
+
+def build_models(folder: Path, names: list[str], texts: list[str], steps: int, seed: int) -> None:
+    """Build models side by side, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(names), context) as pool:
+        for future in [pool.submit(build_model, folder, n, texts, steps, seed) for n in names]:
+            future.result()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -1041,8 +1097,8 @@ def main(argv: list[str] | None = None) -> int:
     start = time.time()
     texts = build_data(args.folder, args.seed)
     print(f"data: {', '.join(LANGUAGES)}, {time.time() - start:.0f} s", flush=True)
-    for architecture in [] if args.only_data else args.models:
-        build_model(args.folder, architecture, texts, args.pretrain_steps, args.seed)
+    if not args.only_data:
+        build_models(args.folder, args.models, texts, args.pretrain_steps, args.seed)
     return 0
 
 
