@@ -196,11 +196,11 @@ toy() {
   local run rest encoder decoder seed strategy task
   run=("$PYTHON" alignfreeze.py --model)
   rest=(--out $OUT --data-dir $WORLD/data --languages qaa qab qac --device cpu --precision fp32)
-  encoder=("${rest[@]}" --realign-languages qaa qab qac --epochs 2 --lr 6e-4 --realign-lr 3e-3
-    --realign-steps 150)
+  encoder=("${rest[@]}" --realign-languages qaa qab qac --epochs 3 --lr 6e-4 --realign-lr 3e-3
+    --realign-steps 250)
   decoder=("${rest[@]}" --method mid-align --train-languages en qaa --realign-languages qab qac
-    --layer 2 --lora 0 --lr 2e-3 --epochs 3 --batch-size 16 --realign-batch-size 16
-    --accumulate 1)
+    --layer 2 --lora 0 --lr 4e-3 --epochs 3 --batch-size 32 --realign-batch-size 32
+    --accumulate 1 --limit-test 100)
   for seed in 31 42 66; do
     for strategy in baseline full front back; do
       line "${run[@]}" $WORLD/models/bert --task udpos --strategy $strategy --seed $seed \
@@ -209,7 +209,7 @@ toy() {
   done
   for task in wikiann xnli xquad; do
     line "${run[@]}" $WORLD/models/bert --task $task --strategy front "${encoder[@]}" \
-      --limit-train 320
+      --limit-train 320 --realign-steps 30
   done
   for seed in 11 12 13; do
     for strategy in baseline full; do

@@ -15,6 +15,7 @@ GROUPS = {  # model: (name of a group of languages, the languages)
     "bert": (("close (qaa qab)", ["qaa", "qab"]), ("distant (qac)", ["qac"])),
     "llama": (("with labels (en qaa)", ["en", "qaa"]), ("without (qab qac)", ["qab", "qac"])),
 }
+TASKS = {"bert": "udpos", "llama": "xsid"}
 HEADS = {
     "bert": "Words aligned before fine-tuning on English. PoS accuracy in percent:",
     "llama": "Sentences aligned while a task is learned. Slot F1 in percent:",
@@ -44,12 +45,14 @@ def cell(values: pd.Series, signed: bool) -> str:
     return f"{values.mean():{'+' * signed}.1f} ± {values.std():.1f}"
 
 
-def print_table(table: pd.DataFrame, names: dict[str, str]) -> None:
-    """Print a row for each strategy; names: how it is called."""
+def print_table(table: pd.DataFrame, model: str) -> None:
+    """Print a row for each strategy."""
     print("".join(f"  {text:22}" for text in ("", *table.columns)).rstrip())
     for strategy, rows in table.groupby(level="strategy", sort=False):
         cells = [cell(rows[column], strategy != "baseline") for column in table]
-        print("".join(f"  {text:22}" for text in (names[strategy], *cells)).rstrip())
+        name = "aligned" if model == "llama" and strategy == "full" else strategy
+        name += "" if strategy == "baseline" else ", change"
+        print("".join(f"  {text:22}" for text in (name, *cells)).rstrip())
 
 
 def words_say(table: pd.DataFrame) -> str:
@@ -78,6 +81,19 @@ def sentences_say(table: pd.DataFrame) -> str:
     return f"{first}\nThe languages with labels change by {labelled.mean():+.1f}."
 
 
+def print_summary(data: pd.DataFrame, model: str) -> None:
+    """Print the table of a model and what it shows; data: the scores of its runs."""
+    needed = {"bert": {"baseline", "full", "front"}, "llama": {"baseline", "full"}}[model]
+    missing = sorted(needed - set(data.strategy))
+    if missing:
+        print(f"\n{model}: there are no records of {', '.join(missing)}; run it again.")
+        return
+    table = changes(data, model)
+    print(f"\n{HEADS[model]} mean ± deviation of {data.seed.nunique()} seeds")
+    print_table(table, model)
+    print(words_say(table) if model == "bert" else sentences_say(table))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,15 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = parser.parse_args(argv).folder
     data = pd.concat(read(folder), ignore_index=True)
     data = data[(data.kind == "score") & data.name.isin(["accuracy", "f1"])]
-    texts = {"bert": ("udpos", words_say), "llama": ("xsid", sentences_say)}
-    names = {name: f"{name}, change" for name in ("full", "front", "back")}
-    names = {"bert": names, "llama": {"full": "aligned, change"}}
-    for model, (task, say) in texts.items():
-        table = changes(data[(data.model == model) & (data.task == task)], model)
-        seeds = table.index.unique("seed")
-        print(f"\n{HEADS[model]} mean ± deviation of {len(seeds)} seeds")
-        print_table(table, {"baseline": "baseline", **names[model]})
-        print(say(table))
+    for model in GROUPS:
+        print_summary(data[(data.model == model) & (data.task == TASKS[model])], model)
     print(f"\nAll scores: python results/report.py {folder}")
     print("This world was made to show the effect; it proves nothing about real languages.")
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import alignfreeze as af
 
+ROOT = Path(af.__file__).parent
 TARGETS = [code for code in toy_world.LANGUAGES if code != "en"]
 SPLITS = ("train", "valid", "test")
 
@@ -222,3 +225,71 @@ def test_the_decoder_generates_and_its_tokenizer_is_that_of_a_llama(world, data)
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
     special = {getattr(tokenizer, name) for name in names}
     assert len(special) == 4 and None not in special
+
+
+# --- the closing tables of ./run_all.sh toy
+
+
+def write_records(folder: Path, model: str, task: str, scores: dict[str, list[dict]]) -> None:
+    """Write a record for each strategy and seed. scores: {strategy: [{language: percent}]}."""
+    for strategy, seeds in scores.items():
+        for seed, values in enumerate(seeds):
+            run = {"model": model, "task": task, "strategy": strategy, "seed": seed}
+            run |= {"schedule": "before", "aligner": "none", "config": {"lr": 1.0}}
+            metric = "accuracy" if task == "udpos" else "f1"
+            run["scores"] = {code: {metric: value / 100} for code, value in values.items()}
+            path = folder / f"{model}_{strategy}_{seed}.json"
+            path.write_text(json.dumps(run), "utf-8")
+
+
+def closing_lines(folder: Path) -> list[str]:
+    command = [sys.executable, ROOT / "results/toy_tables.py", folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def word_scores(full: float, front: float) -> dict[str, list[dict]]:
+    """Return scores of which the close languages gain 20 by full and 18 by front-freezing."""
+    changes = {"baseline": (0, 0), "full": (20, full), "front": (18, front)}
+    scores = {}
+    for strategy, (close, distant) in changes.items():
+        scores[strategy] = []
+        for seed in (0, 2):  # the two seeds differ by 2, but their changes do not
+            row = {"en": 99, "qaa": 60 + seed + close, "qab": 40 + seed + close}
+            scores[strategy].append(row | {"qac": 50 + seed + distant})
+    return scores
+
+
+@pytest.mark.parametrize(
+    "full, front, expected",
+    [
+        (-10, -3, "keeps 90% of the gain and 30% of the harm: as the paper reports."),
+        (-10, -8, "keeps 90% of the gain and 80% of the harm: NOT the pattern"),
+        (-10, 4, "keeps 90% of the gain and 0% of the harm: as the paper reports."),
+        (1, 3, "does not harm the distant one (+1.0): nothing to protect."),
+    ],
+)
+def test_the_closing_lines_say_what_the_records_of_words_show(tmp_path, full, front, expected):
+    write_records(tmp_path, "bert", "udpos", word_scores(full, front))
+    lines = closing_lines(tmp_path)
+    text = "\n".join(lines)
+    assert expected in text and "llama: there are no records" in text and len(lines) <= 25
+    rows = {line.split()[0]: line.split()[-6:] for line in lines if line.count("±") == 2}
+    assert rows["baseline"] == ["51.0", "±", "1.4", "51.0", "±", "1.4"]
+    assert rows["full,"] == ["+20.0", "±", "0.0", f"{full:+.1f}", "±", "0.0"]
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ((8, 2), "helps the languages without labels (+5.0 F1); they gain in 2 of 2 seeds."),
+        ((-8, 2), "does NOT help the languages without labels (-3.0 F1); they gain in 1 of 2"),
+    ],
+)
+def test_the_closing_lines_say_what_the_records_of_sentences_show(tmp_path, changes, expected):
+    scores = {"baseline": [], "full": []}
+    for change in changes:
+        row = {"en": 90, "qaa": 80, "qab": 50, "qac": 30}
+        scores["baseline"].append(row)
+        scores["full"].append(row | {"qab": 50 + change, "qac": 30 + change})
+    write_records(tmp_path, "llama", "xsid", scores)
+    assert any(expected in line for line in closing_lines(tmp_path))

@@ -36,6 +36,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 LANGUAGES = ("en", "qaa", "qab", "qac")
 SIZES = {  # task: (training examples, test examples)
     "udpos": (1500, 200),
@@ -138,7 +140,7 @@ SYLLABLES = {"qab": ("bdfgklmnprstvz", "aeiou"), "qac": ("bdgklmnpqrstxz", "aeio
 SCRIPTS = {"qac": str.maketrans("abdegiklmnopqrstuxz", "აბდეგიკლმნოპქრსტუხზ")}
 # The share of nouns, verbs and adjectives that a language borrows from English. As the dictionary
 # of qac is wrong, its loanwords are what carries a task from English to it.
-LOANS = {"qaa": 0.3, "qab": 0.3, "qac": 0.6}
+LOANS = {"qaa": 0.3, "qab": 0.3, "qac": 0.75}
 WRONG_DICTIONARIES = ("qac",)
 
 
@@ -825,8 +827,8 @@ def fresh(world: World, item: Callable, line: Callable, size: int, used: set[str
 ENCODERS = ("distilbert", "bert", "xlmr")
 ARCHITECTURES = (*ENCODERS, "llama")
 LAYERS, HIDDEN, HEADS, VOCABULARY, MAX_LENGTH = 4, 96, 4, 1100, 512
-STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 1500, 640, 1.5e-3  # many small steps teach more here
-DECODER_HIDDEN, DECODER_VOCABULARY = 128, 1500
+STEPS, TOKENS_PER_BATCH, LEARNING_RATE = 1200, 640, 1.5e-3  # many small steps teach more here
+DECODER_HIDDEN, DECODER_VOCABULARY = 96, 1500
 
 
 def unigram(texts: list[str], special: list[str]):
@@ -892,9 +894,13 @@ def build_decoder_tokenizer(texts: list[str]):
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
+    from alignfreeze import ASK_SLOTS
+
     special = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unk|>"]
     begin, end, pad, unknown = special
-    tokenizer = byte_pairs(texts, special)
+    # Without its words in the vocabulary, the instruction would be most of the text of a run.
+    prompts = [f"{ASK_SLOTS}\n\nInput: \nOutput: "] * 300
+    tokenizer = byte_pairs(texts + prompts, special)
     single, pair, ids = f"{begin} $A", f"{begin} $A {begin} $B:1", [(begin, special.index(begin))]
     tokenizer.post_processor = TemplateProcessing(single, pair, special_tokens=ids)
     names = {"bos_token": begin, "eos_token": end, "pad_token": pad, "unk_token": unknown}
