@@ -89,7 +89,7 @@ def print_summary(data: pd.DataFrame, model: str) -> None:
         print(f"\n{model}: there are no records of {', '.join(missing)}; run it again.")
         return
     table = changes(data, model)
-    print(f"\n{HEADS[model]} mean ± deviation of {data.seed.nunique()} seeds")
+    print(f"\n{HEADS[model]} mean ± deviation of {len(table.loc['full'])} seeds")
     print_table(table, model)
     print(words_say(table) if model == "bert" else sentences_say(table))
 

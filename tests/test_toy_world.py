@@ -78,7 +78,7 @@ def test_the_dictionary_aligner_finds_gold_links_except_with_a_wrong_dictionary(
         found += len(links)
         right += len(set(links) & {tuple(map(int, link.split("-"))) for link in gold})
     is_wrong = language in toy_world.WRONG_DICTIONARIES
-    assert found > 1000 and (right / found < 0.2 if is_wrong else right / found > 0.95)
+    assert found > 1000 and (right / found < 0.4 if is_wrong else right / found > 0.95)
 
 
 @pytest.mark.parametrize("language", TARGETS)
