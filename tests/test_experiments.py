@@ -539,10 +539,12 @@ def test_the_layer_of_the_table():
 
 def test_retrieval_at_the_aligned_layer():
     (run,) = runs(GEMMA, strategy="full", seed=2)
-    languages = run["probe"]["retrieval"]["finetuned"].values()
-    share = mean(share[run["config"]["layer"]] for share in languages)
+    shares = []
+    for stage in ("before", "finetuned"):
+        languages = run["probe"]["retrieval"][stage].values()
+        shares.append(100 * mean(share[run["config"]["layer"]] for share in languages))
     claim = "Alternating brings them closer at the aligned layer"
-    assert cell(claim) == f"{100 * share:.0f}% found (Gemma 3 270M)"
+    assert cell(claim) == "{:.0f}% to {:.0f}% found (Gemma 3 270M)".format(*shares)
 
 
 def test_transfer_to_aligned_languages():
@@ -652,8 +654,10 @@ def test_every_figure_that_is_shown_is_in_the_tree():
 @pytest.mark.parametrize("folder", [name for name in FOLDERS if name.startswith("toy-world")])
 def test_the_toy_world(folder):
     """The tables and sentences of `./run_all.sh toy`, for the seeds that were not tuned on."""
-    assert {run["seed"] for run in runs(folder, model="bert")} == {31, 42, 66, 23, 17}
-    assert {run["seed"] for run in runs(folder, model="llama")} <= {11, 12, 13, 14, 15}
+    bert, llama = ({run["seed"] for run in runs(folder, model=m)} for m in ("bert", "llama"))
+    is_command = folder in ("toy-world-avx2", "toy-world-seed-1")  # `./run_all.sh toy`
+    assert bert == ({31, 42, 66} if is_command else {31, 42, 66, 23, 17})
+    assert llama == ({11, 12, 13} if is_command else {11, 12, 13, 14, 15})
     command = [sys.executable, RESULTS / "toy_tables.py", RESULTS / folder]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = [" ".join(line.split()) for line in output.splitlines()]

@@ -48,7 +48,7 @@ def test_every_verdict_is_one_word():
     rows = re.findall(r"^\| .* \| .* \| .* \| (.*) \|$", README, re.M)[1:]
     verdicts = [re.sub(r"\[(.*?)\]\[.\]", r"\1", row) for row in rows]
     assert len(verdicts) > 5
-    assert set(verdicts) == {"agrees", "disagrees", "not tested"}
+    assert set(verdicts) == {"agrees", "disagrees", "unclear", "not tested"}
 
 
 def anchors(path: Path) -> set[str]:
@@ -286,7 +286,7 @@ def test_a_task(world, tmp_path):
         write_lines(data / f"sentiment/{name}.jsonl", *texts)
     write_lines(data / "parallel/en-de.tsv", *["the dog sleeps\tder Hund schläft"] * 20)
     write_lines(data / "dictionary/en-de.txt", "dog Hund", "sleeps schläft")
-    flags = re.search(r"adds `(--task sentiment .*?)`", README)[1].replace("DIR", str(data))
+    flags = re.search(r"run with `(--task sentiment .*?)`", README)[1].replace("DIR", str(data))
     command = [
         *flags.split(),
         "--model",
