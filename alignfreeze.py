@@ -2,9 +2,9 @@
 """Cross-lingual transfer by aligning hidden states: two published methods in one file.
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
-fine-tuned on English and tested in other languages. Before that, it is *realigned* on translated
-sentences: a contrastive loss pulls the vectors of words that translate each other together. This
-helps some languages and harms others; to limit the harm, half of the layers are frozen during it.
+fine-tuned on English and tested in other languages. Before fine-tuning, it is *realigned*: on
+translated sentences, a contrastive loss pulls words that translate each other together. This helps
+some languages and harms others; to limit the harm, half of the layers are frozen in realignment.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
@@ -130,7 +130,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # by method or name of a model; a task's defaults (TASKS) override these
+PRESETS = {  # by method or model; priority: a flag, the task's default (TASKS), model, method
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -185,9 +185,9 @@ def require(condition, location, message: str) -> None:
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
     """Return the parameters of the layers named by `spec`, if they train (see also `add_lora`).
 
-    `front` names the lower half of the layers, `back` the upper half; `full`, `none` and `baseline`
-    name nothing. `emb,0-2,11` names the embeddings and four layers, counted from 0. `front` does
-    not include the embeddings, as in the authors' code. Raises UserError if there is no such layer.
+    `front` names the lower half of the layers, `back` the upper half, `full` (full realignment),
+    `none` and `baseline` no layer, `emb,0-2,11` the embeddings and four layers, counted from 0.
+    Halves leave out the embeddings, as in the authors' code. Raises UserError if no layer fits.
     """
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
@@ -284,7 +284,7 @@ class PairBatch(NamedTuple):
     queries: Tensor  # (Q,) vectors that have a link
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
-    pairs: list[Pair]  # the text: (language, source, target, links)
+    pairs: list[Pair]  # the text: (language, English, translation, links)
     cut: list[int]  # for each pair, how many links were lost because its text was too long
 
 
@@ -303,7 +303,7 @@ def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Ten
 
 
 def projection_head(hidden_size: int, unit: str) -> nn.Module:
-    """Map words to 128 dimensions for the loss alone; leave sentences as they are."""
+    """Return a head for words, 128 dimensions, discarded after training; identity for sentences."""
     if unit == "sentence":
         return nn.Identity()
     hidden = nn.Linear(hidden_size, hidden_size, bias=False)
