@@ -200,7 +200,7 @@ def test_a_baseline_is_probed_on_the_same_pairs(run):
 
 
 def test_a_realignment_changes_no_retrieval_in_frozen_layers(run):
-    flags = "--strategy emb,front --realign-steps 10 --realign-lr 1e-2 --lr 1e-2 --epochs 2 --probe"
+    flags = "--strategy emb,front --realign-steps 10 --realign-lr 1e-2 --lr 1e-2 --epochs 8 --probe"
     flags = flags.split()
     probe = run(*flags)["probe"]["retrieval"]
     for code in ("qaa", "qab"):
