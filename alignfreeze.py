@@ -1086,17 +1086,18 @@ def dictionary_links(source: list, target: list, forward: dict, backward: dict) 
     source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
-        positions = occurrences(forward.get(word, ()), target_positions)
+        positions = at_most_two(forward.get(word, ()), target_positions)
         if len(positions) == 1:
             back = backward.get(target[positions[0]], ())
-            if occurrences(back, source_positions) == [i]:
+            if at_most_two(back, source_positions) == [i]:
                 links.append((i, positions[0]))
     return links
 
 
-def occurrences(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
-    """Return the positions of all words that occur in a sentence."""
-    return [k for word in words if word in positions for k in positions[word]]
+def at_most_two(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
+    """Return the first positions of any of the words; two are enough to be ambiguous."""
+    occurrences = (k for word in words if word in positions for k in positions[word])
+    return list(itertools.islice(occurrences, 2))
 
 
 def positions_of(words: list[str]) -> dict[str, list[int]]:
