@@ -20,6 +20,7 @@ README = " ".join((RESULTS.parent / "README.md").read_text("utf-8").split())
 PUBLISHED = "paper.csv"
 FOLDERS = sorted(path.name for path in RESULTS.iterdir() if [*path.glob("*.json")])
 E5, GEMMA, FIVE_SEEDS = "e5-small-34-languages", "gemma3-270m-xsid", "e5-small-five-seeds"
+RISING = "e5-small-rising-rate"
 WORDS_OR_SENTENCES = "Words against sentences on that encoder"
 STRATEGIES = ("baseline", "full", "front", "back")
 # Of xSID: languages aligned with English, other languages without labels, those with labels.
@@ -111,6 +112,23 @@ def test_every_folder_of_records_has_a_section(folder):
 
 
 # ---- AlignFreeze on e5-small ---------------------------------------------------------------------
+
+
+def test_a_rate_that_rises_to_the_end():
+    text, gains = section(RISING), {}
+    for name, folder in (("by the words", FIVE_SEEDS), ("rising to the end", RISING)):
+        selected = {strategy: seeds[31] for strategy, seeds in by_strategy(folder).items()}
+        base, cells = selected["baseline"], []
+        for strategy in ("full", "front"):
+            up, down = ups_and_downs(selected[strategy], base)
+            cells.append(f"{average(selected[strategy]):.1f} ({up}, {down})")
+            gains[folder, strategy] = average(selected[strategy]) - average(base)
+        assert line(name, f"{average(base):.1f}", *cells) in text
+        assert f"{points(base, ['en'])['en']:.1f}%" in text
+    for strategy in ("full", "front"):
+        rising, words = gains[RISING, strategy], gains[FIVE_SEEDS, strategy]
+        assert f"{rising:+.1f} instead of {words:+.1f}" in text
+    assert all(gains[folder, "full"] > gains[folder, "front"] for folder in (RISING, FIVE_SEEDS))
 
 
 def test_the_published_scores_of_xlm_r():
