@@ -361,9 +361,7 @@ def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(
     examples = task_batches(tokenizer, features, settings, model.device)
     translations = pair_batches(tokenizer, pairs, settings, model.device)
     batches = scheduled(schedule, examples, translations)
-    steps = finetune_steps(
-        len(features), settings
-    )  # `alternate`: twice as many for the same epochs
+    steps = finetune_steps(len(features), settings)  # twice as many with `alternate`
     return optimize("fine-tune", model, batches, steps, settings, stop)
 
 
