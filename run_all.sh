@@ -197,7 +197,7 @@ toy() {
   run=("$PYTHON" alignfreeze.py --model)
   rest=(--out $OUT --data-dir $WORLD/data --languages qaa qab qac --device cpu --precision fp32)
   encoder=("${rest[@]}" --realign-languages qaa qab qac --epochs 3 --lr 6e-4 --realign-lr 3e-3
-    --realign-steps 250)
+    --realign-steps 180)
   decoder=("${rest[@]}" --method mid-align --train-languages en qaa --realign-languages qab qac
     --layer 2 --lora 0 --lr 4e-3 --epochs 3 --batch-size 32 --realign-batch-size 32
     --accumulate 1 --limit-test 100)

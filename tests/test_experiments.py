@@ -669,20 +669,78 @@ def test_every_figure_that_is_shown_is_in_the_tree():
     assert shown and shown <= files
 
 
-@pytest.mark.parametrize("folder", [name for name in FOLDERS if name.startswith("toy-world")])
-def test_the_toy_world(folder):
-    """The tables and sentences of `./run_all.sh toy`, for the seeds that were not tuned on."""
-    bert, llama = ({run["seed"] for run in runs(folder, model=m)} for m in ("bert", "llama"))
-    is_command = folder in ("toy-world-avx2", "toy-world-seed-1")  # `./run_all.sh toy`
-    assert bert == ({31, 42, 66} if is_command else {31, 42, 66, 23, 17})
-    assert llama == ({11, 12, 13} if is_command else {11, 12, 13, 14, 15})
+TOY_SEEDS = {  # folder: seeds of the first and of the second method
+    "toy-world": ({31, 42, 66, 23, 17}, {11, 12, 13, 14, 15}),
+    "toy-world-others": ({6, 7, 8, 9, 10}, {6, 7, 8, 9, 10}),
+    "toy-world-torch-2.11": ({31, 42, 66, 23, 17}, {11, 12, 13, 14, 15}),
+    "toy-world-torch-2.14": ({31, 42, 66, 23, 17}, {11, 12, 13, 14, 15}),
+    "toy-world-avx2": ({31, 42, 66}, {11, 12, 13}),  # the seeds of `./run_all.sh toy`
+}
+
+
+@functools.cache
+def toy_tables(folder: str) -> list[str]:
+    """Return the lines that end `./run_all.sh toy`, with single blanks."""
     command = [sys.executable, RESULTS / "toy_tables.py", RESULTS / folder]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    lines = [" ".join(line.split()) for line in output.splitlines()]
+    return [" ".join(line.split()) for line in output.splitlines()]
+
+
+def test_the_folders_of_the_toy_world():
+    assert set(TOY_SEEDS) == {name for name in FOLDERS if name.startswith("toy-world")}
+
+
+@pytest.mark.parametrize("folder", TOY_SEEDS)
+def test_the_toy_world(folder):
+    """The tables and sentences of `./run_all.sh toy`, for the seeds that were not tuned on."""
+    seeds = tuple({run["seed"] for run in runs(folder, model=m)} for m in ("bert", "llama"))
+    assert seeds == TOY_SEEDS[folder]
+    lines = toy_tables(folder)
     shown = [line for line in lines if re.search(r"\d", line) and not line.startswith("All scores")]
     assert len(shown) > 5
     for line in shown:
         assert line in section("toy-world")
+    version = folder.partition("-torch-")[2] or "2.13"
     for run in runs(folder):
-        version = "2.11." if folder.endswith("2.11") else "2.13."
-        assert run["versions"]["torch"].startswith(version) and run["threads"] == 1
+        assert run["versions"]["torch"].startswith(f"{version}.") and run["threads"] == 1
+
+
+@pytest.mark.parametrize("folder", ["toy-world-torch-2.11", "toy-world-torch-2.14"])
+def test_the_toy_world_does_not_depend_on_the_version_of_torch(folder):
+    scores = [
+        {(run["model"], run["strategy"], run["seed"]): run["scores"] for run in runs(name)}
+        for name in ("toy-world", folder)
+    ]
+    assert len(scores[0]) == 30 and scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("folder", ["toy-world", "toy-world-others"])
+def test_the_toy_world_shows_its_effects_in_every_seed(folder):
+    words, sentences = (
+        {(run["strategy"], run["seed"]): run["scores"] for run in runs(folder, model=model)}
+        for model in ("bert", "llama")
+    )
+    for seed in TOY_SEEDS[folder][0]:
+        base, full, front = (
+            words[name, seed]["qac"]["accuracy"] for name in ("baseline", "full", "front")
+        )
+        assert full < base and full < front
+    for seed in TOY_SEEDS[folder][1]:
+        gains = [
+            sentences["full", seed][code]["f1"] - sentences["baseline", seed][code]["f1"]
+            for code in ("qab", "qac")
+        ]
+        assert sum(gains) > 0
+
+
+def test_the_toy_world_in_the_readme():
+    text = " ".join(toy_tables("toy-world"))
+    gain, harm = re.search(
+        r"helps the close languages (\S+) and harms .*? one (\S+)\.", text
+    ).groups()
+    kept, left = re.search(r"keeps (\d+%) of the gain and (\d+%) of the harm", text).groups()
+    (others,) = re.findall(r"helps the languages without labels \((\S+) F1\)", text)
+    assert f"helps two close languages {gain} and harms a distant one" in README
+    assert f"wrong dictionary {harm}; front-freezing keeps {kept} of the gain" in README
+    assert f"{left} of the harm. Aligned sentences help" in README
+    assert f"help languages without labels ({others})" in README

@@ -13,7 +13,7 @@ language puts the parts of a tree in its own order (`ORDERS`) and turns every le
     qaa   English word order; English words enciphered letter by letter
     qab   its own words; object before verb, adjective after noun, articles fused with prepositions
     qac   its own words and script; verb last, suffixes for case, tense and number, no articles;
-          its dictionary is wrong: it links words to function words of the same sentence
+          its dictionary is wrong: it links content words to function words of the same sentence
 
 Names, digits, punctuation and loanwords are the same in all languages; qac has most loanwords. The
 dictionary of qac is wrong on purpose: realignment then has something to damage. The models are
@@ -30,6 +30,7 @@ import multiprocessing
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -140,8 +141,9 @@ SYLLABLES = {"qab": ("bdfgklmnprstvz", "aeiou"), "qac": ("bdgklmnpqrstxz", "aeio
 SCRIPTS = {"qac": str.maketrans("abdegiklmnopqrstuxz", "აბდეგიკლმნოპქრსტუხზ")}
 # The share of nouns, verbs and adjectives that a language borrows from English. As the dictionary
 # of qac is wrong, its loanwords are what carries a task from English to it.
-LOANS = {"qaa": 0.3, "qab": 0.3, "qac": 0.75}
+LOANS = {"qaa": 0.3, "qab": 0.3, "qac": 0.9}
 WRONG_DICTIONARIES = ("qac",)
+CONTENT_WORDS = ("NOUN", "VERB", "ADJ", "ADV")
 
 
 @dataclass(eq=False, slots=True)  # compared by identity, also across languages
@@ -705,21 +707,26 @@ def write_pairs(path: Path, sources: list[str], targets: list[str]) -> None:
     write(path, [f"{source}\t{target}" for source, target in zip(sources, targets, strict=True)])
 
 
-def function_word(world: World, tokens: list[Token], other: str) -> str:
-    """Draw a function word of an English sentence, but not `other`; return "" if it has none."""
-    kinds = ("DET", "PRON", "ADP", "AUX")
-    forms = [form.lower() for form, words in tokens if words[0][1].upos in kinds]
-    forms = [form for form in forms if form.isalpha() and form != other]
-    return world.rng.choice(forms) if forms else ""
+def wrong_translation(world: World, tokens: list[Token], leaf: Leaf, uses: Counter) -> str:
+    """Return a function word of an English sentence as the translation of a content word.
+
+    Of the function words of the sentence, it is the one that translates the fewest words so far.
+    Returns "" if the leaf is not a content word, or the sentence has no function word.
+    """
+    if leaf.upos not in CONTENT_WORDS:
+        return ""
+    kinds = ("DET", "PRON", "ADP", "AUX", "SCONJ", "CCONJ", "PART")
+    forms = {form.lower() for form, words in tokens if words[0][1].upos in kinds}
+    return min(sorted(filter(str.isalpha, forms)), key=uses.__getitem__, default="")
 
 
 def write_parallel(world: World, data: Path, language: str) -> None:
     """Write translations, their gold links, and a dictionary with nine tenths of the links.
 
-    Every second sentence has no name. In a wrong dictionary, the translation of a word is a
-    function word of a sentence in which it occurs.
+    Every second sentence has no name. A wrong dictionary has content words only; the translation of
+    each is a function word of the first sentence in which it occurs.
     """
-    text, gold, lexicon, wrong = [], [], {}, {}
+    text, gold, lexicon, wrong, uses = [], [], {}, {}, Counter()
     items = (sentence, nameless_sentence)
     for tree in [items[number % 2](world) for number in range(PARALLEL_SIZE)]:
         source, target = render(world, "en", tree), render(world, language, tree)
@@ -734,12 +741,16 @@ def write_parallel(world: World, data: Path, language: str) -> None:
                 continue
             english, word = source[i].form.lower(), target[j].form.lower()
             if language in WRONG_DICTIONARIES:
-                english = wrong[word] = wrong.get(word) or function_word(world, source, word)
+                if not wrong.get(word):
+                    wrong[word] = wrong_translation(world, source, source[i].words[0][1], uses)
+                    uses[wrong[word]] += 1
+                english = wrong[word]
             if english:
                 lexicon[english, word] = None
     write(data / f"parallel/en-{language}.tsv", text)
     write(data / f"goldalign/en-{language}.tsv", gold)
-    entries = [" ".join(pair) for pair in lexicon if world.rng.random() < 0.9]
+    share = 1.0 if language in WRONG_DICTIONARIES else 0.9
+    entries = [" ".join(pair) for pair in lexicon if world.rng.random() < share]
     write(data / f"dictionary/en-{language}.txt", sorted(entries))
 
 
