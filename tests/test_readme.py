@@ -221,8 +221,10 @@ def patched(diff: str) -> str:
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory):
     (diff,) = DIFF
-    assert sum(row.startswith("+") for row in diff.splitlines()) == 5
-    return load(patched(diff), tmp_path_factory.mktemp("weak"))
+    assert sum(row.startswith("+") for row in diff.splitlines()) == 6
+    assert "these lines, and `weak` in `OF_ALIGNMENT`" in README
+    script = patched(diff).replace('OF_ALIGNMENT = """', 'OF_ALIGNMENT = """weak ')
+    return load(script, tmp_path_factory.mktemp("weak"))
 
 
 def slow_weak_loss(vectors, batch, sides: list[int], temperature: float) -> float:
@@ -260,6 +262,19 @@ def test_another_loss_is_a_flag(weak):
     assert weak.parse_args([]).weak is False
 
 
+def test_another_loss_leaves_the_name_of_a_baseline_alone(weak):
+    """One baseline serves runs with and without the flag."""
+    for strategy, is_shared in (("baseline", True), ("front", False)):
+        flags = ["--strategy", strategy]
+        plain, flagged = (weak.parse_args([*flags, *more]) for more in ([], ["--weak"]))
+        assert (weak.record_name(plain) == weak.record_name(flagged)) == is_shared
+
+
+def test_recipes_have_the_width_of_the_script():
+    lines = [line for block in (*PYTHON[1:], *DIFF) for line in block.splitlines()]
+    assert len(lines) > 10 and max(map(len, lines)) <= 101  # a diff has one more column
+
+
 def test_a_freezing_rule(world, tmp_path):
     line = (
         '    groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes'
@@ -283,10 +298,10 @@ def test_a_task(world, tmp_path):
     data = tmp_path / "DIR"
     texts = [json.dumps({"text": f"the dog sleeps {k}", "label": k % 2}) for k in range(8)]
     for name in ("en/train", "en/test", "de/test"):
-        write_lines(data / f"sentiment/{name}.jsonl", *texts)
+        write_lines(data / f"topic/{name}.jsonl", *texts)
     write_lines(data / "parallel/en-de.tsv", *["the dog sleeps\tder Hund schläft"] * 20)
     write_lines(data / "dictionary/en-de.txt", "dog Hund", "sleeps schläft")
-    flags = re.search(r"run with `(--task sentiment .*?)`", README)[1].replace("DIR", str(data))
+    flags = re.search(r"run with `(--task topic .*?)`", README)[1].replace("DIR", str(data))
     command = [
         *flags.split(),
         "--model",
@@ -297,7 +312,7 @@ def test_a_task(world, tmp_path):
     assert fork.main([*command, "--device", "cpu", "--epochs", "1"]) == 0
     (path,) = (tmp_path / "out").glob("*.json")
     record = json.loads(path.read_text("utf-8"))
-    assert record["task"] == "sentiment" and record["steps"] == {"realign": 1, "finetune": 1}
+    assert record["task"] == "topic" and record["steps"] == {"realign": 1, "finetune": 1}
     assert set(record["scores"]) == {"en", "de"}
 
 
@@ -313,7 +328,7 @@ def test_own_word_links(world, tmp_path):
     links = tmp_path / "links"
     flags = ["--data-dir", tmp_path / "data", "--realign-languages", "de"]
     command = ["--write-links", links, "--aligner", "none", *flags]
-    assert "`--write-links LINKS --aligner none`" in text
+    assert "`--write-links LINKS --aligner none --data-dir DIR`" in text
     assert af.main([*map(str, command)]) == 0
     (written,) = (links / "en-de.words.txt").read_text("utf-8").splitlines()
     assert written == f"{words} ||| {german}" and f"`{written}`" in text
