@@ -222,7 +222,7 @@ def patched(diff: str) -> str:
 def weak(tmp_path_factory):
     (diff,) = DIFF
     assert sum(row.startswith("+") for row in diff.splitlines()) == 6
-    assert "these lines, and `weak` in `OF_ALIGNMENT`" in README
+    assert "these lines, plus `weak` in `OF_ALIGNMENT`" in README
     script = patched(diff).replace('OF_ALIGNMENT = """', 'OF_ALIGNMENT = """weak ')
     return load(script, tmp_path_factory.mktemp("weak"))
 
