@@ -542,7 +542,7 @@ def test_the_first_claim_on_e5_small():
     (full, _), (front, _), _ = counts_in(row_of(table, "| e5-small | before, dict"))
     seeds = len(by_strategy(FIVE_SEEDS)["front"])
     (steps,) = {run["steps"]["finetune"] for run in runs(FIVE_SEEDS)}
-    claim = "The first claim, with e5-small, a stand-in for XLM-R"
+    claim = "e5-small, a stand-in: front-freezing helps more languages"
     assert cell(claim) == f"{full - front} fewer ({steps} steps, {seeds} seeds)"
 
 
@@ -561,7 +561,7 @@ def test_retrieval_at_the_aligned_layer():
     for stage in ("before", "finetuned"):
         languages = run["probe"]["retrieval"][stage].values()
         shares.append(100 * mean(share[run["config"]["layer"]] for share in languages))
-    claim = "Training with alignment, more of them find each other"
+    claim = "Alignment: more translations become nearest neighbours"
     assert cell(claim) == "{:.0f}% to {:.0f}% (Gemma 3 270M)".format(*shares)
 
 
