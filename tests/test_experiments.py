@@ -542,7 +542,7 @@ def test_the_first_claim_on_e5_small():
     (full, _), (front, _), _ = counts_in(row_of(table, "| e5-small | before, dict"))
     seeds = len(by_strategy(FIVE_SEEDS)["front"])
     (steps,) = {run["steps"]["finetune"] for run in runs(FIVE_SEEDS)}
-    claim = "e5-small, a stand-in: front-freezing helps more languages"
+    claim = "e5-small, a stand-in: front-freezing helps more"
     assert cell(claim) == f"{full - front} fewer ({steps} steps, {seeds} seeds)"
 
 
