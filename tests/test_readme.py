@@ -339,3 +339,32 @@ def test_own_word_links(world, tmp_path):
     linked = [(pair.source[i], pair.target[j]) for i, j in pair.links]
     assert ("go", "Geh") in linked and ("t", "nicht") in linked
     assert "`3-0` links `go` to the first word" in text
+
+
+# ---- Local data ----------------------------------------------------------------------------------
+
+
+def test_the_command_for_ones_own_language_needs_the_files_that_are_listed(world, tmp_path):
+    text = section("Local data")
+    (command,) = re.findall(r"^\.venv/bin/python alignfreeze.py (.*)$", text, re.M)
+    data = tmp_path / "DIR"
+    flags = command.replace("xlm-roberta-base", str(world / "models/bert"))
+    flags = flags.replace("DIR", str(data)).split()
+    words = {"en": ["the", "dog", "sleeps"], "sw": ["mbwa", "huyo", "analala"]}
+    for name in ("en/train", "en/test", "sw/test"):
+        forms = zip(words[name[:2]], ("DET", "NOUN", "VERB"), strict=True)
+        rows = [f"{k}\t{form}\t_\t{tag}" + "\t_" * 6 for k, (form, tag) in enumerate(forms, 1)]
+        write_lines(data / f"udpos/{name}.conllu", *[*rows, ""] * 4)
+    write_lines(data / "parallel/en-sw.tsv", *["the dog sleeps\tmbwa huyo analala"] * 20)
+    write_lines(data / "dictionary/en-sw.txt", "dog mbwa", "sleeps analala")
+    rest = ["--out", str(tmp_path / "out"), "--device", "cpu", "--epochs", "1"]
+    files = sorted(path for path in data.rglob("*") if path.is_file())
+    for path in files:  # each of them is needed
+        assert path.name in text
+        path.rename(path.with_suffix(".away"))
+        assert af.main([*flags, *rest]) == 2
+        path.with_suffix(".away").rename(path)
+    assert len(files) == 5 and af.main([*flags, *rest]) == 0
+    (record,) = (tmp_path / "out").glob("*.json")
+    scores = json.loads(record.read_text("utf-8"))["scores"]
+    assert set(scores) == {"en", "sw"}
