@@ -115,20 +115,35 @@ def test_every_folder_of_records_has_a_section(folder):
 
 
 def test_a_rate_that_rises_to_the_end():
-    text, gains = section(RISING), {}
+    text, start = section(RISING), "| e5-small | before, dict"
     for name, folder in (("by the words", FIVE_SEEDS), ("rising to the end", RISING)):
-        selected = {strategy: seeds[31] for strategy, seeds in by_strategy(folder).items()}
-        base, cells = selected["baseline"], []
-        for strategy in ("full", "front"):
-            up, down = ups_and_downs(selected[strategy], base)
-            cells.append(f"{average(selected[strategy]):.1f} ({up}, {down})")
-            gains[folder, strategy] = average(selected[strategy]) - average(base)
-        assert line(name, f"{average(base):.1f}", *cells) in text
-        assert f"{points(base, ['en'])['en']:.1f}%" in text
-    for strategy in ("full", "front"):
-        rising, words = gains[RISING, strategy], gains[FIVE_SEEDS, strategy]
-        assert f"{rising:+.1f} instead of {words:+.1f}" in text
-    assert all(gains[folder, "full"] > gains[folder, "front"] for folder in (RISING, FIVE_SEEDS))
+        by_deviation, paired = report(folder).split("### PoS accuracy\n")[1].split("Paired by")[:2]
+        row = row_of(by_deviation, start)
+        seeds, baseline = str(len(by_strategy(folder)["baseline"])), row.split("|")[5].strip()
+        full, front, *_, difference = intervals_of(paired.split("###")[0], start)
+        assert line(name, seeds, baseline, full, front, difference) in text
+        assert line(name, *(f"{up}/{down}" for up, down in counts_in(row)[:2])) in text
+
+
+def test_what_the_rising_rate_does_to_korean_and_english():
+    text, strategies = section(RISING), by_strategy(RISING)
+    changes = {name: defaultdict(list) for name in ("full", "front")}
+    for name, by_language in changes.items():
+        for seed, run in strategies[name].items():
+            base = strategies["baseline"][seed]
+            for code, value in points(run, [*run["scores"]]).items():
+                by_language[code].append(value - points(base, [code])[code])
+    harmed = [
+        {code for code, values in change.items() if mean(values) < 0} for change in changes.values()
+    ]
+    assert harmed == [{"ko"}, {"ko"}] and "Korean is harmed by both" in text
+    full, front = (f"{mean(changes[name]['en']):+.1f}" for name in ("full", "front"))
+    assert f"({full} by full, {front} by front-freezing)" in text
+    levels = [
+        mean(points(run, ["en"])["en"] for run in by_strategy(folder)["baseline"].values())
+        for folder in (RISING, FIVE_SEEDS)
+    ]
+    assert "have {:.1f}% in English instead of {:.1f}%".format(*levels) in text
 
 
 def test_the_published_scores_of_xlm_r():
