@@ -561,6 +561,14 @@ def test_the_first_claim_on_e5_small():
     assert cell(claim) == f"{full - front} fewer ({steps} steps, {seeds} seeds)"
 
 
+def test_the_first_claim_with_a_rate_that_never_decays():
+    (row,) = paired_rows(RISING, "| e5-small")
+    difference = re.findall(r"([-+]\d+\.\d) \[", row)[-1]
+    seeds = len(by_strategy(RISING)["front"])
+    claim = "The same, if the rate of fine-tuning never decays"
+    assert cell(claim) == f"{difference} points against full ({seeds} seeds)"
+
+
 def test_the_layer_of_the_table():
     for run in runs("gemma3-270m-probe"):
         languages = run["probe"]["retrieval"]["before"].values()
