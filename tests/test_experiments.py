@@ -125,6 +125,21 @@ def test_a_rate_that_rises_to_the_end():
         assert line(name, *(f"{up}/{down}" for up, down in counts_in(row)[:2])) in text
 
 
+def test_a_rate_that_stays_constant_after_a_long_warm_up():
+    by_seed = by_strategy("e5-small-long-warmup")
+    assert [len(seeds) for seeds in by_seed.values()] == [1, 1]
+    base, full = average(by_seed["baseline"][31]), average(by_seed["full"][31])
+    row = (
+        "constant after 80% of warm-up",
+        "1",
+        f"{base:.1f}",
+        f"{full - base:+.1f}",
+        "not run",
+        "",
+    )
+    assert line(*row) in section(RISING)
+
+
 def test_what_the_rising_rate_does_to_korean_and_english():
     text, strategies = section(RISING), by_strategy(RISING)
     changes = {name: defaultdict(list) for name in ("full", "front")}
