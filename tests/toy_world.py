@@ -723,8 +723,8 @@ def wrong_translation(world: World, tokens: list[Token], leaf: Leaf, uses: Count
 def write_parallel(world: World, data: Path, language: str) -> None:
     """Write translations, their gold links, and a dictionary with nine tenths of the links.
 
-    Every second sentence has no name. A wrong dictionary has content words only; the translation of
-    each is a function word of the first sentence in which it occurs.
+    Every second sentence has no name. A wrong dictionary has all content words, and no others; the
+    translation of each is a function word of the first sentence in which it occurs.
     """
     text, gold, lexicon, wrong, uses = [], [], {}, {}, Counter()
     items = (sentence, nameless_sentence)
