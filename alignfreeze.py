@@ -1726,12 +1726,14 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
 
 
 def slot_rows(language: str, split: str, settings) -> Iterator:
-    """Yield (location, row). A language without training data is read from its validation data."""
+    """Yield (location, row). Without training data, validation data are used in training only."""
     task, hub = settings.task, {}
     if settings.data_dir:
         validation = "dev" if task == "uner" else "valid"
-        if split == "train" and not (settings.data_dir / task / language / "train.jsonl").exists():
-            say(f"{task} {language}: no train.jsonl; using {validation}.jsonl instead")
+        if split != "test" and not (settings.data_dir / task / language / "train.jsonl").exists():
+            say(f"{task} {language}: no train.jsonl; {validation}.jsonl is for training alone")
+            if split == "valid":
+                return
             split = "valid"
         split = split.replace("valid", validation)
     else:

@@ -329,9 +329,20 @@ def test_a_language_without_training_data_is_trained_on_validation_data(data, ca
     assert len(load(data, "xsid", "en", "train")) == 2
     assert len(load(data, "uner", "en", "train")) == 2
     output = capsys.readouterr().out
-    assert "valid.jsonl instead" in output
-    assert "dev.jsonl instead" in output
-    assert len(load(data, "uner", "en", "valid")) == 2
+    assert "xsid en: no train.jsonl; valid.jsonl is for training alone" in output
+    assert "uner en: no train.jsonl; dev.jsonl is for training alone" in output
+
+
+def test_examples_of_training_do_not_validate(data, capsys):
+    assert len(load(data, "massive", "en", "valid")) > 0
+    assert capsys.readouterr().out == ""
+    assert load(data, "xsid", "en", "valid") == load(data, "uner", "en", "valid") == []
+    output = capsys.readouterr().out
+    assert "xsid en: no train.jsonl; valid.jsonl is for training alone" in output
+    assert "uner en: no train.jsonl; dev.jsonl is for training alone" in output
+    settings = af.Settings(task="xsid", train_languages=["en"], data_dir=data, max_length=256)
+    with pytest.raises(af.UserError, match="xsid, valid: there is nothing to learn"):
+        af.load_features(settings, decoder_tokenizer(True, True), "valid")
 
 
 def test_a_row_of_massive_on_the_hub_has_its_slots_in_the_text():
