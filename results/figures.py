@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from records import BEFORE, KINDS, PAPER, load, read
+from records import BEFORE, KINDS, LOSSES, PAPER, load, read
 
 # The lines and markers can be told apart without colour.
 COLORS = {"baseline": "#222222", "full": "#0072B2", "front": "#D55E00", "back": "#009E73"}
@@ -29,6 +29,7 @@ SCHEDULES = {
     "alternate": "task and alignment in turn",
 }
 UNITS = {"loss": "loss, mean of 20 steps", "drift": "change of the weights, %"}
+UNITS |= {"validation": "loss of all validation examples"}
 WIDTH = 8.85  # inches: 850 pixels, the width of a README on GitHub
 STYLE = {"font.size": 9, "axes.titlesize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8}
 STYLE |= {"legend.handlelength": 3, "text.parse_math": False}  # a "$" in a name is no formula
@@ -164,7 +165,7 @@ def curves(title: str, row: str, part: pd.DataFrame) -> Figure | None:
     if not part.value.any() or part.x.nunique() == 1:
         return None
     kind, layer = part.kind.iloc[0], dict(part.settings.iloc[0]).get("layer")
-    layers, top = kind != "loss", part.x.max()
+    layers, top = kind not in LOSSES, part.x.max()
     if "task" in {*part.name}:  # put the baseline's only stage beside the alternating task loss
         part = part.replace({"name": {"finetune": "task"}})
     panels = panels_of(part.assign(value=part.value * (100 if layers else 1)))

@@ -27,9 +27,11 @@ SCORES = {"f1": "F1", "f1_strict": "strict F1", "em": "EM", "bleu": "BLEU", "chr
 SCORES |= {"f1_authors": "F1 of the authors", "em_authors": "EM of the authors"}
 STAGES = {"before": BEFORE, "realigned": "after alignment", "finetuned": "after fine-tuning"}
 KINDS = {"loss": "Loss", "retrieval": "Retrieval by cosine", "margin": "Retrieval by margin"}
-KINDS |= {"drift": "Change of weights"}
-# Settings that change only what --probe measures in a baseline, not its scores.
-PROBED = ["unit", "layer", "pool_first", "realign_max_length", "limit_links"]
+KINDS |= {"drift": "Change of weights", "validation": "Validation loss"}
+LOSSES = ["loss", "validation"]  # the kinds that are no percentages, and whose x is a step
+# Settings that change only what --probe measures in a baseline, not its scores; and the updates
+# between two validations, of which a run that alternates needs twice as many for its task.
+PROBED = ["unit", "layer", "pool_first", "realign_max_length", "limit_links", "validate"]
 # Settings that do not distinguish the rows of a table.
 IGNORED = "seed languages data_dir probe realign_cache out device overwrite fingerprint".split()
 
@@ -56,6 +58,15 @@ def loss_steps(record: dict, name: str, means: int) -> list[int]:
     return [min(20 * i, steps) for i in range(1, means + 1)]
 
 
+def validation_steps(record: dict, checks: int) -> list[int]:
+    """Return how many batches of the task went before each check of the validation loss."""
+    config = record["config"]
+    batches = config["validate"] * config["accumulate"]
+    if record["schedule"] == "alternate":
+        batches //= 2
+    return [batches * i for i in range(1, checks + 1)]
+
+
 def parse(record: dict) -> pd.DataFrame:
     """Return one row per value of a record.
 
@@ -73,6 +84,9 @@ def parse(record: dict) -> pd.DataFrame:
             case ["losses", stage]:
                 steps = loss_steps(record, stage, len(content))
                 values += [("loss", stage, "", *pair) for pair in zip(steps, content)]
+            case ["validation", "losses"]:
+                steps = validation_steps(record, len(content))
+                values += [("validation", "validation", "", *pair) for pair in zip(steps, content)]
             case ["probe", "drift", stage, layer]:
                 index = 0 if layer == "emb" else int(layer) + 1
                 values.append(("drift", stage, "", index, content))
@@ -92,7 +106,7 @@ def read_file(file: Path) -> pd.DataFrame:
         data["known_flags"] = data.settings
     else:
         data = parse(json.loads(file.read_text("utf-8")))
-    highest = np.where(data.kind.isin(["loss", "drift"]), np.inf, 1)
+    highest = np.where(data.kind.isin([*LOSSES, "drift"]), np.inf, 1)
     if data.value.dtype.kind not in "fi" or data.seed.dtype.kind != "i":
         raise ValueError("a score or the seed is missing or not a number")
     if not data.value.between(0, highest).all():
@@ -194,7 +208,7 @@ def frame(data: pd.DataFrame) -> pd.DataFrame:
     """
 
     def fits(baseline: frozenset, row: frozenset, kind: str) -> bool:
-        ignored = PROBED if kind in ("score", "loss") else []
+        ignored = PROBED if kind in ["score", *LOSSES] else []
         return {(flag, value) for flag, value in baseline if flag not in ignored} <= row
 
     rows = data.loc[data.strategy != "baseline", ROW].drop_duplicates()

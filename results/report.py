@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from records import KINDS, NAMES, PAPER, describe, load, printable, read, shared, warn
+from records import KINDS, LOSSES, NAMES, PAPER, describe, load, printable, read, shared, warn
 
 MARKER = "# Made by `python "  # how a written report begins; other files are not overwritten
 LEGEND = """Scores are percentages: mean ± sample standard deviation over seeds, then the change
@@ -164,13 +164,14 @@ def table(rows: pd.DataFrame) -> str:
 
 
 def curves(part: pd.DataFrame) -> pd.DataFrame:
-    """Return the first and last loss of each stage, or all probed layers, by strategy."""
-    losses = {*part.kind} == {"loss"}
+    """Return the first and last training loss of each stage, or all other values, by strategy."""
+    kind = part.kind.iloc[0]
     part = part.assign(stage=pd.Categorical(part.name, part.name.unique()))  # keeps their order
     lines = part.pivot_table("value", ["stage", "x"], "strategy", observed=True)
-    lines = lines.groupby(level=0, observed=True).nth([0, -1]) if losses else 100 * lines
+    lines = lines.groupby(level=0, observed=True).nth([0, -1]) if kind == "loss" else lines
+    lines = lines if kind in LOSSES else 100 * lines
     text = lines.map("{:.3g}".format).replace("nan", "-")
-    unit = "step" if losses else "layer"
+    unit = "step" if kind in LOSSES else "layer"
     text.insert(0, "stage", [f"{stage}, {unit} {x}" for stage, x in lines.index])
     return text
 

@@ -600,6 +600,26 @@ def test_the_last_loss_stands_at_the_last_step(schedule, accumulate, updates, la
     assert records.loss_steps(run, "task", 3) == [20, 40, last]
 
 
+def test_validation_losses_stand_at_the_batches_of_the_task(tmp_path, capsys):
+    """A run that alternates validates half as often by updates, and as often by batches."""
+    runs = []
+    for strategy, validate, losses in [("baseline", 5, [1.5, 0.75, 0.8]), ("full", 10, [1.6, 0.7])]:
+        run = aligned(strategy, 1, None, validation={"loss": 0.7, "step": 10, "losses": losses})
+        run["config"] |= {"validate": validate, "accumulate": 2}
+        runs.append(run)
+    code, out, err = main(capsys, write(tmp_path / "runs", *runs))
+    rows = tables(out)["Validation loss, xSID, e5-small, alternate"]
+    assert (code, err) == (0, "")
+    assert rows == [
+        {"stage": "validation, step 10", "baseline": "1.5", "full": "1.6"},
+        {"stage": "validation, step 20", "baseline": "0.75", "full": "0.7"},
+        {"stage": "validation, step 30", "baseline": "0.8", "full": "-"},
+    ]
+    (axes,) = drawn(tmp_path / "runs")["runs-xsid-alternate-validation.svg"].axes
+    points = {line.get_label(): [*zip(*line.get_data())] for line in axes.lines}
+    assert points["baseline"] == [(10, 1.5), (20, 0.75), (30, 0.8)]
+
+
 def test_records_of_few_values_make_tables_too(tmp_path, capsys):
     runs = [record("front", scores={"en": 0.9}, losses={"finetune": [0.9, 0.4]})]
     runs += [record("full", scores={"en": 0.9, "de": 0.5}), record("back", scores={"fr": 0.5})]
