@@ -10,11 +10,15 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import correlation, mean, stdev
 
+import pandas as pd
 import pytest
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+sys.path.insert(0, str(RESULTS))
+import swap
+
 TEXT = (RESULTS / "README.md").read_text("utf-8")
 README = " ".join((RESULTS.parent / "README.md").read_text("utf-8").split())
 PUBLISHED = "paper.csv"
@@ -116,7 +120,7 @@ def test_every_folder_of_records_has_a_section(folder):
 
 def test_a_rate_that_rises_to_the_end():
     text, start = section(RISING), "| e5-small | before, dict"
-    for name, folder in (("by the words", FIVE_SEEDS), ("rising to the end", RISING)):
+    for name, folder in (("as the paper says", E5), ("rising to the end", RISING)):
         by_deviation, paired = report(folder).split("### PoS accuracy\n")[1].split("Paired by")[:2]
         row = row_of(by_deviation, start)
         seeds, baseline = str(len(by_strategy(folder)["baseline"])), row.split("|")[5].strip()
@@ -140,23 +144,37 @@ def test_a_rate_that_stays_constant_after_a_long_warm_up():
     assert line(*row) in section(RISING)
 
 
+def by_language(folder: str, strategy: str) -> dict[str, float]:
+    """Return the mean accuracy over seeds of realignment with the dictionary, by language."""
+    selected = by_strategy(folder)[strategy]
+    if folder == E5 and strategy != "baseline":
+        selected = by_strategy(folder, aligner="dictionary")[strategy]
+    assert set(selected) == {31, 42, 66}
+    scores = [points(run, [*run["scores"]]) for run in selected.values()]
+    return {code: mean(run[code] for run in scores) for code in scores[0]}
+
+
 def test_what_the_rising_rate_does_to_korean_and_english():
-    text, strategies = section(RISING), by_strategy(RISING)
-    changes = {name: defaultdict(list) for name in ("full", "front")}
-    for name, by_language in changes.items():
-        for seed, run in strategies[name].items():
-            base = strategies["baseline"][seed]
-            for code, value in points(run, [*run["scores"]]).items():
-                by_language[code].append(value - points(base, [code])[code])
-    harmed = [
-        {code for code, values in change.items() if mean(values) < 0} for change in changes.values()
-    ]
-    assert harmed == [{"ko"}, {"ko"}] and "Korean is harmed by both" in text
-    full, front = (f"{mean(changes[name]['en']):+.1f}" for name in ("full", "front"))
-    assert f"({full} by full, {front} by front-freezing)" in text
+    text, base = section(RISING), by_language(RISING, "baseline")
+    english, more_than_english, correlations = [], [], []
+    usual = by_language(E5, "baseline")
+    training = {code: usual[code] - base[code] for code in base}
+    for strategy in ("full", "front"):
+        scores = by_language(RISING, strategy)
+        change = {code: scores[code] - base[code] for code in base}
+        english.append(change.pop("en"))
+        assert {code for code, value in change.items() if value < 0} == {"ko"}
+        more_than_english.append([code for code in change if change[code] > english[-1]])
+        pairs = [(training[code], change[code]) for code in change]
+        correlations.append(correlation(*zip(*pairs)))
+    assert "Korean is harmed by both" in text
+    assert "({:+.1f} by full, {:+.1f} by front-freezing)".format(*english) in text
+    assert more_than_english == [["sk"], []] and "than all languages but Slovak" in text
+    assert "r = {:.2f} for full and {:.2f} for front-freezing".format(*correlations) in text
+    assert f"lowers Korean (by {-training['ko']:.1f})" in text
     levels = [
         mean(points(run, ["en"])["en"] for run in by_strategy(folder)["baseline"].values())
-        for folder in (RISING, FIVE_SEEDS)
+        for folder in (RISING, E5)
     ]
     assert "have {:.1f}% in English instead of {:.1f}%".format(*levels) in text
 
@@ -214,7 +232,7 @@ def test_languages_up_and_down_by_one_standard_deviation():
 
 def test_averages_of_five_seeds_on_a_gpu():
     text, selected = section(FIVE_SEEDS), by_strategy(FIVE_SEEDS)
-    averages, differences = [], []
+    averages, differences, by_code = [], [], []
     for strategy in STRATEGIES:
         seeds = selected[strategy]
         values = [average(run) for run in seeds.values()]
@@ -225,9 +243,12 @@ def test_averages_of_five_seeds_on_a_gpu():
         for run in runs(E5, strategy=strategy):  # on a CPU
             if run["config"]["layer"] in (None, -2):
                 differences.append(abs(average(run) - average(seeds[run["seed"]])))
+                same = points(seeds[run["seed"]])
+                by_code += [abs(value - same[code]) for code, value in points(run).items()]
     assert line("accuracy", *averages) in text
     assert f"The {len(differences)} averages" in text
     assert f"at most {max(differences):.2f}, and by {mean(differences):.2f} on average" in text
+    assert f"single languages differ by up to {max(by_code):.1f}" in text
 
 
 def test_languages_up_and_down_with_five_seeds_on_a_gpu():
@@ -247,13 +268,28 @@ def test_languages_that_gain_and_lose_by_sentences_in_each_seed():
     bases = by_strategy(E5, strategy="baseline")["baseline"]
     front = by_strategy(E5, strategy="front", aligner="none")["front"]
     full = by_strategy(E5, strategy="full", aligner="none")["full"]
-    ups = []
-    for seed, base in sorted(bases.items()):
+    for seed, base in bases.items():
         front_up, front_down = ups_and_downs(front[seed], base)
         full_up, full_down = ups_and_downs(full[seed], base)
         assert front_up > full_up and front_down < full_down  # as the answer says
-        ups.append(f"{front_up} against {full_up}")
-    assert f"in each seed ({', '.join(ups)})" in README
+    table = report(E5).split("Paired by seed:")[0]
+    (_, full_down), (_, front_down) = counts_in(row_of(table, "| e5-small | before, sentences "))[
+        :2
+    ]
+    assert f"harmed in {front_down} languages by it and in {full_down} by full" in README
+
+
+@pytest.mark.parametrize(
+    "aligner, trained", [("none", ["emb", "6"]), ("dictionary", ["emb", "6", "7", "8", "9", "10"])]
+)
+def test_how_many_layers_front_freezing_trains(aligner, trained):
+    text = section(WORDS_OR_SENTENCES)
+    assert "trains one layer of twelve (and the embeddings), with words five" in text
+    selected = [run for run in runs(E5, strategy="front", aligner=aligner) if "probe" in run]
+    assert selected
+    for run in selected:
+        drift = run["probe"]["drift"]["realigned"]
+        assert [layer for layer, change in drift.items() if change] == trained
 
 
 def test_languages_that_gain_by_words_or_by_sentences():
@@ -396,6 +432,22 @@ def test_massive():
     start = "| gemma3-270m | alternate | 3     | 1 {}"
     persian, english = (intervals_of(paired, start.format(g))[0] for g in ("aligned", "supervised"))
     assert line("change, paired", "", persian, "", english) in text
+    strict = [" ".join(pair) for pair in strict_intervals_of_massive()]
+    assert line("change of strict F1, paired", "", strict[0], "", strict[1]) in text
+    changes = []
+    for seed in (1, 2, 3):
+        base, full = (selected[one][seed]["scores"]["fa"] for one in ("baseline", "full"))
+        changes.append(f"{100 * (full['f1_strict'] - base['f1_strict']):+.1f}")
+    assert "{}, {} and {} strict F1".format(*changes) in text
+
+
+def strict_intervals_of_massive() -> list[tuple[str, str]]:
+    """Return (change, interval) of Persian and of English."""
+    table = report("gemma3-270m-massive").split("### MASSIVE strict F1\n")[1]
+    paired = table.split("Paired by seed:")[1].split("###")[0]
+    start = "| gemma3-270m | alternate | 3     | 1 {}"
+    groups = ("aligned", "supervised")
+    return [tuple(intervals_of(paired, start.format(g))[0].split(" ", 1)) for g in groups]
 
 
 def test_tasks_with_one_run():
@@ -470,9 +522,23 @@ def test_probes_after_each_stage_on_e5(strategy, unit, aligner):
         name = "all" if stage == "before" else strategy
         cells = retrieval(selected, stage, (0, 4, 7, 11, 12))
         assert line(unit, STAGES[stage], name, *cells) in text
-        if (unit, stage) == ("words", "finetuned"):
-            end = "with the baseline" if strategy == "baseline" else f"with {strategy}"
-            assert f"{cells[-1]}% {end}" in text
+
+
+def test_what_is_left_of_the_lead_of_realignment_after_fine_tuning():
+    """At the last layer, by words. The baseline before fine-tuning is the untrained model."""
+    last = {}
+    for strategy in ("baseline", "full", "front"):
+        aligner = {} if strategy == "baseline" else {"aligner": "dictionary"}
+        selected = [run for run in runs(E5, strategy=strategy, **aligner) if "probe" in run]
+        first = "before" if strategy == "baseline" else "realigned"
+        last[strategy] = [int(retrieval(selected, one, (12,))[0]) for one in (first, "finetuned")]
+    text = section("What the stages do to the layers")
+    (full, full_after), (front, front_after) = (
+        [one - base for one, base in zip(last[strategy], last["baseline"])]
+        for strategy in ("full", "front")
+    )
+    assert f"(+{full} points before fine-tuning, +{full_after} after it)" in text
+    assert f"half of its lead (+{front}, +{front_after})" in text
 
 
 @pytest.mark.parametrize("strategy, name", [("baseline", "baseline"), ("full", "alternating")])
@@ -483,6 +549,12 @@ def test_probes_after_each_stage_on_gemma(strategy, name):
     for stage in ("before", "finetuned"):
         cells = retrieval(selected, stage, (0, 9, 11, 12, 18))
         assert line("both" if stage == "before" else name, STAGES[stage], *cells) in text
+    if strategy == "full":
+        before = retrieval(selected, "before", (9, 11, 12, 18))
+        after = retrieval(selected, "finetuned", (9, 11, 12, 18))
+        at_9, at_11, *above = (int(b) - int(a) for a, b in zip(before, after))
+        sentence = "by {} points at the aligned layer, by {} to {} above it and by {} at layer 9"
+        assert sentence.format(at_11, min(above), max(above), at_9) in text
 
 
 # ---- README.md: was it reproduced? ---------------------------------------------------------------
@@ -535,15 +607,16 @@ def test_the_first_claim_from_the_published_scores():
     full, front = (published_ups_and_downs((*key, name))["up"] for name in ("full", "front"))
     languages = len(published()[*key, "front"])
     claim = "XLM-R, PoS: front-freezing helps more languages than full"
-    assert cell(claim) == f"{front} of {languages}, full {full} (recounted)"
+    p = swapped("PoS, XLM-R, dictionary", "helped")
+    assert cell(claim) == f"{front} of {languages}, full {full} ({p})"
     assert front - full == 7  # as the paper says
 
 
 @pytest.mark.parametrize(
     "claim, tasks",
     [
-        ("PoS, 3 models, 3 aligners: front-freezing can prevent harm", {"udpos": "accuracy"}),
-        ("NER, NLI, QA: the same", {"wikiann": "f1", "xnli": "accuracy", "xquad": "em"}),
+        ("PoS, 3 models, 3 aligners: it can prevent harm", {"udpos": "accuracy"}),
+        ("NER, NLI, QA, 3 models: the same", {"wikiann": "f1", "xnli": "accuracy", "xquad": "f1"}),
     ],
 )
 def test_harm_that_front_freezing_prevents(claim, tasks):
@@ -553,7 +626,69 @@ def test_harm_that_front_freezing_prevents(claim, tasks):
         if tasks.get(task) == metric:
             languages[strategy] += len(scores)
     assert languages["full"] == languages["front"]
-    assert cell(claim) == f"full harms {full} of {languages['full']}, front {front}"
+    name = "PoS, 3 models, 3 aligners" if "udpos" in tasks else "NER, NLI, QA (F1), 3 models"
+    p = swapped(name, "harmed")
+    assert cell(claim) == f"full harms {full} of {languages['full']}, it {front} ({p})"
+    if "udpos" in tasks:
+        by_chance = swap.harmed_by_chance(5) * languages["full"]
+        assert f"chance alone harms {by_chance:.0f} of {languages['full']}" in README
+
+
+@functools.cache
+def swap_table() -> str:
+    command = [sys.executable, RESULTS / "swap.py"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def swapped(name: str, counted: str) -> str:
+    """Return p of a row that results/swap.py prints, such as `p = 0.06` or `p < 0.001`."""
+    p = row_of(swap_table(), f"| {name} | {counted} |").split("|")[-2].strip()
+    return f"p {p}" if p.startswith("<") else f"p = {p}"
+
+
+def test_the_table_of_exchanged_runs():
+    table, _, chance = swap_table().partition("\n\n")
+    assert table in TEXT
+    three, five = re.findall(r"[\d.]+%", chance)
+    text = section(PUBLISHED)
+    assert f"marks {five} of languages as harmed with five seeds and {three} with three" in text
+
+
+def test_exchanged_runs_of_xlm_r_by_a_slow_loop():
+    key = ("udpos", "accuracy", "xlm-roberta-base")
+    base = published()[*key, "none", "baseline"]
+    full, front = (published()[*key, "dictionary", strategy] for strategy in ("full", "front"))
+    differences = []
+    for exchanged in range(2**5):  # bit k: exchange the runs of seed k
+        ups = []
+        for one, other in ((full, front), (front, full)):
+            ups.append(0)
+            for code, start in base.items():
+                pairs = enumerate(zip(one[code], other[code]))
+                values = [pair[exchanged >> seed & 1] for seed, pair in pairs]
+                deviation = max(stdev(values), stdev(start))
+                ups[-1] += mean(values) - mean(start) > deviation
+        differences.append(ups[1] - ups[0])
+    as_extreme = sum(abs(one) >= abs(differences[0]) for one in differences)
+    assert differences[0] == 7 and as_extreme == 2
+    assert swapped("PoS, XLM-R, dictionary", "helped") == f"p = {as_extreme / 32:.2f}"
+
+
+def test_exchanges_of_two_models_that_gain_by_opposite_strategies():
+    rows = []
+    for model, better in (("a", "front"), ("b", "full")):
+        for seed, noise in ((1, 0.0), (2, 0.01)):
+            for strategy in ("baseline", "full", "front"):
+                aligner = "none" if strategy == "baseline" else "dictionary"
+                score = noise + (0.9 if strategy == better else 0.5)
+                rows.append((model, "udpos", "f1", aligner, strategy, "de", seed, score))
+    columns = "model task name aligner strategy language seed value".split()
+    data = pd.DataFrame(rows, columns=columns)
+    only_a = data[data.model == "a"]
+    # With one seed exchanged, both strategies differ by 0.4 between the seeds: neither is up.
+    assert swap.exchanges(only_a)[:, :, 0].tolist() == [[0, 1], [0, 0], [0, 0], [1, 0]]
+    assert swap.compare("one", only_a, "helped") == "| one | helped | 1 | 0 | 1 | 0.50 |"
+    assert swap.compare("two", data, "helped") == "| two | helped | 2 | 1 | 1 | 1.00 |"
 
 
 def paired_rows(folder: str, start: str) -> list[str]:
@@ -569,27 +704,24 @@ def test_front_against_full_in_the_published_scores_paired_by_seed():
         differences[model] = re.findall(r"[-+]\d+\.\d \[.*?\]", row)[-1]
         if model == "xlm-roberta-base":
             (full, _), (front, _), *_ = counts_in(row)
-            assert f"front-freezing helps {front} languages and full {full}." in README
+            sentence = f"front-freezing helps XLM-R's PoS in {front} languages, full in {full}."
+            assert sentence in README
     for difference in differences.values():
         assert difference in README
 
 
-def test_the_first_claim_on_e5_small():
-    table = report(FIVE_SEEDS).split("Paired by seed:")[0]
-    (full, _), (front, _), _ = counts_in(row_of(table, "| e5-small | before, dict"))
-    seeds = len(by_strategy(FIVE_SEEDS)["front"])
-    (steps,) = {run["steps"]["finetune"] for run in runs(FIVE_SEEDS)}
-    claim = "e5-small, a stand-in: front-freezing helps more"
-    languages = len(runs(FIVE_SEEDS)[0]["scores"]) - 1  # without English
-    assert cell(claim) == f"{front} of {languages}, full {full} ({steps} steps, {seeds} seeds)"
-
-
-def test_the_first_claim_with_a_rate_that_never_decays():
-    (row,) = paired_rows(RISING, "| e5-small")
-    full, front, _ = re.findall(r"([-+]\d+\.\d) \[", row)
-    seeds = len(by_strategy(RISING)["front"])
-    claim = "The same, if the rate of fine-tuning never decays"
-    assert cell(claim) == f"{front} points, full {full} ({seeds} seeds)"
+@pytest.mark.parametrize(
+    "claim, folder",
+    [
+        ("e5-small, a stand-in: it gains more than full", FIVE_SEEDS),
+        ("The same, at a low rate that rises to the end", RISING),
+    ],
+)
+def test_the_first_claim_on_e5_small(claim, folder):
+    row = paired_rows(folder, "| e5-small")[0]
+    full, front, *_ = re.findall(r"([-+]\d+\.\d) \[", row)
+    seeds = len(by_strategy(folder)["front"])
+    assert cell(claim) == f"{front} points, full {full} (PoS, {seeds} seeds)"
 
 
 def test_the_layer_of_the_table():
@@ -608,7 +740,7 @@ def test_retrieval_at_the_aligned_layer():
         languages = run["probe"]["retrieval"][stage].values()
         shares.append(100 * mean(share[run["config"]["layer"]] for share in languages))
     claim = "Alignment: more translations become nearest neighbours"
-    assert cell(claim) == "from {:.0f}% to {:.0f}% (Gemma 3 270M)".format(*shares)
+    assert cell(claim) == "{:.0f}% to {:.0f}% (the same, 1 seed)".format(*shares)
 
 
 def test_transfer_to_aligned_languages():
@@ -616,15 +748,16 @@ def test_transfer_to_aligned_languages():
     (massive,) = [row for row in paired_rows("gemma3-270m-massive", "|") if "aligned" in row]
     change, interval = re.findall(pattern, massive)[0]
     claim = "MASSIVE: alignment helps languages without labels"
-    assert cell(claim) == f"{change} F1 (Gemma 3 270M, 3 seeds)"
-    assert f"The interval of {change} is {interval}" in README
+    (strict, _), *_ = strict_intervals_of_massive()
+    assert cell(claim) == f"{change} F1, strict {strict} (3 seeds)"
+    assert f"MASSIVE: {change} {interval}" in README
     (xsid,) = [
         row
         for row in paired_rows(GEMMA, "|")
         if "accumulate 1, layer 11" in row and "aligned" in row
     ]
     change, interval = re.findall(pattern, xsid)[0]
-    assert f"on xSID it is {change} {interval}" in README
+    assert f"xSID: {change} {interval}" in README
 
 
 def grid(**settings: str) -> int:
