@@ -391,7 +391,8 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
         log.start(step, group)
         for number, (examples, translations) in group[rank::world]:  # this process's share
-            torch.manual_seed((settings.seed << 32) | number)  # the same dropout in any process
+            # The same dropout in any process; of a seed, a CPU uses 32 bits.
+            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)

@@ -374,6 +374,21 @@ def test_the_same_seed_trains_the_same_way_and_another_seed_differently(tokenize
     assert all(torch.equal(first[2][name], again[2][name]) for name in first[2])
 
 
+def test_dropout_differs_between_seeds_and_between_batches(tokenizer, monkeypatch):
+    """torch takes 64 bits of a seed; the generator of a CPU uses 32 of them."""
+    masks, task_loss = [], af.task_loss
+
+    def watched(model, batch):
+        masks.append(torch.rand(8).tolist())  # what dropout would draw
+        return task_loss(model, batch)
+
+    monkeypatch.setattr(af, "task_loss", watched)
+    for seed in (31, 42):
+        settings = replace(SETTINGS, seed=seed, epochs=2)
+        finetune(tiny.build("bert"), tokenizer, tiny.tagged(9), settings)
+    assert len(masks) == 12 and len({tuple(mask) for mask in masks}) == 12
+
+
 @pytest.mark.parametrize("spec", ["none", "front", "back", "emb,1"])
 @pytest.mark.parametrize("unit", ["word", "sentence"])
 def test_during_fine_tuning_frozen_layers_have_the_gradient_of_the_task_alone(
