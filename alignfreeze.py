@@ -119,7 +119,7 @@ class Settings:
     checkpointing: bool = setting(False, "compute activations twice to save memory")
     # Data and output.
     data_dir: Path | None = setting(None, "folder of local data; None: download everything")
-    limit_train: int | None = setting(None, "maximum number of training examples per language")
+    limit_train: int | None = setting(None, "maximum per language, to train on and to validate on")
     limit_test: int | None = setting(None, "maximum number of test examples per language")
     limit_links: int = setting(100_000, "maximum number of sentence pairs per language")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; None: a GPU if there is one")
@@ -285,7 +285,7 @@ class PairBatch(NamedTuple):
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
     pairs: list[Pair]  # the text: (language, English, translation, links)
-    cut: list[int]  # for each pair, how many links were lost because its text was too long
+    cut: list[int]  # for each pair, links that its length lost; sentences: whether it was cut off
 
 
 def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Tensor:
@@ -391,8 +391,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
         log.start(step, group)
         for number, (examples, translations) in group[rank::world]:  # this process's share
-            # The same dropout in any process; of a seed, a CPU uses 32 bits.
-            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)
+            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # the batch's dropout
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
@@ -468,7 +467,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 def layer_numbers(spec: str, depth: int) -> list[int]:
     """Return the numbers of the layers that `spec` names. Raises UserError if there are none."""
     half, numbers = depth // 2, set()
-    nothing = dict.fromkeys(("full", "none", "baseline", "emb"), ())
+    nothing = dict.fromkeys(("full", "baseline", "emb"), ())
     groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes
     for part in spec.split(","):
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
@@ -479,7 +478,8 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             numbers.update(range(first, last + 1))
         else:
             message = f"'{part}' is unknown; use {', '.join(groups)}, or a list such as emb,0-2,11"
-            require(part in groups, f"--strategy {spec}", message)
+            is_alone = part not in ("full", "baseline") or part == spec
+            require(part in groups and is_alone, f"--strategy {spec}", message)
             has_parts = depth > 1 or part in nothing
             require(has_parts, f"--strategy {spec}", "one layer cannot be halved")
             numbers.update(groups[part])
@@ -743,7 +743,7 @@ class TrainingLog:
     def count(self, batch: PairBatch | None) -> None:
         for pair, cut in zip(batch.pairs, batch.cut) if batch else ():
             counts = self.aligned.setdefault(pair.language, Counter())
-            words = len(pair.links) - cut
+            words = max(0, len(pair.links) - cut)  # 0 with sentences
             counts.update(sentences=1, words=words, cut=cut, skipped=pair.skipped)
             counts["readings"] = pair.reading
 
@@ -839,11 +839,14 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
 def encode_texts(tokenizer, pairs: list[Pair], max_length: int, device="cpu") -> PairBatch:
     """Turn pairs of sentences into a batch, as plain text without a chat template."""
     texts = [pair.source for pair in pairs] + [pair.target for pair in pairs]
-    encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-    ids = [np.array(row or [tokenizer.pad_token_id]) for row in encoded]  # a text may be invisible
+    encoded = tokenizer(texts, truncation=True, max_length=max_length)
+    sides = in_chunks((bool(text.overflowing) for text in encoded.encodings), len(pairs))
+    cut = [int(any(pair)) for pair in zip(*sides)]
+    rows = encoded["input_ids"]
+    ids = [np.array(row or [tokenizer.pad_token_id]) for row in rows]  # a text may be invisible
     inputs = pad_inputs(ids, tokenizer.pad_token_id, device)
     english, other = torch.arange(len(texts), device=device).chunk(2)
-    return PairBatch(inputs, None, other, english, english, pairs, [0] * len(pairs))
+    return PairBatch(inputs, None, other, english, english, pairs, cut)
 
 
 def encode_words(
@@ -1559,6 +1562,8 @@ def load_xquad(language: str, split: str, settings) -> Iterator[dict]:
     """Load questions of XQuAD (https://huggingface.co/datasets/google/xquad); SQuAD to train."""
     hub = {"path": "google/xquad", "name": f"xquad.{language}", "split": "validation"}
     if split == "train":
+        message = "the hub has questions to train on in English only; use --data-dir"
+        require(settings.data_dir or language == SOURCE, f"xquad {language}", message)
         hub = {"path": "rajpurkar/squad", "name": "plain_text", "split": split}
     columns = {"question": str, "context": str, "answers": dict}
     for where, row in read_rows(settings, language, split, hub, **columns):
@@ -1701,9 +1706,16 @@ ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translati
 def load_slots(language: str, split: str, settings) -> Iterator[dict]:
     """Load commands with slots (MASSIVE, xSID), or texts with names (Universal NER).
 
+    Local data without a training file are trained on their validation file, and cannot validate.
     https://arxiv.org/abs/2204.08582, https://arxiv.org/abs/2311.09122
     """
     ambiguous = 0
+    folder = settings.data_dir and settings.data_dir / settings.task / language
+    if folder and split != "test" and not (folder / "train.jsonl").exists():
+        message = "without train.jsonl, its validation file is for training; leave out --validate"
+        require(split == "train", f"{settings.task} {language}", message)
+        say(f"{settings.task} {language}: no train.jsonl; training on its validation file")
+        split = "valid"
     for where, row in slot_rows(language, split, settings):
         text, slots = read_slots(where, row, language)
         example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text}
@@ -1727,16 +1739,10 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
 
 
 def slot_rows(language: str, split: str, settings) -> Iterator:
-    """Yield (location, row). Without training data, validation data are used in training only."""
+    """Yield (location, row)."""
     task, hub = settings.task, {}
     if settings.data_dir:
-        validation = "dev" if task == "uner" else "valid"
-        if split != "test" and not (settings.data_dir / task / language / "train.jsonl").exists():
-            say(f"{task} {language}: no train.jsonl; {validation}.jsonl is for training alone")
-            if split == "valid":
-                return
-            split = "valid"
-        split = split.replace("valid", validation)
+        split = "dev" if (task, split) == ("uner", "valid") else split
     else:
         configurations = {"massive": LOCALES, "uner": UNER}.get(task, [])
         name = {name[:2]: name for name in configurations}.get(language)
@@ -2167,6 +2173,7 @@ def train(
             curves, seen = finetune(model, tokenizer, features, settings, pairs, stop)
         losses, aligned = losses | curves, aligned | seen
         if best:
+            steps["finetune"] = best.pop("updates")  # fewer, if it stopped early
             model.load_state_dict(best.pop("weights"), strict=False)
             say(f"validation: kept the weights after {best['step']} updates, {best['loss']:.4f}")
         measure(probed, "finetuned", settings, model, tokenizer, probe_sets)
@@ -2210,6 +2217,7 @@ def keep_best(settings: Settings, model, tokenizer, features: list, best: dict) 
     best |= {"loss": math.inf, "step": 0, "losses": []}
 
     def stop(step: int) -> bool:
+        best["updates"] = step
         if step % settings.validate:
             return False
         model.eval()
@@ -2315,15 +2323,18 @@ def content_hash(settings: Settings) -> str:
     identities = [model_identity(settings.model)]
     for name, _ in map(parse_adapter, settings.adapter):
         identities.append(hash_files(adapter_folder(name).glob("adapter_*")))
-    paths = []
+    paths, codes = [], {*settings.train_languages, *settings.languages}
+    aligns = settings.strategy != "baseline" or settings.probe
+    if aligns:  # `massive` aligns its own texts
+        codes |= {SOURCE, *settings.realign_languages}
     if settings.data_dir:
-        for code in sorted({*settings.train_languages, *settings.languages}):
+        for code in codes:
             names = {code}
             if settings.task == "translation":  # the opposite direction may be read
                 names.add("-".join(reversed(sides_of(code))))
             for folder in [settings.data_dir / settings.task / name for name in names]:
                 paths += [path for path in folder.glob("*.*") if path.stem in SPLITS]
-    if settings.strategy != "baseline" or settings.probe:
+    if aligns:
         for code in settings.realign_languages:
             if settings.unit == "word" and settings.aligner not in ALIGNERS:
                 paths.append(Path(settings.aligner) / f"{SOURCE}-{code}.txt")
@@ -2402,6 +2413,9 @@ def validate_effects(settings: Settings) -> None:
     defaults, task = default_settings(settings), TASKS[settings.task]
     is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
     before = not is_aligned or settings.schedule == "before"  # flags may be shared with a baseline
+    decays = {settings.decay, settings.realign_decay}
+    has_warmup = settings.warmup or "inverse_sqrt" not in decays
+    require(has_warmup, "--warmup 0", "with inverse_sqrt, the rate would hardly fall; give more")
     for name, has_effect, other in [
         ("realign_steps", before, "--schedule before"),
         ("realign_lr", before, "--schedule before"),
@@ -2415,6 +2429,7 @@ def validate_effects(settings: Settings) -> None:
         ("adapter", task.new_tokens, "a task that generates text"),
         ("validate", task.new_tokens, "a task that generates text"),
         ("validate", settings.epochs, "fine-tuning (--epochs)"),
+        ("warmup", decays != {"constant"}, "another --decay"),
     ]:
         is_default = getattr(settings, name) == getattr(defaults, name)
         require(has_effect or is_default, flag_of(name), f"has no effect without {other}")
@@ -2433,8 +2448,9 @@ def validate_alignment(settings: Settings) -> None:
     elif is_aligned and is_word and aligner != "dictionary":
         message = "write the links first, by --write-links DIR; then train with --aligner DIR"
         require(aligner not in ALIGNERS, f"--aligner {aligner}", message)
-        message = f"is neither a folder of links nor one of {names}"
-        require(Path(aligner).is_dir(), f"--aligner {aligner}", message)
+        message = f"must be {names}, or a folder of links with another name"
+        is_folder = Path(aligner).is_dir() and Path(aligner).resolve().name not in ALIGNERS
+        require(is_folder, f"--aligner {aligner}", message)
     has_steps = settings.epochs or settings.realign_steps or not is_aligned
     require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")
 
@@ -2490,10 +2506,13 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     message = f"{settings.realign_max_length} must be 8 to {longest} subwords with this model"
     require(8 <= settings.realign_max_length <= longest, "--realign-max-length", message)
     embeddings_train = "emb" not in spec.split(",") and not settings.lora
-    layers_train = set(range(layer % (depth + 1))) - frozen_layers
+    below = set(range(layer % (depth + 1)))  # the layers that alignment reaches
     message = f"nothing below --layer {layer} trains; freeze fewer layers"
-    trains = spec == "baseline" or embeddings_train or layers_train
+    trains = spec == "baseline" or embeddings_train or below - frozen_layers
     require(trains, f"--strategy {spec}", message)
+    freezes = below & frozen_layers or (not embeddings_train and not settings.lora)
+    message = f"freezes nothing that alignment below --layer {layer} trains, as `full` does"
+    require(spec in ("full", "baseline") or freezes, f"--strategy {spec}", message)
 
 
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
@@ -2551,8 +2570,11 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
     prefix = "" if whole else f"{model.base_model_prefix}."
     mismatched = [key for key, *_ in info["mismatched_keys"]]
     missing = [key for key in [*info["missing_keys"], *mismatched] if key.startswith(prefix)]
-    missing = sorted(key for key in missing if "pooler" not in key)
+    poolers = [key for key in missing if "pooler" in key]
+    missing = sorted({*missing} - {*poolers})
     require(not missing, flag, f"its files lack {len(missing)} tensors, such as {missing[:1]}")
+    if poolers and not whole:
+        say(f"{flag}: has no pooler; that of the classifier starts at random")
     if mismatched:
         say(f"{flag}: the classifier of another size is not used ({', '.join(mismatched)})")
     return model
@@ -2668,7 +2690,8 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
             trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         os.replace(folder, path)
-    say(f"--save-model: {path}")
+    before = "".join(f" {adapter}" for adapter in settings.adapter)
+    say(f"--save-model: {path}" + (f"; use it as --adapter{before} {path}" if before else ""))
 
 
 def load_data(settings: Settings, tokenizer) -> tuple[list, list, dict]:

@@ -179,13 +179,15 @@ alignfreeze() {
   done
 }
 mid-align() {
-  local task model seed strategy
+  local task model seed strategy validate
   for task in ${TASKS-massive uner translation}; do
+    validate=(--validate 200)
+    [ "$task" != xsid ] || validate=()  # most of its languages have no other data to train on
     for model in ${MODELS-meta-llama/Meta-Llama-3-8B-Instruct Qwen/Qwen2.5-7B-Instruct}; do
       for seed in ${SEEDS-1 2 3}; do
         for strategy in ${STRATEGIES-baseline full}; do
           line "$PYTHON" alignfreeze.py --method mid-align --model "$model" --task "$task" \
-            --strategy "$strategy" --seed "$seed" --validate 200 --checkpointing \
+            --strategy "$strategy" --seed "$seed" "${validate[@]}" --checkpointing \
             --out "$OUT" $FLAGS
         done
       done

@@ -1,6 +1,7 @@
 """The command line: what a run writes, when it is skipped or refused, and how errors are shown."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -421,7 +422,9 @@ def test_the_saved_encoder_is_the_realigned_one_and_can_be_loaded(world, run, tm
     depth = encoder.config.num_hidden_layers
     assert moved == {"embeddings", *range(depth // 2, depth - 1)}  # the last one is not aligned
     again = run(model=folder, strategy="baseline", out=tmp_path / "again")
-    assert again.record()["model"] == "encoder"
+    assert again.record()["model"] == "encoder" and "pooler" not in again.out
+    again = run(model=folder, task="xnli", strategy="baseline", out=tmp_path / "xnli")
+    assert "encoder: has no pooler; that of the classifier starts at random" in again.out
 
 
 TAKEN = [("save_model", place) for place in ("folder", "file/encoder", "out", "s" * 300)]
@@ -543,13 +546,18 @@ BAD_FLAGS = {
     "--validate 5": "--validate", "--lora-dropout 1 --lora 4": "--lora-dropout",
     "--schedule during --realign-steps 9": "--realign-steps", "--no-pool-first": "--pool-first",
     "--aligner-model nowhere": "--aligner-model", "--aligner-layer 3": "--aligner-layer",
-    "--unit sentence --aligner fastalign": "--aligner",
+    "--unit sentence --aligner fastalign": "--aligner", "--strategy none": "'none' is unknown",
+    "--strategy front,baseline": "--strategy", "--strategy full,front": "--strategy",
+    "--strategy back --layer 2": "freezes nothing", "--strategy 2,3 --layer 2": "freezes nothing",
+    "--strategy emb --lora 4": "freezes nothing", "--decay constant --warmup 0.4": "--warmup",
+    "--decay inverse_sqrt --warmup 0": "--warmup 0", "--aligner links/dictionary": "another name",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("bad", BAD_FLAGS)
 def test_a_bad_flag_is_named(run, tmp_path, monkeypatch, untouched, bad):
     (tmp_path / "fastalign").mkdir()  # is not mistaken for the aligner
+    (tmp_path / "links/dictionary").mkdir(parents=True)  # a record would name the aligner
     monkeypatch.chdir(tmp_path)
     assert_refused(run(*bad.split()), BAD_FLAGS[bad])
 
@@ -657,6 +665,22 @@ def test_another_architecture_runs_or_is_refused(run, model, kind):
 # ---- Middle-layer alignment ----------------------------------------------------------------------
 
 
+def test_the_texts_that_massive_aligns_count_for_the_record(world, tmp_path):
+    data = tmp_path / "data"
+    for code in ("en", "qaa"):
+        shutil.copytree(world / f"data/xsid/{code}", data / f"massive/{code}")
+    argv = ["--method", "mid-align", "--task", "massive", "--model", str(world / "models/llama")]
+    argv += ["--data-dir", str(data), "--train-languages", "qab", "--languages", "qab"]
+    settings = af.parse_args([*argv, "--realign-languages", "qaa"])
+    baseline = dataclasses.replace(settings, strategy="baseline")
+    hashes = [(af.content_hash(settings), af.content_hash(baseline))]
+    for code in ("en", "qaa"):
+        (data / f"massive/{code}/train.jsonl").write_text("{}\n")
+        hashes.append((af.content_hash(settings), af.content_hash(baseline)))
+    assert len({aligned for aligned, _ in hashes}) == 3
+    assert len({alone for _, alone in hashes}) == 1
+
+
 @pytest.fixture
 def slots(world, monkeypatch) -> dict:
     """The settings of a run of middle-layer alignment that takes about a second."""
@@ -683,6 +707,20 @@ def test_a_language_model_learns_slots_with_adapters(run, slots):
     assert_refused(refused, "--validate", "has 6 updates")
 
 
+def test_a_run_that_stops_early_records_its_updates(run, slots, monkeypatch):
+    task_loss, rising = af.task_loss, itertools.count(1)
+
+    def loss(model, batch):
+        return task_loss(model, batch) if model.training else torch.tensor(float(next(rising)))
+
+    monkeypatch.setattr(af, "task_loss", loss)
+    result = run(**slots, validate=1, epochs=4)
+    record = result.record()
+    updates = record["steps"]["finetune"]
+    assert updates == len(record["validation"]["losses"]) == record["validation"]["step"] + 5 < 24
+    assert f"fine-tune: {updates} steps" in result.out and "updates" not in record["validation"]
+
+
 def test_saved_adapters_can_be_merged_and_count_for_the_record(run, slots, tmp_path):
     folder = tmp_path / "adapters"
     slots["strategy"] = "baseline"
@@ -695,6 +733,8 @@ def test_saved_adapters_can_be_merged_and_count_for_the_record(run, slots, tmp_p
     assert result.code == 0 and "merged with weight 0.5" in result.out
     assert result.record()["config"]["adapter"] == ["adapters=0.5"]
     assert "nothing to do" in run(**merged).out
+    more = run(**slots, adapter=folder, save_model=tmp_path / "more", out=tmp_path / "second")
+    assert f"use it as --adapter {folder} {tmp_path / 'more'}" in more.out
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)

@@ -511,7 +511,9 @@ def test_each_translation_is_compared_with_all_english_sentences(tokenizer):
     assert batch.positions is None
     assert batch.queries.tolist() == [7, 8, 9, 10, 11, 12, 13]
     assert batch.targets.tolist() == batch.candidates.tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert (batch.cut, batch.pairs) == ([0] * 7, pairs)
+    whole = [len(ids) > max_length for ids in tokenizer(texts)["input_ids"]]
+    cut = [int(source or target) for source, target in zip(whole[:7], whole[7:])]
+    assert (batch.cut, batch.pairs) == (cut, pairs) and {0, 1} == {*cut}
 
 
 @pytest.mark.parametrize("unit", ["word", "sentence"])

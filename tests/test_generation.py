@@ -329,20 +329,29 @@ def test_a_language_without_training_data_is_trained_on_validation_data(data, ca
     assert len(load(data, "xsid", "en", "train")) == 2
     assert len(load(data, "uner", "en", "train")) == 2
     output = capsys.readouterr().out
-    assert "xsid en: no train.jsonl; valid.jsonl is for training alone" in output
-    assert "uner en: no train.jsonl; dev.jsonl is for training alone" in output
+    assert "xsid en: no train.jsonl; training on its validation file" in output
+    assert "uner en: no train.jsonl; training on its validation file" in output
 
 
 def test_examples_of_training_do_not_validate(data, capsys):
     assert len(load(data, "massive", "en", "valid")) > 0
     assert capsys.readouterr().out == ""
-    assert load(data, "xsid", "en", "valid") == load(data, "uner", "en", "valid") == []
-    output = capsys.readouterr().out
-    assert "xsid en: no train.jsonl; valid.jsonl is for training alone" in output
-    assert "uner en: no train.jsonl; dev.jsonl is for training alone" in output
-    settings = af.Settings(task="xsid", train_languages=["en"], data_dir=data, max_length=256)
-    with pytest.raises(af.UserError, match="xsid, valid: there is nothing to learn"):
-        af.load_features(settings, decoder_tokenizer(True, True), "valid")
+    for task in ("xsid", "uner"):
+        with pytest.raises(af.UserError, match=f"{task} en: without train.jsonl"):
+            load(data, task, "en", "valid")
+
+
+def test_utterances_of_different_files_are_not_taken_for_translations(data):
+    """Numbers of rows may start again in each file."""
+    english = [{"text": "wake me", "slots": [], "id": 1}]
+    persian = [{"text": "tea", "slots": [], "id": 1}]
+    put(data / "massive/en/train.jsonl", english)
+    put(data / "massive/fa/valid.jsonl", persian)
+    settings = af.Settings(task="massive", data_dir=data)
+    with pytest.raises(af.UserError, match=r"massive/fa/train\.jsonl: file not found"):
+        [*af.utterance_pairs("fa", "train", settings)]
+    put(data / "massive/fa/train.jsonl", persian)
+    assert [*af.utterance_pairs("fa", "train", settings)] == [("wake me", "tea")]
 
 
 def test_a_row_of_massive_on_the_hub_has_its_slots_in_the_text():

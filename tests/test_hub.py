@@ -547,6 +547,12 @@ def test_generation_data_of_the_hub(monkeypatch, task, language, split, hub, row
         list(af.TASKS[task].load(language, split, settings))
 
 
+def test_questions_to_train_on_are_english_on_the_hub(monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", None)  # the hub is not even asked
+    with pytest.raises(af.UserError, match=r"xquad de: .* English only"):
+        list(af.TASKS["xquad"].load("de", "train", af.Settings(task="xquad")))
+
+
 @pytest.mark.parametrize(
     "task, language", [("xsid", "de"), ("massive", "gsw"), ("uner", "ja"), ("translation", "de")]
 )

@@ -99,10 +99,15 @@ def test_a_sentence_without_a_subword_becomes_a_padding_token():
 
 
 def test_a_long_sentence_is_cut_off(tokenizer):
-    pairs = [af.Pair("de", "the cat sees a dog", "le chat")]
-    ids = af.encode_texts(tokenizer, pairs, 4).inputs["input_ids"]
+    pairs = [af.Pair("de", "the cat sees a dog", "le chat"), af.Pair("de", "the dog", "le chat")]
+    batch = af.encode_texts(tokenizer, pairs, 4)
     expected = [["<s>", "the", "cat", "sees"], ["<s>", "le", "chat", "<pad>"]]
-    assert [[tiny.VOCABULARY[i] for i in row] for row in ids.tolist()] == expected
+    rows = batch.inputs["input_ids"][::2].tolist()
+    assert [[tiny.VOCABULARY[i] for i in row] for row in rows] == expected
+    assert batch.cut == [1, 0]
+    settings = replace(SENTENCES, realign_max_length=4, realign_batch_size=2)
+    _, aligned = realign(tiny.build("llama"), tokenizer, itertools.cycle(pairs), 3, settings)
+    assert aligned["de"] == {"sentences": 6, "words": 0, "cut": 3, "skipped": 0, "readings": 1}
 
 
 def test_sentence_alignment_changes_no_layer_above_and_no_frozen_layer(tokenizer):
