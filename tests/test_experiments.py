@@ -369,6 +369,19 @@ def test_xsid():
         assert line(str(run["seed"]), name, *in_groups(run)) in section(GEMMA)
 
 
+@pytest.mark.skipif("ALIGNFREEZE_DATA" not in os.environ, reason="needs real data")
+def test_sentences_of_xsid_that_are_trained_on_and_tested():
+    counts = []
+    for code in ("de", "it", "zh", "ar"):
+        folder, texts = Path(os.environ["ALIGNFREEZE_DATA"], "xsid", code), {}
+        for split in ("valid", "test"):
+            lines = (folder / f"{split}.jsonl").read_text("utf-8").splitlines()
+            texts[split] = [json.loads(line)["text"].lower() for line in lines]
+        counts.append(sum(text in texts["valid"] for text in texts["test"][:100]))
+    sentence = "first 100 test sentences in de, it, zh and ar, {}, {}, {} and {} also"
+    assert sentence.format(*counts) in section(GEMMA)
+
+
 def test_the_baselines_of_xsid_differ_by_seed():
     differences = []
     for group in GROUPS:
