@@ -456,6 +456,29 @@ def test_massive():
     assert "{}, {} and {} strict F1".format(*changes) in text
 
 
+def test_xsid_until_the_validation_loss_stops_falling():
+    folder, groups = "gemma3-270m-xsid-validated", (GROUPS[0], "id nl gsw", GROUPS[2])
+    selected, scores = by_strategy(folder), {}
+    for strategy, name in (("baseline", "baseline"), ("full", "alternating")):
+        run = selected[strategy][1]
+        best, every = run["validation"], run["config"]["validate"]
+        every, kept = (n // (2 if strategy == "full" else 1) for n in (every, best["step"]))
+        batches = f"{kept} of {every * len(best['losses'])}"
+        scores[strategy] = [average(run, group.split()) for group in groups]
+        cells = [f"{score:.1f}" for score in scores[strategy]]
+        assert line(name, batches, f"{best['loss']:.3f}", *cells) in section(folder)
+    codes = " ".join(groups).split()
+    one, other = (points(selected[name][1], codes) for name in ("baseline", "full"))
+    losses = [one[code] - other[code] for code in one]
+    text = f"in all {len(losses)} varieties, by {min(losses):.1f} to {max(losses):.1f} points"
+    assert min(losses) > 0 and text in section(folder)
+    pair = sum(sum(run["seconds"].values()) for run in runs(folder)) / 3600
+    assert f"a pair of runs takes {pair:.1f} hours" in section(folder)
+    changes = [f"{b - a:+.1f}" for a, b in zip(scores["baseline"], scores["full"])]
+    assert line("change", "", "", *changes) in section(folder)
+    assert f"after longer training by {changes[0]} (1 seed)" in README
+
+
 def strict_intervals_of_massive() -> list[tuple[str, str]]:
     """Return (change, interval) of Persian and of English."""
     table = report("gemma3-270m-massive").split("### MASSIVE strict F1\n")[1]
