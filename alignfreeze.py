@@ -2511,7 +2511,7 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     trains = spec == "baseline" or embeddings_train or below - frozen_layers
     require(trains, f"--strategy {spec}", message)
     freezes = below & frozen_layers or (not embeddings_train and not settings.lora)
-    message = f"freezes nothing that alignment below --layer {layer} trains, as `full` does"
+    message = f"freezes nothing that alignment trains (below --layer {layer}); use full"
     require(spec in ("full", "baseline") or freezes, f"--strategy {spec}", message)
 
 

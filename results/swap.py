@@ -1,4 +1,4 @@
-"""Test whether chance explains that more languages gain, or are harmed, by full than by front.
+"""Test whether chance explains why full and front help, or harm, different numbers of languages.
 
     python results/swap.py      the published scores, and e5-small with five seeds
 
