@@ -467,7 +467,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 def layer_numbers(spec: str, depth: int) -> list[int]:
     """Return the numbers of the layers that `spec` names. Raises UserError if there are none."""
     half, numbers = depth // 2, set()
-    nothing = dict.fromkeys(("full", "baseline", "emb"), ())
+    nothing = dict.fromkeys(("none", "full", "baseline", "emb"), ())
     groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes
     for part in spec.split(","):
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
@@ -478,7 +478,7 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             numbers.update(range(first, last + 1))
         else:
             message = f"'{part}' is unknown; use {', '.join(groups)}, or a list such as emb,0-2,11"
-            is_alone = part not in ("full", "baseline") or part == spec
+            is_alone = part == spec or part not in ("none", "full", "baseline")
             require(part in groups and is_alone, f"--strategy {spec}", message)
             has_parts = depth > 1 or part in nothing
             require(has_parts, f"--strategy {spec}", "one layer cannot be halved")

@@ -92,7 +92,7 @@ check() {
 }
 
 check_settings() {
-  local part="none|full|front|back|emb|[0-9]+(-[0-9]+)?"
+  local part="full|front|back|emb|[0-9]+(-[0-9]+)?"
   check METHODS "alignfreeze|mid-align" "alignfreeze or mid-align"
   check MODELS ".*" "names of models on the hub, or folders"
   check TASKS "udpos|wikiann|xquad|xnli|massive|uner|translation|xsid" \

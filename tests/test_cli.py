@@ -546,7 +546,7 @@ BAD_FLAGS = {
     "--validate 5": "--validate", "--lora-dropout 1 --lora 4": "--lora-dropout",
     "--schedule during --realign-steps 9": "--realign-steps", "--no-pool-first": "--pool-first",
     "--aligner-model nowhere": "--aligner-model", "--aligner-layer 3": "--aligner-layer",
-    "--unit sentence --aligner fastalign": "--aligner", "--strategy none": "'none' is unknown",
+    "--unit sentence --aligner fastalign": "--aligner", "--strategy none": "freezes nothing",
     "--strategy front,baseline": "--strategy", "--strategy full,front": "--strategy",
     "--strategy back --layer 2": "freezes nothing", "--strategy 2,3 --layer 2": "freezes nothing",
     "--strategy emb --lora 4": "freezes nothing", "--decay constant --warmup 0.4": "--warmup",

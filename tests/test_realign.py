@@ -263,7 +263,7 @@ def part_of(name: str) -> str:
 
 
 SPECS = {
-    "full": "", "front": "0 1", "back": "2 3", "0-2": "0 1 2", "3": "3",
+    "none": "", "full": "", "front": "0 1", "back": "2 3", "0-2": "0 1 2", "3": "3",
     "emb,1": "emb 1", "emb,front": "emb 0 1", "front,back": "0 1 2 3", "emb,0-1,3": "emb 0 1 3",
 }  # fmt: skip
 

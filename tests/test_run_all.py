@@ -182,7 +182,7 @@ def test_empty_and_wrong_settings_are_refused_in_one_line(run_all, arguments):
 
 
 def test_layers_and_folders_of_links_are_accepted(run_all, tmp_path):
-    settings = GRID | {"STRATEGIES": "emb,0-2 3 none front,emb", "ALIGNERS": tmp_path}
+    settings = GRID | {"STRATEGIES": "emb,0-2 3 full front,emb", "ALIGNERS": tmp_path}
     commands = run_all("--dry-run", **settings).commands
     assert len(commands) == 8
     assert {parsed(command).strategy for command in commands} == {*settings["STRATEGIES"].split()}
