@@ -29,9 +29,11 @@ STAGES = {"before": BEFORE, "realigned": "after alignment", "finetuned": "after 
 KINDS = {"loss": "Loss", "retrieval": "Retrieval by cosine", "margin": "Retrieval by margin"}
 KINDS |= {"drift": "Change of weights", "validation": "Validation loss"}
 LOSSES = ["loss", "validation"]  # the kinds that are no percentages, and whose x is a step
-# Settings that change only what --probe measures in a baseline, not its scores; and the updates
+# Settings that do not change the scores of a baseline, only what --probe measures; and the updates
 # between two validations, of which a run that alternates needs twice as many for its task.
-PROBED = ["unit", "layer", "pool_first", "realign_max_length", "limit_links", "validate"]
+PROBED = """unit layer temperature pool_first limit_links gather validate realign_languages
+realign_steps realign_batch_size realign_max_length realign_lr realign_decay""".split()
+LIMITS = ["limit_train", "limit_test"]
 # Settings that do not distinguish the rows of a table.
 IGNORED = "seed languages data_dir probe realign_cache out device overwrite fingerprint".split()
 
@@ -50,7 +52,8 @@ def warn(message: str) -> None:
 
 def loss_steps(record: dict, name: str, means: int) -> list[int]:
     """Return the last step of each mean of 20 losses. A step is a batch of the task or of pairs."""
-    stage = "realign" if name == "realign" else "finetune"
+    is_realigned = name == "align" and record["schedule"] == "before"
+    stage = "realign" if is_realigned or name == "realign" else "finetune"  # of older records
     updates = record.get("steps", {}).get(stage, 40 * means)
     steps = updates * record.get("config", {}).get("accumulate", 1)
     if record["schedule"] == "alternate":  # half of the batches are of the task
@@ -71,7 +74,8 @@ def parse(record: dict) -> pd.DataFrame:
     """Return one row per value of a record.
 
     The columns are the fields of the run and those of VALUE; `settings`, a set of (flag, value);
-    and `known_flags`, the set of all flags that the record mentions.
+    `known_flags`, the set of all flags that the record mentions; and `off`, of those that are 0,
+    false or empty, or limits that are not set.
     """
     settings, values = set(), []
     for key, content in pd.json_normalize(record, sep="\t").to_dict("records")[0].items():
@@ -94,7 +98,10 @@ def parse(record: dict) -> pd.DataFrame:
                 values += [(kind, stage, language, layer, v) for layer, v in enumerate(content)]
     run = {field: record[field] for field in [*NAMES[:5], "seed"]}
     run["settings"] = [frozenset(settings)] * len(values)
-    run["known_flags"] = [frozenset(record.get("config", ()))] * len(values)
+    config = record.get("config", {})
+    off = {flag for flag in config if config[flag] in (0, []) or flag in LIMITS}
+    off -= {flag for flag, _ in settings}
+    run |= {"known_flags": [frozenset(config)] * len(values), "off": [frozenset(off)] * len(values)}
     return pd.DataFrame(values, columns=VALUE).assign(**run)
 
 
@@ -103,7 +110,7 @@ def read_file(file: Path) -> pd.DataFrame:
     if file.suffix == ".csv":
         data = pd.read_csv(file, keep_default_na=False).rename(columns={"metric": "name"})
         data = data.assign(kind="score", x=0, settings=[frozenset()] * len(data))
-        data["known_flags"] = data.settings
+        data["known_flags"] = data["off"] = data.settings
     else:
         data = parse(json.loads(file.read_text("utf-8")))
     highest = np.where(data.kind.isin([*LOSSES, "drift"]), np.inf, 1)
@@ -207,14 +214,16 @@ def frame(data: pd.DataFrame) -> pd.DataFrame:
     was probed. `group` is the average in which the language counts.
     """
 
-    def fits(baseline: frozenset, row: frozenset, kind: str) -> bool:
+    def fits(baseline: frozenset, off: frozenset, row: frozenset, kind: str) -> bool:
         ignored = PROBED if kind in ["score", *LOSSES] else []
-        return {(flag, value) for flag, value in baseline if flag not in ignored} <= row
+        own = {(flag, value) for flag, value in baseline if flag not in ignored}
+        return own <= row and not off.difference(ignored) & dict(row).keys()
 
     rows = data.loc[data.strategy != "baseline", ROW].drop_duplicates()
     base = data[data.strategy == "baseline"].reset_index()
     served = base.merge(rows, on=["model", "task"], suffixes=["_own", ""])
-    served = served.loc[[*map(fits, served.settings_own, served.settings, served.kind)]]
+    fitting = map(fits, served.settings_own, served.off, served.settings, served.kind)
+    served = served.loc[[*fitting]]
     data = pd.concat([data.drop(served["index"].unique()), served], ignore_index=True)
     place = [*ROW, "strategy", "seed", *VALUE[:4]]
     conflicts = data.duplicated(place) & ~data.duplicated([*place, "value"])

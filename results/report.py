@@ -108,9 +108,10 @@ def bootstrap_interval(pairs: np.ndarray, size: int = 2**13) -> list[float]:
     """Return the 95% bootstrap interval of the mean of `pairs`, (seeds, languages).
 
     The bootstrap draws seeds and languages with replacement. This is its limit for infinitely many
-    draws, so no digit depends on chance. For each resample of the seeds, the sum over the drawn
-    languages is a sum of independent terms. Its distribution is a convolution, which is a power
-    after a Fourier transform. The values lie on a grid on which the sum has `size` points.
+    draws (of seeds, up to 6 of them), so no digit depends on chance. For each resample of the
+    seeds, the sum over the drawn languages is a sum of independent terms. Its distribution is a
+    convolution, which is a power after a Fourier transform. The values lie on a grid on which the
+    sum has `size` points.
     """
     counts, probability = seed_resamples(len(pairs))
     width = pairs.shape[1]

@@ -88,7 +88,9 @@ def ups_and_downs(run: dict, base: dict) -> tuple[int, int]:
 @functools.cache
 def report(folder: str) -> str:
     command = [sys.executable, RESULTS / "report.py", RESULTS / folder]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "left out" not in result.stderr
+    return result.stdout
 
 
 def row_of(table: str, start: str) -> str:
@@ -112,8 +114,9 @@ def counts_in(row: str) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_folder_of_records_has_a_section(folder):
+def test_every_folder_of_records_has_a_section_and_the_report_reads_it(folder):
     assert section(folder)
+    assert report(folder)
 
 
 # ---- AlignFreeze on e5-small ---------------------------------------------------------------------

@@ -600,6 +600,39 @@ def test_the_last_loss_stands_at_the_last_step(schedule, accumulate, updates, la
     assert records.loss_steps(run, "task", 3) == [20, 40, last]
 
 
+@pytest.mark.parametrize("name", ["align", "realign"])  # the second by earlier revisions
+def test_the_last_loss_of_realignment_stands_at_its_last_step(name):
+    run = {"schedule": "before", "steps": {"finetune": 20, "realign": 47}}
+    run["config"] = {"accumulate": 1}
+    assert records.loss_steps(run, name, 3) == [20, 40, 47]
+
+
+def test_a_record_with_more_realignment_than_fine_tuning_is_read(tmp_path, capsys):
+    losses = {"align": [3.0, 2.0, 1.0], "task": [0.5]}
+    run = record(losses=losses, steps={"finetune": 20, "realign": 60})
+    report.main([str(write(tmp_path / "runs", run))])
+    out, err = capsys.readouterr()
+    assert "left out" not in err and "70" in out
+
+
+@pytest.mark.parametrize("flag, value", [("limit_train", 100), ("lora", 8), ("warmup", 0.1)])
+def test_a_baseline_without_a_setting_is_not_compared_with_runs_that_have_it(tmp_path, flag, value):
+    off = None if flag == "limit_train" else 0
+    runs = [record("baseline", config={flag: off}), record(config={flag: value})]
+    runs += [record("front", config={flag: off, "weak": True})]
+    folder = write(tmp_path / "runs", *runs)
+    data = records.load(records.read(folder), published=False)
+    strategies = data.groupby("row").strategy.agg(lambda names: " ".join(sorted(set(names))))
+    assert sorted(strategies) == ["baseline front", "full"]
+
+
+def test_a_baseline_that_probes_serves_runs_with_another_rate_of_alignment(tmp_path):
+    runs = [record("baseline", config={"realign_lr": 2e-5, "temperature": 0.1})]
+    runs += [record(config={"realign_lr": 1e-4, "temperature": 1.5})]
+    data = records.load(records.read(write(tmp_path / "runs", *runs)), published=False)
+    assert set(data.strategy) == {"baseline", "full"} and data.row.nunique() == 1
+
+
 def test_validation_losses_stand_at_the_batches_of_the_task(tmp_path, capsys):
     """A run that alternates validates half as often by updates, and as often by batches."""
     runs = []
