@@ -75,7 +75,7 @@ Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
 
 @dataclasses.dataclass
 class Settings:
-    """All settings of a run. The defaults are those of AlignFreeze; `PRESETS` has the others."""
+    """All settings of a run. The defaults are those of AlignFreeze; `parse_args` adds others."""
 
     # What to run.
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
@@ -86,9 +86,9 @@ class Settings:
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
-    languages: list[str] = setting(lambda: TARGETS, "further test languages (the first paper's 34)")
+    languages: list[str] = setting(lambda: TARGETS, "further test languages")
     realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
-    # Alignment. A baseline ignores these settings; add a new one to OF_ALIGNMENT too.
+    # Alignment. A baseline without --probe ignores these; add a new one to OF_ALIGNMENT too.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -109,13 +109,13 @@ class Settings:
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates while the rate rises; >1: it never peaks")
     clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping")
-    max_length: int = setting(96, "subwords of an example, special tokens included")
+    max_length: int = setting(96, "subwords of a training example, special tokens included")
     precision: Literal["fp32", "bf16"] | None = setting(None, "None: bf16 where it is fast")
     lora: int = setting(0, "rank of the adapters; 0: no adapters, all weights train")
     lora_alpha: float = setting(16.0, "scales the adapters by alpha / rank")
     lora_dropout: float = setting(0.1, "dropout in front of the adapters")
     adapter: list[str] = setting(list, "DIR or DIR=WEIGHT: adapters to merge into the model first")
-    validate: int | None = setting(None, "check the validation loss every N updates")
+    validate: int | None = setting(None, "check every N updates, keep the best, stop after 5 worse")
     checkpointing: bool = setting(False, "compute activations twice to save memory")
     # Data and output.
     data_dir: Path | None = setting(None, "folder of local data; None: download everything")
@@ -123,7 +123,7 @@ class Settings:
     limit_test: int | None = setting(None, "maximum number of test examples per language")
     limit_links: int = setting(100_000, "maximum number of sentence pairs per language")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; None: a GPU if there is one")
-    save_model: Path | None = setting(None, "new folder for the realigned encoder, or the LLM")
+    save_model: Path | None = setting(None, "new folder for the realigned encoder, LLM or adapters")
     probe: bool = setting(False, "also measure retrieval of translations at every layer")
     write_links: Path | None = setting(None, "write links (fastalign, awesome, ...) here, and stop")
     out: Path = setting(Path("results/runs"), "folder for the record")
@@ -326,7 +326,7 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
 
     The layers named by `settings.strategy` do not train. pairs: `Pair`s, in a list that is repeated
     as often as needed, or in an iterator. Returns (losses, counts of pairs) as `optimize` does.
-    Raises UserError if an iterator ends too early.
+    Raises UserError if an iterator ends before the last update.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -465,7 +465,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 
 
 def layer_numbers(spec: str, depth: int) -> list[int]:
-    """Return the numbers of the layers that `spec` names. Raises UserError if there are none."""
+    """Return the numbers of the layers that `spec` names. Raises UserError for unknown ones."""
     half, numbers = depth // 2, set()
     nothing = dict.fromkeys(("none", "full", "baseline", "emb"), ())
     groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes
@@ -473,11 +473,11 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if span:
             first, last = int(span[1]), int(span[2] or span[1])
-            message = f"layers are numbered from 0 to {depth - 1}"
+            message = f"layers are numbered from 0 to {depth - 1}, the lower one first"
             require(first <= last < depth, f"--strategy {spec}", message)
             numbers.update(range(first, last + 1))
         else:
-            message = f"'{part}' is unknown; use {', '.join(groups)}, or a list such as emb,0-2,11"
+            message = f"cannot use '{part}'; give {', '.join(groups)}, or a list such as emb,0-2,11"
             is_alone = part == spec or part not in ("none", "full", "baseline")
             require(part in groups and is_alone, f"--strategy {spec}", message)
             has_parts = depth > 1 or part in nothing
@@ -515,7 +515,10 @@ def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def embeddings(encoder: nn.Module) -> nn.Module:
-    """Return the module that makes the input of the first layer: it holds the word embeddings."""
+    """Return the module that holds the word embeddings, with the positions if they share one.
+
+    In GPT-2 and OPT these stand apart, as the projection of a small ELECTRA does.
+    """
     words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
     for module in encoder.children():
         if words in module.modules() and layers not in module.modules():
@@ -628,6 +631,8 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
         message = "the model's outputs are not numbers (NaN)"
         require(not logits.isnan().any(), "generation", message)
 
+    # A model's own configuration may sample, or penalise repetition, which copies need.
+    model.generation_config = greedy_decoding(model, tokenizer)
     head = model.get_output_embeddings()
     with head.register_forward_pre_hook(contiguous), head.register_forward_hook(validate):
         ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
@@ -786,7 +791,7 @@ class Pair(NamedTuple):
     source: list[str] | str
     target: list[str] | str
     links: Links = ()
-    skipped: int = 0  # pairs without a link that were passed over before this one
+    skipped: int = 0  # pairs that were not usable and were passed over before this one
     reading: int = 1  # 2 when the text of this language is read for the second time, and so on
 
 
@@ -978,7 +983,7 @@ class ParallelText:
     def stream(self) -> Iterator[Pair]:
         """Yield pairs without end, shuffled anew in each reading of the text.
 
-        Pairs without a link are skipped and counted. Raises UserError if no pair has a link.
+        Pairs that are not usable are skipped and counted. Raises UserError if all are skipped.
         """
         skipped = 0
         for reading in itertools.count(1):
@@ -986,13 +991,19 @@ class ParallelText:
             seed = f"{self.settings.seed} {self.language} {reading}"
             for number, line in shuffled(enumerate(self.lines()), seed):
                 pair = self.pair(number, line)
-                if pair.links or self.settings.unit == "sentence":
+                if is_usable(pair):
                     yield pair._replace(skipped=skipped, reading=reading)
                     skipped, is_empty = 0, False
                 else:
                     skipped += 1
-            message = "no sentence pair has a link; check the dictionary or the links"
+            message = "no sentence pair has both sides or a link; check texts, dictionary and links"
             require(not is_empty, f"{SOURCE}-{self.language}", message)
+
+
+def is_usable(pair: Pair) -> bool:
+    """Return whether a pair of words has a link, or a pair of sentences two sides."""
+    is_text = isinstance(pair.source, str)
+    return bool(pair.source.strip() and pair.target.strip() if is_text else pair.links)
 
 
 def parallel_lines(language: str, settings: Settings, part: str) -> Iterator[tuple[str, str]]:
@@ -1080,6 +1091,7 @@ EM_ITERATIONS = 5  # four that train, and one that reads off the links
 def dictionary_links(source: list, target: list, forward: dict, backward: dict) -> Links:
     """Link words by a bilingual dictionary, only where nothing is ambiguous (Gaschi et al. 2023).
 
+    As in the authors' code, capitals count: a dictionary in small letters does not link `Hund`.
     (i, j) is a link if `j` is the only position in the target sentence of a translation of
     `source[i]` (`forward`), and `i` the only position in the source sentence of a translation of
     `target[j]` (`backward`).
@@ -1201,7 +1213,7 @@ def write_links(settings: Settings) -> None:
             entries = {word: sorted(others) for word, others in text.forward.items()}
             origin["dictionary"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
         if links_exist(path, origin):
-            say(f"{path} exists: nothing to do")
+            say(f"{path.with_suffix('.words.txt')} exists: nothing to do")
             continue
         write_whole(path.with_suffix(".json"), json.dumps(origin, indent=1).encode())
         if settings.aligner == "dictionary":
@@ -2281,7 +2293,7 @@ def default_settings(settings: Settings) -> Settings:
 def settings_of_run(settings: Settings) -> dict:
     """Return the settings that determine a result, as the record shows them; paths by their name.
 
-    The settings of the alignment do not count for a baseline, unless --probe uses them.
+    The settings of the alignment do not count for a baseline, unless it probes.
     """
     values = dataclasses.asdict(settings)
     for name in NOT_RECORDED:
@@ -2303,7 +2315,7 @@ def settings_of_run(settings: Settings) -> dict:
 def record_name(settings: Settings) -> str:
     """Return `<model>_<task>_<strategy>_<schedule>_<aligner>_<seed>`.
 
-    Six digits follow, a hash of the settings that are not the method's defaults, if there are any.
+    Six digits follow, a hash of the settings that are not defaults, if there are any.
     """
     values = settings_of_run(settings)
     defaults = dataclasses.asdict(default_settings(settings)) | {"precision": "fp32"}
@@ -2325,7 +2337,7 @@ def content_hash(settings: Settings) -> str:
         identities.append(hash_files(adapter_folder(name).glob("adapter_*")))
     paths, codes = [], {*settings.train_languages, *settings.languages}
     aligns = settings.strategy != "baseline" or settings.probe
-    if aligns:  # `massive` aligns its own texts
+    if aligns and settings.task == "massive":  # it aligns its own texts
         codes |= {SOURCE, *settings.realign_languages}
     if settings.data_dir:
         for code in codes:
@@ -2393,11 +2405,12 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
 
 
 def validate_settings(settings: Settings) -> None:
-    """Validate all flags before anything is loaded. Raises UserError."""
+    """Validate the flags that need no model, before anything is loaded. Raises UserError."""
     for name, value in vars(settings).items():
         if type(value) in (int, float) and name != "layer":
+            lowest = "0 or more" if name in MAY_BE_ZERO else "more than 0"
             in_range = 0 < value < 2**32 or (value == 0 and name in MAY_BE_ZERO)
-            require(in_range, flag_of(name), f"{value} must be more than 0 and less than 2^32")
+            require(in_range, flag_of(name), f"{value} must be {lowest} and less than 2^32")
     require(settings.lora_dropout < 1, "--lora-dropout", "must be less than 1")
     validate_effects(settings)
     validate_alignment(settings)
@@ -2458,9 +2471,7 @@ def validate_alignment(settings: Settings) -> None:
 def validate_languages(settings: Settings) -> None:
     """Raise UserError for a code without data on the hub, or one that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
-        needs_treebank = settings.task == "udpos" or (
-            name == "realign_languages" and settings.task != "massive"
-        )
+        needs_treebank = settings.task == "udpos" and name != "realign_languages"
         for code in getattr(settings, name):
             is_code = regex.fullmatch(r"[\w-]+", code)
             require(is_code, flag_of(name), f"'{code}' is not a language code")
@@ -2557,7 +2568,7 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
 
 
 def load_model(name: str, head=transformers.AutoModel, flag="--model", **options) -> nn.Module:
-    """Load a pretrained model in float32.
+    """Load a pretrained model, in float32 by default.
 
     Raises UserError if weights are missing that are neither of a task's head nor of a pooler.
     """
@@ -2574,7 +2585,7 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
     missing = sorted({*missing} - {*poolers})
     require(not missing, flag, f"its files lack {len(missing)} tensors, such as {missing[:1]}")
     if poolers and not whole:
-        say(f"{flag}: has no pooler; that of the classifier starts at random")
+        say(f"{flag}: has no pooler; a random one is added, which --lora does not train")
     if mismatched:
         say(f"{flag}: the classifier of another size is not used ({', '.join(mismatched)})")
     return model
@@ -2596,8 +2607,6 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
             model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = model.num_parameters(only_trainable=True)
         say(f"adapters of rank {settings.lora}: {count / 1e6:.2f}M parameters train")
-    if task.new_tokens:  # a model's own configuration may penalise repetition, which copies need
-        model.generation_config = greedy_decoding(model, tokenizer)
     if settings.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
@@ -2690,8 +2699,9 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
             trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         os.replace(folder, path)
-    before = "".join(f" {adapter}" for adapter in settings.adapter)
-    say(f"--save-model: {path}" + (f"; use it as --adapter{before} {path}" if before else ""))
+    before = "".join(f"{adapter} " for adapter in settings.adapter)
+    needs_both = before and settings.lora  # else the merged adapters are part of what is saved
+    say(f"--save-model: {path}" + (f"; use it as --adapter {before}{path}" if needs_both else ""))
 
 
 def load_data(settings: Settings, tokenizer) -> tuple[list, list, dict]:
@@ -2813,11 +2823,11 @@ def probe_pairs(text: ParallelText) -> list[Pair]:
             if not words & linked:
                 links.append((i, j))
                 linked |= words
-        if links or text.settings.unit == "sentence":
+        if is_usable(pair._replace(links=links)):
             chosen.append(pair._replace(links=links))
         if len(chosen) == PROBE_PAIRS:
             break
-    message = "no line of the text for the probe has a link; check the dictionary or the links"
+    message = "no line of the text for the probe has a link; check the dictionary"
     require(chosen, f"--probe, {text.language}", message)
     return chosen
 
@@ -2884,7 +2894,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     message = f"choose from {', '.join(TASKS)}"
     require(chosen.task in TASKS, f"--task {chosen.task}", message)
     task = TASKS[chosen.task]
-    parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
+    if Path(chosen.model).name != "mid-align":  # a folder with the name of the method
+        parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
     parser.set_defaults(**{name: getattr(task, name) for name in TASK_SETTINGS})
     for action in parser._actions:
         count = sum(word.split("=")[0] in action.option_strings for word in argv)
@@ -2923,7 +2934,7 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if dist.is_initialized():  # another process failed, most likely; torchrun ends this one
             time.sleep(5)
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", str(error)):
             raise
         print("alignfreeze: out of memory; use smaller batches or lengths", file=sys.stderr)
         return 2

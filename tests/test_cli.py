@@ -562,7 +562,23 @@ def test_a_bad_flag_is_named(run, tmp_path, monkeypatch, untouched, bad):
     assert_refused(run(*bad.split()), BAD_FLAGS[bad])
 
 
-@pytest.mark.parametrize("flag", ["--languages", "--realign-languages", "--train-languages"])
+@pytest.mark.parametrize("task", [*af.TASKS])
+def test_the_defaults_of_every_task_pass_the_checks_of_languages(task):
+    if task == "translation":
+        pytest.importorskip("sacrebleu")
+    method = "mid-align" if af.TASKS[task].new_tokens else "alignfreeze"
+    settings = af.parse_args(["--method", method, "--task", task])
+    if task == "translation":  # not each installation can split Japanese
+        settings.languages = ["en-uk"]
+    af.validate_languages(settings)
+
+
+def test_a_model_may_have_the_name_of_a_method():
+    settings = af.parse_args(["--model", "models/mid-align"])
+    assert settings == dataclasses.replace(af.parse_args([]), model="models/mid-align")
+
+
+@pytest.mark.parametrize("flag", ["--languages", "--train-languages"])
 def test_a_language_that_the_hub_does_not_have_is_named(run, untouched, flag):
     hub = dict.fromkeys(["data_dir", "languages", "realign_languages"])
     assert_refused(run(flag, "de", "qax", **hub), flag, "'qax'")
@@ -735,6 +751,9 @@ def test_saved_adapters_can_be_merged_and_count_for_the_record(run, slots, tmp_p
     assert "nothing to do" in run(**merged).out
     more = run(**slots, adapter=folder, save_model=tmp_path / "more", out=tmp_path / "second")
     assert f"use it as --adapter {folder} {tmp_path / 'more'}" in more.out
+    whole = slots | {"lora": 0, "lr": 1e-4, "adapter": folder, "save_model": tmp_path / "whole"}
+    assert "use it as" not in run(**whole, out=tmp_path / "third").out
+    assert (tmp_path / "whole/config.json").exists()
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)

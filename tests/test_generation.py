@@ -514,6 +514,22 @@ def test_the_tokenizers_of_bleu_stand_in_the_record(data, world, tmp_path, monke
     assert list(record["scores"]) == ["en-de", "en-zh-TW"]
 
 
+def test_translation_is_aligned_with_local_text(data, world, tmp_path, monkeypatch):
+    pytest.importorskip("sacrebleu")
+    short = af.TASKS["translation"]._replace(new_tokens=2)
+    monkeypatch.setitem(af.TASKS, "translation", short)
+    put(data / "translation/en-de/train.tsv", ["Good day\tGuten Tag", "Yes\tJa"])
+    put(data / "parallel/en-de.tsv", ["Good day\tGuten Tag", "Yes\tJa"])
+    argv = ["--task", "translation", "--method", "mid-align", "--layer", "1", "--epochs", "1"]
+    argv += ["--train-languages", "en-de", "--languages", "de-en", "--realign-languages", "de"]
+    argv += ["--model", str(world / "models/llama"), "--data-dir", str(data), "--device", "cpu"]
+    argv += ["--max-length", "256", "--realign-max-length", "64", "--realign-batch-size", "2"]
+    assert af.main([*argv, "--out", str(tmp_path / "runs")]) == 0
+    (path,) = (tmp_path / "runs").glob("*.json")
+    record = json.loads(path.read_text("utf-8"))
+    assert set(record["losses"]) == {"task", "align"} and set(record["pairs"]) == {"de"}
+
+
 def test_directions_without_validation_data_on_the_hub_are_left_out_and_named(
     data, monkeypatch, capsys
 ):

@@ -668,6 +668,14 @@ def test_whole_sentences_need_no_links_and_none_of_them_is_skipped(data_dir):
     assert {(tuple(pair.links), pair.skipped) for pair in pairs} == {((), 0)}
 
 
+def test_sentences_without_a_translation_are_passed_over_and_counted(data_dir):
+    write(data_dir / "parallel/en-de.tsv", "a\tb", "only English\t", "\tnur Deutsch", " \tx")
+    settings = af.Settings(unit="sentence", data_dir=data_dir)
+    pairs = list(itertools.islice(af.ParallelText("de", settings).stream(), 10))
+    assert {(pair.source, pair.target) for pair in pairs} == {("a", "b")}
+    assert sum(pair.skipped for pair in pairs[1:-1]) + pairs[0].skipped >= 3 * 8
+
+
 def of_all(data_dir: Path, *languages: str) -> Iterator[af.Pair]:
     """Return the pairs of a run, of several languages."""
     flags = ["--data-dir", str(data_dir), "--seed", "31", "--realign-languages", *languages]
@@ -748,7 +756,7 @@ def test_a_text_without_any_link_is_an_error_instead_of_an_endless_search(data_d
     write(data_dir / "parallel/en-de.tsv", "none\tkeins", "same\tsame")
     folder = write(data_dir / "links/en-de.txt", "", "0-0").parent
     aligner = str(folder) if aligner == "folder" else aligner
-    with pytest.raises(af.UserError, match="en-de: no sentence pair has a link"):
+    with pytest.raises(af.UserError, match="en-de: no sentence pair has both sides or a link"):
         next(stream("de", aligner, data_dir, 31))
 
 
