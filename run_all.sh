@@ -11,18 +11,20 @@
 #   ./run_all.sh test        the tests
 #
 # With --dry-run, only the commands are printed, one on each line and quoted for the shell. Other
-# machines can run them in any order after those with --write-links.
+# machines can run those of the grid in any order after those with --write-links.
 #
-# Settings are environment variables. These are lists of words; the papers' values are the defaults:
+# Settings are environment variables. These are lists of words; the papers' values are the defaults.
+# A list that is set holds for all runs: name METHODS, too, if it fits one method only.
 #   METHODS      alignfreeze mid-align
 #   MODELS       names on the hub, or folders
-#   TASKS        udpos wikiann xquad xnli; massive uner translation xsid
+#   TASKS        udpos wikiann xquad xnli; massive uner translation, or xsid
 #   STRATEGIES   baseline full front back, or layers such as 0-5 or emb,0-2,11
 #   SCHEDULES    before during; AlignFreeze only
-#   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only
+#   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only. By default,
+#                tasks other than udpos have the first schedule and the first aligner
 #   SEEDS        numbers
 #
-# Other settings:
+# Other settings, of which `toy` uses PYTHON only:
 #   FLAGS    more flags for every command, such as "--data-dir DIR"; quotes have no effect
 #   OUT      folder of the records (results/runs)
 #   LINKS    folder of the links of fastalign and awesome (results/links)
