@@ -1213,7 +1213,7 @@ def write_links(settings: Settings) -> None:
             entries = {word: sorted(others) for word, others in text.forward.items()}
             origin["dictionary"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
         if links_exist(path, origin):
-            say(f"{path.with_suffix('.words.txt')} exists: nothing to do")
+            say(f"{path.with_suffix('')}.* exist: nothing to do")
             continue
         write_whole(path.with_suffix(".json"), json.dumps(origin, indent=1).encode())
         if settings.aligner == "dictionary":
@@ -1409,6 +1409,10 @@ TREEBANKS = {  # language: UD treebank. English is to train on, the other 34 to 
     "uk": "Ukrainian-IU", "vi": "Vietnamese-VTB", "zh": "Chinese-GSD",
 }  # fmt: skip
 SOURCE, *TARGETS = TREEBANKS
+OPUS = """af am an ar as az be bg bn br bs ca cs cy da de dz el eo es et eu fa fi fr fy ga gd gl gu
+ha he hi hr hu hy id ig is it ja ka kk km kn ko ku ky li lt lv mg mk ml mn mr ms mt my nb ne nl nn
+no oc or pa pl ps pt ro ru rw se sh si sk sl sq sr sv ta te tg th tk tr tt ug uk ur uz vi wa xh yi
+yo zh zu""".split()  # languages of OPUS-100, with English
 Tokens = transformers.AutoModelForTokenClassification
 Sentences = transformers.AutoModelForSequenceClassification
 Answers = transformers.AutoModelForQuestionAnswering
@@ -2471,12 +2475,14 @@ def validate_alignment(settings: Settings) -> None:
 def validate_languages(settings: Settings) -> None:
     """Raise UserError for a code without data on the hub, or one that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
-        needs_treebank = settings.task == "udpos" and name != "realign_languages"
+        known = TREEBANKS if settings.task == "udpos" else None  # None: the loader knows
+        if name == "realign_languages":
+            known = None if settings.task == "massive" else OPUS
         for code in getattr(settings, name):
             is_code = regex.fullmatch(r"[\w-]+", code)
             require(is_code, flag_of(name), f"'{code}' is not a language code")
-            exists = settings.data_dir or not needs_treebank or code in TREEBANKS
-            message = f"no data of '{code}' on the hub; choose from {' '.join(TREEBANKS)}"
+            exists = settings.data_dir or known is None or code in known
+            message = f"no data of '{code}' on the hub; choose from {' '.join(known or ())}"
             require(exists, flag_of(name), message)
     if settings.task == "translation":  # sacrebleu may lack a tokenizer
         for direction in [*settings.train_languages, *settings.languages]:

@@ -506,7 +506,7 @@ def test_links_that_exist_are_left_as_they_are(data, tmp_path, monkeypatch, caps
     before = contents(folder)
     assert len(calls) == 30
     assert write_links(data, folder) == 0
-    assert "exists" in capsys.readouterr().out
+    assert "exist: nothing to do" in capsys.readouterr().out
     assert len(calls) == 30 and contents(folder) == before
 
 

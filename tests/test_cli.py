@@ -424,7 +424,7 @@ def test_the_saved_encoder_is_the_realigned_one_and_can_be_loaded(world, run, tm
     again = run(model=folder, strategy="baseline", out=tmp_path / "again")
     assert again.record()["model"] == "encoder" and "pooler" not in again.out
     again = run(model=folder, task="xnli", strategy="baseline", out=tmp_path / "xnli")
-    assert "encoder: has no pooler; that of the classifier starts at random" in again.out
+    assert "encoder: has no pooler; a random one is added" in again.out
 
 
 TAKEN = [("save_model", place) for place in ("folder", "file/encoder", "out", "s" * 300)]
@@ -472,7 +472,7 @@ def test_links_that_exist_are_kept(world, run, tmp_path):
     assert run(**settings).code == 0
     content = {path: path.read_bytes() for path in links.iterdir()}
     again = run(**settings)
-    assert again.code == 0 and f"{links / 'en-qab.txt'} exists: nothing to do" in again.out
+    assert again.code == 0 and f"{links / 'en-qab'}.* exist: nothing to do" in again.out
     encoder = {"aligner_model": world / "models/bert", "aligner_layer": 1}
     for other in ({"aligner": "awesome"} | encoder, {"limit_links": 21}):
         assert_refused(run(**settings | other), str(links / "en-qaa.txt"), "folder")
@@ -578,7 +578,7 @@ def test_a_model_may_have_the_name_of_a_method():
     assert settings == dataclasses.replace(af.parse_args([]), model="models/mid-align")
 
 
-@pytest.mark.parametrize("flag", ["--languages", "--train-languages"])
+@pytest.mark.parametrize("flag", ["--languages", "--realign-languages", "--train-languages"])
 def test_a_language_that_the_hub_does_not_have_is_named(run, untouched, flag):
     hub = dict.fromkeys(["data_dir", "languages", "realign_languages"])
     assert_refused(run(flag, "de", "qax", **hub), flag, "'qax'")
