@@ -515,9 +515,9 @@ def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 def embeddings(encoder: nn.Module) -> nn.Module:
-    """Return the module that holds the word embeddings, with the positions if they share one.
+    """Return the module that holds the word embeddings, and most often those of positions.
 
-    In GPT-2 and OPT these stand apart, as the projection of a small ELECTRA does.
+    GPT-2 and OPT keep positions elsewhere, and a small ELECTRA its projection: these are left out.
     """
     words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
     for module in encoder.children():

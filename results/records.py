@@ -29,8 +29,8 @@ STAGES = {"before": BEFORE, "realigned": "after alignment", "finetuned": "after 
 KINDS = {"loss": "Loss", "retrieval": "Retrieval by cosine", "margin": "Retrieval by margin"}
 KINDS |= {"drift": "Change of weights", "validation": "Validation loss"}
 LOSSES = ["loss", "validation"]  # the kinds that are no percentages, and whose x is a step
-# Settings that do not change the scores of a baseline, only what --probe measures; and the updates
-# between two validations, of which a run that alternates needs twice as many for its task.
+# Settings of alignment, which do not change the scores of a baseline; and the updates between two
+# validations, of which a run that alternates needs twice as many for its task.
 PROBED = """unit layer temperature pool_first limit_links gather validate realign_languages
 realign_steps realign_batch_size realign_max_length realign_lr realign_decay""".split()
 LIMITS = ["limit_train", "limit_test"]

@@ -867,7 +867,7 @@ def test_what_the_grids_take():
     first, second = grid(METHODS="alignfreeze"), grid(METHODS="mid-align")
     hours = round(total / 3600)
     assert f"Of the papers' {first + second} main runs, 0 were trained again" in README
-    assert f"(results/bench): {hours} hours for the first's {first})" in README
+    assert f"({first} would take [{hours} hours on an H200]" in README
 
 
 # ---- Everything ----------------------------------------------------------------------------------
