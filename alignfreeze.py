@@ -615,7 +615,7 @@ def token_logits(model: nn.Module, inputs: dict[str, Tensor], where: Tensor) -> 
 def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> list[str]:
     """Return the text that the model writes after each prompt, by greedy decoding.
 
-    Raises UserError if the logits are not numbers.
+    An answer ends at any of the model's end tokens. Raises UserError for NaN.
     """
     longest = max(map(len, prompts))
     room = max(1, tokenizer.model_max_length - longest)
@@ -624,29 +624,21 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
     inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
 
-    def contiguous(head, hidden):  # of a view with gaps, a frozen head would be copied
-        return (hidden[0].contiguous(),)
+    def check(head, hidden):
+        message = "the model's hidden states are not numbers (NaN)"
+        require(not hidden[0].isnan().any(), "generation", message)
+        return (hidden[0].contiguous(),)  # of a view with gaps, a frozen head would be copied
 
-    def validate(head, hidden, logits):
-        message = "the model's outputs are not numbers (NaN)"
-        require(not logits.isnan().any(), "generation", message)
-
-    # A model's own configuration may sample, or penalise repetition, which copies need.
-    model.generation_config = greedy_decoding(model, tokenizer)
-    head = model.get_output_embeddings()
-    with head.register_forward_pre_hook(contiguous), head.register_forward_hook(validate):
-        ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
-    return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
-
-
-def greedy_decoding(model: nn.Module, tokenizer) -> transformers.GenerationConfig:
-    """Return settings of greedy decoding, without penalties, that ends at any end token."""
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     ends = sorted({tokenizer.eos_token_id, *ends} - {None})
-    return transformers.GenerationConfig(
+    # A model's own configuration may sample, or penalise repetition, which copies need.
+    model.generation_config = transformers.GenerationConfig(
         do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
+    with model.get_output_embeddings().register_forward_pre_hook(check):
+        ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
+    return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
 
 
 # ---- 5. The training loop: processes, learning rate, log -----------------------------------------
@@ -1135,9 +1127,9 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
     forward, backward, skipped = defaultdict(set), defaultdict(set), 0
     for number, line in read_lines(path):
         words = nfc(line).split()
-        message = f"expected 'word translation', found {len(words)} words"
-        require(len(words) == 2 or not data_dir, f"{path}:{number}", message)
         if len(words) != 2:
+            message = f"expected 'word translation', found {len(words)} words"
+            require(not data_dir, f"{path}:{number}", message)
             skipped += 1
         elif words[0] != words[1]:  # the authors drop these before they look for ambiguity
             forward[words[0]].add(words[1])
@@ -1219,9 +1211,7 @@ def write_links(settings: Settings) -> None:
         if settings.aligner == "dictionary":
             links = [dictionary_links(*pair, text.forward, text.backward) for pair in words]
         elif settings.aligner == "fastalign":
-            links = fast_align(
-                [tuple([w.lower() for w in side] for side in pair) for pair in words]
-            )
+            links = fast_align([[w.lower() for w in side] for side in pair] for pair in words)
         elif settings.aligner == "awesome":
             chunks = in_chunks(iter(words), 32)
             parts = (awesome_links(encoder, tokenizer, chunk, layer) for chunk in chunks)
@@ -1435,30 +1425,20 @@ def load_udpos(language: str, split: str, settings) -> list[dict]:
     else:
         treebank = TREEBANKS[language]
         path = fetch(UD_URL.format(treebank, language, treebank.split("-")[1].lower(), split))
-    examples, tokens, tags, last, range_end = [], [], [], 0, 0
+    examples, tokens, tags, last = [], [], [], 0
+    columns = f"ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more"
     for number, line in itertools.chain(read_lines(path), [("end", "")]):
-        location = f"{path}:{number}"
         if not line.strip():
-            require(range_end <= last, location, f"the sentence ends before word {range_end}")
             if tokens:
                 examples.append({"tokens": tokens, "tags": tags})
-            tokens, tags, last, range_end = [], [], 0, 0
+            tokens, tags, last = [], [], 0
         elif not line.startswith("#"):
             fields = line.split("\t")
             is_row = len(fields) == 10 and fields[1] and fields[3] in UPOS
-            if not is_row or fields[0] != str(last + 1):  # few lines; the rest are the next word
-                message = f"expected CoNLL-U: ID, FORM, LEMMA, UPOS ({' '.join(UPOS)}) and 6 more"
-                match = re.fullmatch(r"(\d+)(?:([-.])(\d+))?", fields[0])
-                require(match and is_row, location, f"{message}; found {line[:40]!r}")
-                start, kind, end = int(match[1]), match[2], int(match[3] or 0)
-                is_next = start == last + (kind != ".") and (kind != "-" or end > start)
-                message = f"ID {fields[0]} does not follow word {last}; is a blank line missing?"
-                require(is_next, location, message)
-                if kind == "-":
-                    require(range_end <= last, location, f"the range to word {range_end} is open")
-                    range_end = end
-            if fields[0].isdecimal():
-                last += 1
+            is_next = re.fullmatch(rf"{last + 1}(-\d+)?|{last}\.\d+", fields[0])
+            message = f"expected CoNLL-U, word {last + 1} or a blank line: {columns}"
+            require(is_row and is_next, f"{path}:{number}", f"{message}; found {line[:40]!r}")
+            last += fields[0].isdecimal()
             tokens.append(fields[1])
             tags.append(UPOS.index(fields[3]))
     require(examples, path, "the file has no sentence")
@@ -1814,13 +1794,11 @@ def load_translation(language: str, split: str, settings) -> Iterator[dict]:
     source, target = sides_of(language)
     back, pairs = f"{target}-{source}", []
     if settings.data_dir:
-        folder = settings.data_dir / "translation"
-        path = folder / language / f"{split}.tsv"
-        opposite = folder / back / f"{split}.tsv"
-        is_opposite = opposite.exists() and not path.exists()
-        path = opposite if is_opposite else path
-        for sides in read_tsv(path):
-            pairs.append(sides[::-1] if is_opposite else sides)
+        folder, file = settings.data_dir / "translation", f"{split}.tsv"
+        if (folder / back / file).exists() and not (folder / language / file).exists():
+            pairs = [sides[::-1] for sides in read_tsv(folder / back / file)]
+        else:
+            pairs = read_tsv(folder / language / file)
     else:
         name = "en-cs" if language == "cs-en" else language  # of WMT23
         hub = {"path": "haoranxu/WMT23-Test", "name": name, "split": split}
@@ -2343,13 +2321,11 @@ def content_hash(settings: Settings) -> str:
     aligns = settings.strategy != "baseline" or settings.probe
     if aligns and settings.task == "massive":  # it aligns its own texts
         codes |= {SOURCE, *settings.realign_languages}
+    if settings.task == "translation":  # the opposite direction may be read
+        codes |= {"-".join(reversed(sides_of(code))) for code in codes}
     if settings.data_dir:
-        for code in codes:
-            names = {code}
-            if settings.task == "translation":  # the opposite direction may be read
-                names.add("-".join(reversed(sides_of(code))))
-            for folder in [settings.data_dir / settings.task / name for name in names]:
-                paths += [path for path in folder.glob("*.*") if path.stem in SPLITS]
+        for folder in [settings.data_dir / settings.task / code for code in codes]:
+            paths += [path for path in folder.glob("*.*") if path.stem in SPLITS]
     if aligns:
         for code in settings.realign_languages:
             if settings.unit == "word" and settings.aligner not in ALIGNERS:
@@ -2390,17 +2366,15 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
         require(path.is_file(), path, "is not a regular file; move it away")
         record = json.loads(path.read_bytes())
         stored, revision = dict(record["config"]), record["versions"]["alignfreeze.py"]
-        tested = set(record["scores"]) == {*settings.train_languages, *settings.languages}
     expected = json.loads(json.dumps(settings_of_run(settings)))
     default = default_settings(settings)
     for key in expected.keys() - stored.keys():  # a setting that is newer than the record
         stored[key] = expected[key] if getattr(settings, key) == getattr(default, key) else None
     changed = [key for key in expected if stored[key] != expected[key]]
-    message = f"has other settings ({', '.join(changed)}); choose another --out, or add --overwrite"
-    require(not changed, path, message)
-    require(tested, path, "lacks the scores of a language; move it away, or add --overwrite")
-    message = "was made from other data or weights; choose another --out, or add --overwrite"
-    require(record.get("content") == content, path, message)
+    advice = "choose another --out, or add --overwrite"
+    require(not changed, path, f"has other settings ({', '.join(changed)}); {advice}")
+    is_same = record.get("content") == content
+    require(is_same, path, f"was made from other data or weights; {advice}")
     message = "exists, so that no model is trained; add --overwrite to train it and to save it"
     require(not settings.save_model, path, message)
     note = "" if revision == SCRIPT else "; another revision of alignfreeze.py made it"
@@ -2433,23 +2407,19 @@ def validate_effects(settings: Settings) -> None:
     decays = {settings.decay, settings.realign_decay}
     has_warmup = settings.warmup or "inverse_sqrt" not in decays
     require(has_warmup, "--warmup 0", "with inverse_sqrt, the rate would hardly fall; give more")
-    for name, has_effect, other in [
-        ("realign_steps", before, "--schedule before"),
-        ("realign_lr", before, "--schedule before"),
-        ("realign_decay", before, "--schedule before"),
+    for names, has_effect, other in [
+        ("realign_steps realign_lr realign_decay", before, "--schedule before"),
         ("aligner", is_word, "--unit word"),
         ("pool_first", not is_word, "--unit sentence"),
-        ("lora_alpha", settings.lora, "--lora"),
-        ("lora_dropout", settings.lora, "--lora"),
-        ("aligner_model", settings.write_links, "--write-links"),
-        ("aligner_layer", settings.write_links, "--write-links"),
-        ("adapter", task.new_tokens, "a task that generates text"),
-        ("validate", task.new_tokens, "a task that generates text"),
+        ("lora_alpha lora_dropout", settings.lora, "--lora"),
+        ("aligner_model aligner_layer", settings.write_links, "--write-links"),
+        ("adapter validate", task.new_tokens, "a task that generates text"),
         ("validate", settings.epochs, "fine-tuning (--epochs)"),
         ("warmup", decays != {"constant"}, "another --decay"),
     ]:
-        is_default = getattr(settings, name) == getattr(defaults, name)
-        require(has_effect or is_default, flag_of(name), f"has no effect without {other}")
+        for name in names.split():
+            is_default = getattr(settings, name) == getattr(defaults, name)
+            require(has_effect or is_default, flag_of(name), f"has no effect without {other}")
 
 
 def validate_alignment(settings: Settings) -> None:
@@ -2699,8 +2669,7 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
                 "base_model_name_or_path": Path(os.path.abspath(settings.model)).name,
             }  # fmt: skip
             save_file(tensors, folder / "adapter_model.safetensors")
-            text = json.dumps(config, indent=1) + "\n"
-            (folder / "adapter_config.json").write_text(text, "utf-8")
+            (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         else:
             trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
