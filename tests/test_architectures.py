@@ -491,6 +491,31 @@ def test_the_layers_that_are_named_are_frozen_and_no_others(name, spec, numbers)
     assert any(key.startswith(start) for key in expected) == ("emb" in spec)
 
 
+# ---- The probe
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != SEVERAL_STREAMS])
+def test_every_hidden_state_is_probed(name):
+    pairs = [af.Pair("fr", "a cat", "la Ελλάδα"), af.Pair("fr", "the dog sees", "xã hội")]
+    settings = settings_of(name, unit="sentence")
+    results = af.retrieval(model_of(name), tokenizer_of(name), pairs, settings)
+    assert {len(shares) for shares in results.values()} == {LAYERS + 1}
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "mamba2", "falcon_mamba"])
+def test_states_that_are_numbered_in_another_way_are_not_probed(model_type, tmp_path):
+    options = {"state_size": 4, "num_heads": 4, "head_dim": 16, "n_groups": 1}
+    settings = save_other(model_type, options, architectures.gpt_neox(), tmp_path)
+    tokenizer, _ = af.load_tokenizer(settings.model, generates=True)
+    model = af.build_model(settings, tokenizer, CPU).eval()
+    pairs = [af.Pair("fr", "a cat", "la Ελλάδα"), af.Pair("fr", "the dog sees", "xã hội")]
+    batch = af.encode_texts(tokenizer, pairs, 96)
+    states = model.base_model(**batch.inputs, output_hidden_states=True).hidden_states
+    assert not torch.equal(states[0], model.get_input_embeddings()(batch.inputs["input_ids"]))
+    with pytest.raises(af.UserError, match="leave out --probe"):
+        af.retrieval(model, tokenizer, pairs, settings)
+
+
 # ---- What is refused
 
 
@@ -561,6 +586,37 @@ def test_several_hidden_states_for_each_subword_are_refused(layer):
     settings = settings_of(name, unit="sentence", realign_batch_size=2, layer=layer)
     with pytest.raises(af.UserError, match="several hidden states"):
         realign(settings)
+
+
+DEEPSEEK = architectures.GROUPED | {"q_lora_rank": 12, "qk_rope_head_dim": 8, "n_group": 1}
+DEEPSEEK |= {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+NEEDED = {  # model type: what its configuration adds to that of the others
+    "convbert": {"embedding_size": 16},
+    "deepseek_v4": DEEPSEEK,
+    "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16},
+    "recurrent_gemma": architectures.GROUPED,
+}
+
+
+@pytest.mark.parametrize("model_type", af.IGNORE_THE_MASK)
+def test_models_whose_results_depend_on_padding_are_refused(model_type, tmp_path):
+    """The library alone: a row gets other hidden states if it is padded, though it is masked."""
+    tokenizer = architectures.gpt_neox()
+    config = architectures.configuration(model_type, NEEDED.get(model_type, {}), tokenizer)
+    generates = type(config) not in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config).eval()
+    architectures.randomise(model)
+    row, padding = torch.arange(10, 16), torch.full((7,), tokenizer.pad_token_id)
+    parts = [padding, row] if generates else [row, padding]  # on the left for answers
+    mask = [torch.zeros_like(padding), torch.ones_like(row)][:: 1 if generates else -1]
+    with torch.no_grad():
+        alone = model(input_ids=row[None]).last_hidden_state[0]
+        padded = model(input_ids=torch.cat(parts)[None], attention_mask=torch.cat(mask)[None])
+    inside = padded.last_hidden_state[0][torch.cat(mask) == 1]
+    assert (inside - alone).abs().max() > 1e-2
+    message = f"padding changes the results of {model_type}"
+    refused_when_loaded(config, tokenizer, generates, message, tmp_path)
 
 
 def test_adapters_are_refused_where_no_layer_takes_them(tmp_path):
@@ -743,3 +799,18 @@ def test_without_a_template_a_prompt_begins_like_any_text(name, with_template):
     assert end == tokenizer.eos_token_id
     decoded = tokenizer.decode(ids, skip_special_tokens=True)
     assert re.sub(" +", " ", decoded) == text + " date: today"
+
+
+def test_a_prompt_keeps_all_tokens_that_begin_a_text():
+    """GLM-4 puts two tokens in front of a text."""
+    special = ["[gMASK]", "<sop>", "<|endoftext|>"]
+    backend = architectures.byte_level(special, architectures.LLAMA)
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    tokenizer = architectures.general(backend, "[gMASK] <sop> $A", **ends)
+    example = {"system": "List the slots.", "user": "a cat", "target": "date: today"}
+    (test,) = af.encode_prompts(tokenizer, [example], 500, training=False)
+    assert (
+        test["input_ids"].tolist()
+        == tokenizer("List the slots.\n\nInput: a cat\nOutput:")["input_ids"]
+    )
+    assert tokenizer.convert_ids_to_tokens(test["input_ids"][:2]) == special[:2]
