@@ -10,6 +10,7 @@ its seeds and the models independently. With one model of five seeds, p is at le
 """
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -31,23 +32,30 @@ def marked(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
     return np.stack([(change > bar).sum(-1), (change < -bar).sum(-1)], -1)
 
 
-def exchanges(part: pd.DataFrame) -> np.ndarray:
-    """Return the counts of a model for all exchanges: (2 ** seeds, full and front, up and down).
+def exchanged(part: pd.DataFrame, other: str) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield (baseline, full, other) for each task, metric and aligner of a model.
 
-    The first one exchanges nothing.
+    The scores of `full` and of the other strategy, (2 ** seeds, languages, seeds), are those of all
+    exchanges, the first of which exchanges nothing. baseline: (languages, seeds).
     """
+    index = ["task", "name", "aligner", "strategy", "language"]
+    tables = part.pivot(index=index, columns="seed", values="value")
+    seeds = tables.shape[1]
+    is_exchanged = np.array([*itertools.product([False, True], repeat=seeds)])[:, None]
+    aligned = part[part.strategy == "full"]
+    for task, name, aligner in aligned.groupby(["task", "name", "aligner"]).groups:
+        baseline = tables.loc[task, name, "none", "baseline"]
+        one, two = (tables.loc[task, name, aligner, strategy] for strategy in ("full", other))
+        assert (one.index == baseline.index).all() and (two.index == baseline.index).all()
+        full, frozen = np.where(is_exchanged, two, one), np.where(is_exchanged, one, two)
+        yield baseline.to_numpy(), full, frozen
+
+
+def exchanges(part: pd.DataFrame) -> np.ndarray:
+    """Return the counts of a model for all exchanges: (2 ** seeds, full and front, up and down)."""
     total = 0
-    tables = part.pivot(
-        index=["task", "name", "aligner", "strategy", "language"], columns="seed", values="value"
-    )
-    swap = np.array([*itertools.product([False, True], repeat=tables.shape[1])])[:, None]
-    for task, metric, aligner, strategy in tables.index.droplevel("language").unique():
-        if strategy == "full":
-            base = tables.loc[task, metric, "none", "baseline"].to_numpy()
-            full = tables.loc[task, metric, aligner, "full"].to_numpy()
-            front = tables.loc[task, metric, aligner, "front"].to_numpy()
-            pair = np.where(swap, front, full), np.where(swap, full, front)
-            total = total + np.stack([marked(scores, base) for scores in pair], 1)
+    for baseline, full, front in exchanged(part, "front"):
+        total = total + np.stack([marked(full, baseline), marked(front, baseline)], 1)
     return total
 
 
@@ -60,8 +68,12 @@ def compare(name: str, data: pd.DataFrame, direction: str) -> str:
         differences = np.add.outer(differences, of_model[:, 1] - of_model[:, 0]).ravel()
     p = (abs(differences) >= abs(differences[0])).mean()
     total = len(data[data.strategy == "full"]) // data.seed.nunique()
-    text = "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.01 else f"{p:.2f}"
-    return f"| {name} | {direction} | {total} | {counts[0]} | {counts[1]} | {text} |"
+    return f"| {name} | {direction} | {total} | {counts[0]} | {counts[1]} | {p_text(p)} |"
+
+
+def p_text(p: float) -> str:
+    """Return p as the tables show it."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.01 else f"{p:.2f}"
 
 
 def harmed_by_chance(seeds: int, draws: int = 400_000) -> float:
@@ -76,7 +88,7 @@ def harmed_by_chance(seeds: int, draws: int = 400_000) -> float:
 def select(data: pd.DataFrame, **values) -> pd.DataFrame:
     """Return the scores that have one of the given values in each column, without English."""
     data = data[(data.language != "en") & (data.schedule != "during") & (data.kind == "score")]
-    data = data[data.strategy.isin(["baseline", "full", "front"])]
+    data = data[data.strategy.isin(["baseline", "full", "front", "back"])]
     for column, allowed in values.items():
         data = data[data[column].isin(allowed)]
     return data
@@ -91,6 +103,8 @@ def main() -> None:
     dictionary = pos[pos.aligner.isin(["none", "dictionary"])]
     rows = [("PoS, XLM-R, dictionary", dictionary[dictionary.model == MODELS["XLM-R"]])]
     rows += [("PoS, 3 models, 3 aligners", pos)]
+    for name, model in MODELS.items():
+        rows.append((f"PoS, {name}, 3 aligners", pos[pos.model == model]))
     rows += [("NER, NLI, QA (F1), 3 models", others), ("NER, NLI, QA (EM), 3 models", by_em)]
     for name, model in MODELS.items():
         rows.append((f"NER, NLI, QA (F1), {name}", others[others.model == model]))

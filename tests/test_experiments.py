@@ -3,6 +3,7 @@
 import csv
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -12,11 +13,13 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import correlation, mean, stdev
 
+import numpy as np
 import pandas as pd
 import pytest
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 sys.path.insert(0, str(RESULTS))
+import damping
 import swap
 
 TEXT = (RESULTS / "README.md").read_text("utf-8")
@@ -160,6 +163,25 @@ def by_language(folder: str, strategy: str) -> dict[str, float]:
     return {code: mean(run[code] for run in scores) for code in scores[0]}
 
 
+def correlation_of_other_seeds(strategy: str) -> float:
+    """Return r of the gain by realignment, and by training, which is measured in other seeds."""
+    low, usual = by_strategy(RISING), by_strategy(E5, strategy="baseline")["baseline"]
+    results = []
+    for seed in usual:
+        start = points(low["baseline"][seed])
+        gain = {code: value - start[code] for code, value in points(low[strategy][seed]).items()}
+        training = {
+            code: mean(
+                points(usual[other])[code] - points(low["baseline"][other])[code]
+                for other in usual
+                if other != seed
+            )
+            for code in gain
+        }
+        results.append(correlation(training.values(), [gain[code] for code in training]))
+    return mean(results)
+
+
 def test_what_the_rising_rate_does_to_korean_and_english():
     text, base = section(RISING), by_language(RISING, "baseline")
     english, more_than_english, correlations = [], [], []
@@ -178,6 +200,8 @@ def test_what_the_rising_rate_does_to_korean_and_english():
     assert more_than_english == [["sk"], []] and "than all languages but Slovak" in text
     assert "r = {:.2f} for full and {:.2f} for front-freezing".format(*correlations) in text
     assert f"lowers Korean (by {-training['ko']:.1f})" in text
+    other_seeds = [f"{correlation_of_other_seeds(strategy):.2f}" for strategy in ("full", "front")]
+    assert "with different seeds in the two terms, r is {} and {}.".format(*other_seeds) in text
     levels = [
         mean(points(run, ["en"])["en"] for run in by_strategy(folder)["baseline"].values())
         for folder in (RISING, E5)
@@ -267,8 +291,12 @@ def test_longer_realignment():
         changes = [points(run)[code] - points(bases[k])[code] for k, run in long["full"].items()]
         if max(changes) < 0:
             lower[code] = mean(changes)
-    assert [*lower] == ["fa"] and f"lowers in every seed ({lower['fa']:+.1f} on average)" in text
-    assert cell("the same, realigned for 1,965 steps") == f"e5-small: {difference} (3 seeds)"
+    assert [*lower] == ["fa"] and f"lowers it in every seed ({lower['fa']:+.1f} on average)" in text
+    raised = [points(run)["fa"] - points(bases[k])["fa"] for k, run in long["front"].items()]
+    assert min(raised) > 0 and f"raises it in every seed ({mean(raised):+.1f})" in text
+    assert cell("the same, for 1,965 steps; with a low, rising rate").startswith(
+        f"e5-small {difference}; "
+    )
 
 
 def test_averages_of_five_seeds_on_a_gpu():
@@ -313,11 +341,6 @@ def test_languages_that_gain_and_lose_by_sentences_in_each_seed():
         front_up, front_down = ups_and_downs(front[seed], base)
         full_up, full_down = ups_and_downs(full[seed], base)
         assert front_up > full_up and front_down < full_down  # as the answer says
-    table = report(E5).split("Paired by seed:")[0]
-    (_, full_down), (_, front_down) = counts_in(row_of(table, "| e5-small | before, sentences "))[
-        :2
-    ]
-    assert f"front harms {front_down} of 34 languages, full {full_down}." in README
 
 
 @pytest.mark.parametrize(
@@ -623,6 +646,16 @@ def test_what_is_left_of_the_lead_of_realignment_after_fine_tuning():
     )
     assert f"(+{full} points before fine-tuning, +{full_after} after it)" in text
     assert f"half of its lead (+{front}, +{front_after})" in text
+    base, full = (
+        next(run for run in runs(E5, strategy=strategy, seed=66) if "retrieval" in run["probe"])
+        for strategy in ("baseline", "full")
+    )
+    kept, gain = [], []
+    for code, score in points(full).items():
+        ends = (run["probe"]["retrieval"]["finetuned"][code][12] for run in (full, base))
+        kept.append(next(ends) - next(ends))
+        gain.append(score - points(base)[code])
+    assert f"(full: r = {correlation(kept, gain):.2f})" in text
 
 
 @pytest.mark.parametrize("strategy, name", [("baseline", "baseline"), ("full", "alternating")])
@@ -644,10 +677,11 @@ def test_probes_after_each_stage_on_gemma(strategy, name):
 # ---- README.md: was it reproduced? ---------------------------------------------------------------
 
 
-def cell(claim: str) -> str:
-    """Return what the column "our check" says of a claim."""
-    (row,) = re.findall(rf"\| {re.escape(claim)} \| [^|]* \| ([^|]*) \| [^|]* \|", README)
-    return row
+def cell(claim: str, column: str = "trained here") -> str:
+    """Return what a column of the README's table says of a claim."""
+    (row,) = re.findall(rf"\| {re.escape(claim)} \|([^|]*\|[^|]*\|[^|]*)\|", README)
+    columns = ("published", "recounted", "trained here")
+    return row.split("|")[columns.index(column)].strip()
 
 
 @functools.cache
@@ -690,34 +724,48 @@ def test_the_first_claim_from_the_published_scores():
     key = ("udpos", "accuracy", "xlm-roberta-base", "dictionary")
     full, front = (published_ups_and_downs((*key, name))["up"] for name in ("full", "front"))
     languages = len(published()[*key, "front"])
-    claim = "XLM-R, PoS, dictionary: front helps more languages"
+    claim = "XLM-R, PoS: front helps more languages than full"
     p = swapped("PoS, XLM-R, dictionary", "helped")
-    assert cell(claim) == f"of {languages}: front {front}, full {full} ({p})"
+    assert cell(claim, "recounted") == f"of {languages}: front {front}, full {full} ({p})"
     assert front - full == 7  # as the paper says
 
 
-OTHER_TASKS = {"wikiann": "f1", "xnli": "accuracy", "xquad": "f1"}
+def test_the_answer_about_the_published_scores():
+    total = Counter()
+    for key in [*published()]:
+        if key[0] == "udpos" and key[-1] in ("full", "front"):
+            total[key[-1]] += published_ups_and_downs(key)["down"]
+            total["of"] += len(published()[key]) * (key[-1] == "full")
+    chance = swap.harmed_by_chance(5) * total["of"]
+    counts = "full realignment harms {full} of {of} and front-freezing {front}: they differ beyond"
+    text = section(PUBLISHED)
+    assert counts.format(**total) + f" chance, but chance alone would mark {chance:.0f}." in text
+    assert swapped("PoS, 3 models, 3 aligners", "harmed") == "p < 0.001"  # "beyond chance"
+    p = swapped("NER, NLI, QA (F1), 3 models", "harmed")
+    assert f"all of the difference in harm is mBERT's ({p})" in text
+    for name in ("XLM-R", "distilmBERT"):
+        row = row_of(swap_table(), f"| NER, NLI, QA (F1), {name} | harmed |").split("|")
+        assert row[4] == row[5]  # full and front
 
 
-@pytest.mark.parametrize(
-    "claim, tasks",
-    [
-        ("PoS, 3 models: front harms less often", {"udpos": "accuracy"}),
-        ("NER, NLI, QA: front harms less often", OTHER_TASKS),
-    ],
-)
-def test_harm_that_front_freezing_prevents(claim, tasks):
-    full, front = sum_over(tasks, "full")["down"], sum_over(tasks, "front")["down"]
-    languages = Counter()
-    for (task, metric, *_, strategy), scores in published().items():
-        if tasks.get(task) == metric:
-            languages[strategy] += len(scores)
-    assert languages["full"] == languages["front"]
-    name = "PoS, 3 models, 3 aligners" if "udpos" in tasks else "NER, NLI, QA (F1), 3 models"
-    p, total = swapped(name, "harmed"), languages["full"]
-    chance = swap.harmed_by_chance(5) * total
-    text = f"of {total}: full {full}, front {front}, chance {chance:.0f} ({p})"
-    assert cell(claim) == text
+def test_harm_by_realignment_during_fine_tuning():
+    (scores,) = swap.read(swap.PAPER)
+    scores = scores[(scores.model == "xlm-roberta-base") & (scores.language != "en")]
+    during = scores[scores.schedule == "during"]
+    assert {*during.strategy} == {"full"} and {*during.task} == {"udpos"}
+    scores = scores[(scores.task == "udpos") & (scores.kind == "score")]
+    base = scores[scores.strategy == "baseline"].pivot(
+        index="language", columns="seed", values="value"
+    )
+    exchange = np.array([*itertools.product([False, True], repeat=5)])[:, None]
+    harmed = 0
+    for _, part in during.groupby("aligner"):
+        full = part.pivot(index="language", columns="seed", values="value").loc[base.index]
+        pair = np.where(exchange, base, full), np.where(exchange, full, base)
+        harmed = harmed + swap.marked(*pair)[:, 1]
+    total, p = len(base) * during.aligner.nunique(), (harmed >= harmed[0]).mean()
+    sentence = f"there it harms {harmed[0]} of {total} (p = {p:.2f}, one-sided,"
+    assert sentence in section(PUBLISHED)
 
 
 @functools.cache
@@ -777,6 +825,87 @@ def test_exchanges_of_two_models_that_gain_by_opposite_strategies():
     assert swap.compare("two", data, "helped") == "| two | helped | 2 | 1 | 1 | 1.00 |"
 
 
+PROTECTION = "Which languages does front-freezing protect?"
+
+
+@functools.cache
+def damping_table() -> str:
+    command = [sys.executable, RESULTS / "damping.py"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def cells_of_damping(name: str) -> list[str]:
+    """Return cases, full, front, front - full, p and back - full."""
+    row = row_of(damping_table(), f"| {name} |")
+    return [text.strip() for text in row.split("|")[2:-1]]
+
+
+def test_the_table_of_protection():
+    table, _, trends = damping_table().partition("\n\n")
+    assert table in TEXT
+    text = section(PROTECTION)
+    low, _, high = (cells_of_damping(f"PoS: {row}") for row in damping.ROWS)
+    assert float(low[1]) < 0 < float(low[2])  # "they end above the baseline"
+    harm, _, others = (cells_of_damping(f"NER, NLI, QA: {row}") for row in damping.ROWS)
+    assert 0.4 < float(harm[2]) / float(harm[1]) < 0.6  # "about half of the loss remains"
+    assert f"helps most ({high[3]} and {others[3]})" in text
+    p = [float(value) for value in re.findall(r"p = (\S+)", trends)]
+    assert len(p) == 2 and max(p) < 0.001 and "beyond chance in both (p < 0.001)" in text
+    of_xlm_r = cells_of_damping("PoS, XLM-R: lowered")[0]
+    assert f"which has {of_xlm_r} of the {low[0]} lowered cases of PoS" in text
+    gains = {name: cells_of_damping(f"{name}: lowered") for name in ("NER", "NLI", "QA")}
+    assert [gains[name][4] for name in ("NER", "NLI")] == ["< 0.001"] * 2
+    assert float(gains["QA"][4]) > 0.1
+    models = [cells_of_damping(f"NER, NLI, QA, {name}: lowered")[3] for name in swap.MODELS]
+    assert max(models, key=float) == models[[*swap.MODELS].index("mBERT")]
+    for row in damping_table().split("\n\n")[0].splitlines()[2:]:  # "no protection is seen"
+        is_mbert = "NER, NLI, QA, mBERT" in row
+        assert float(row.split("|")[-2]) <= 0 or is_mbert
+
+
+@pytest.mark.parametrize(
+    "claim, name",
+    [
+        ("PoS: front protects what full lowers", "PoS"),
+        ("NER, NLI, QA: front protects what full lowers", "NER, NLI, QA"),
+    ],
+)
+def test_the_claim_of_protection(claim, name):
+    cases, _, _, difference, p, _ = cells_of_damping(f"{name}: lowered")
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    assert cell(claim, "recounted") == f"front - full {difference}, {cases} cases ({p})"
+
+
+def test_protection_of_xlm_r_by_a_slow_loop():
+    key = ("udpos", "accuracy", "xlm-roberta-base")
+    base, seeds, expected = published()[*key, "none", "baseline"], range(5), []
+    for exchanged in range(2**5):  # bit k: exchange the runs of seed k
+        rows = {name: [] for name in damping.ROWS}
+        for aligner in ("dictionary", "fastalign", "awesome"):
+            full, front = (published()[*key, aligner, strategy] for strategy in ("full", "front"))
+            for code, start in base.items():
+                pairs = [*zip(full[code], front[code])]
+                for k in seeds:
+                    pairs[k] = pairs[k][::-1] if exchanged >> k & 1 else pairs[k]
+                for measuring in seeds:
+                    change = mean(100 * (pairs[k][0] - start[k]) for k in seeds if k != measuring)
+                    row = damping.ROWS[(change > 0) + (change > 3)]
+                    rows[row].append(100 * (pairs[measuring][1] - pairs[measuring][0]))
+        expected.append([mean(values) if values else 0 for values in rows.values()])
+        if not exchanged:
+            cases = [len(values) / 5 for values in rows.values()]
+    (scores,) = swap.read(swap.PAPER)
+    scores = swap.select(scores, task=["udpos"], model=["xlm-roberta-base"])
+    (found, by_full, by_front), p, p_trend = damping.compare(scores)
+    assert found == pytest.approx(cases)
+    assert by_front - by_full == pytest.approx(expected[0])
+    for row, share in enumerate(p):
+        sizes = [abs(values[row]) for values in expected]
+        assert share == mean(size >= sizes[0] - 1e-9 for size in sizes)
+    trends = [abs(values[-1] - values[0]) for values in expected]
+    assert p_trend == mean(size >= trends[0] - 1e-9 for size in trends)
+
+
 def paired_rows(folder: str, start: str) -> list[str]:
     """Return the rows with this start in the first table of paired differences."""
     table = report(folder).split("Paired by seed:")[1].split("###")[0]
@@ -788,21 +917,25 @@ def test_front_against_full_in_the_published_scores_paired_by_seed():
     for model in ("xlm-roberta-base", "bert-base-multilingual", "distilbert-base"):
         (row,) = [row for row in paired_rows("paper.csv", f"| {model}") if "before, dict" in row]
         differences[model] = re.findall(r"[-+]\d+\.\d \[.*?\]", row)[-1]
-    for difference in differences.values():
-        assert difference in README
+    text, (xlm_r, mbert, distilmbert) = section(PUBLISHED), differences.values()
+    assert f"front-freezing is better by {xlm_r};" in text
+    assert f"front - full is {mbert} and {distilmbert}." in text
+    claim = "PoS: front - full is positive"
+    assert cell(claim, "published") == f"XLM-R {xlm_r.split()[0]}"
+    names = f"mBERT {mbert.split()[0]}, distilmBERT {distilmbert.split()[0]}"
+    assert cell(claim, "recounted") == names
 
 
-@pytest.mark.parametrize(
-    "claim, folder",
-    [
-        ("PoS: front gains more than full", FIVE_SEEDS),
-        ("the same, at a low rate that never falls", RISING),
-    ],
-)
-def test_the_first_claim_on_e5_small(claim, folder):
-    difference = re.findall(r"[-+]\d+\.\d \[.*?\]", paired_rows(folder, "| e5-small")[0])[-1]
-    seeds = len(by_strategy(folder)["front"])
-    assert cell(claim) == f"e5-small: {difference} ({seeds} seeds)"
+def test_front_against_full_on_e5_small():
+    differences = []
+    for folder in (FIVE_SEEDS, RISING):
+        row = paired_rows(folder, "| e5-small")[0]
+        differences.append(re.findall(r"[-+]\d+\.\d \[.*?\]", row)[-1])
+    assert cell("PoS: front - full is positive") == f"e5-small {differences[0]}"
+    slow = cell("the same, for 1,965 steps; with a low, rising rate")
+    assert slow.endswith(f"; {differences[1]}")
+    seeds = [len(by_strategy(folder)["front"]) for folder in (FIVE_SEEDS, RISING)]
+    assert "(first row: {} seeds, second: {})".format(*seeds) in README
 
 
 def test_the_layer_of_the_table():
@@ -820,7 +953,7 @@ def test_retrieval_at_the_aligned_layer():
     for stage in ("before", "finetuned"):
         languages = run["probe"]["retrieval"][stage].values()
         shares.append(100 * mean(share[run["config"]["layer"]] for share in languages))
-    claim = "Alignment: more translations become nearest neighbours"
+    claim = "Alignment makes more translations nearest neighbours"
     assert cell(claim) == "{:.0f}% to {:.0f}% (Gemma, 1 seed)".format(*shares)
 
 
@@ -828,10 +961,10 @@ def test_transfer_to_aligned_languages():
     pattern = r"([-+]\d+\.\d) (\[.*?\])"
     (massive,) = [row for row in paired_rows("gemma3-270m-massive", "|") if "aligned" in row]
     change, interval = re.findall(pattern, massive)[0]
-    claim = "MASSIVE: alignment helps languages without labels"
+    claim = "MASSIVE: alignment helps the aligned languages"
     strict = " ".join(strict_intervals_of_massive()[0])
     assert cell(claim) == f"{change} F1 {interval} (Gemma, 3 seeds)"
-    assert f"slots that the text lacks count too, MASSIVE changes by {strict}" in README
+    assert f"Counting slots that the text lacks too, MASSIVE changes by {strict}" in README
     (xsid,) = [
         row
         for row in paired_rows(GEMMA, "|")
