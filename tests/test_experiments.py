@@ -51,20 +51,27 @@ def records(folder: str) -> list[dict]:
     return [json.loads(path.read_text("utf-8")) for path in paths]
 
 
-def runs(folder: str, longer: bool = False, **values: str | int) -> list[dict]:
-    """Return the records of a folder that have these values; longer: of those with 1,965 steps."""
+def runs(folder: str, longer=False, other_layer=False, **values: str | int) -> list[dict]:
+    """Return the records of a folder that have these values.
+
+    longer: of those with 1,965 steps. other_layer: of those of e5-small that align words at the
+    layer where sentences are aligned otherwise, or sentences at that of words.
+    """
     selected = []
     for run in records(folder):
         is_longer = run["steps"].get("realign") == 1965
-        if is_longer == longer and all(run[key] == value for key, value in values.items()):
+        where = run["config"].get("unit", "word"), run["config"].get("layer")
+        is_other = folder == E5 and where in [("word", 7), ("sentence", -2)]
+        is_kind = (is_longer, is_other) == (longer, other_layer)
+        if is_kind and all(run[key] == value for key, value in values.items()):
             selected.append(run)
     return selected
 
 
-def by_strategy(folder: str, longer: bool = False, **values: str | int) -> dict:
+def by_strategy(folder: str, longer=False, other_layer=False, **values: str | int) -> dict:
     """Return {strategy: {seed: record}}."""
     selected = defaultdict(dict)
-    for run in runs(folder, longer, **values):
+    for run in runs(folder, longer, other_layer, **values):
         selected[run["strategy"]][run["seed"]] = run
     return selected
 
@@ -226,23 +233,16 @@ def test_the_published_scores_of_xlm_r():
     assert worse == 0
 
 
-@pytest.mark.parametrize(
-    "title, aligner, setting",
-    [(E5, "dictionary", ("word", -2)), (WORDS_OR_SENTENCES, "none", ("sentence", 7))],
-)
-def test_786_steps(title, aligner, setting):
-    text = section(title)
+def test_786_steps():
+    text = section(E5)
     bases = by_strategy(E5, strategy="baseline")["baseline"]
-    selected = by_strategy(E5, schedule="before", aligner=aligner)
+    selected = by_strategy(E5, schedule="before", aligner="dictionary")
     for seed, base in bases.items():
         cells = [str(seed), f"{average(base):.1f}"]
         for strategy in STRATEGIES[1:]:
-            if strategy not in selected:  # back with sentences
-                continue
             run = selected[strategy][seed]
             assert (run["steps"]["finetune"], run["steps"]["realign"]) == (786, 786)
-            assert run["config"]["layer"] == setting[1]
-            assert run["config"].get("unit", "word") == setting[0]
+            assert run["config"]["layer"] == -2
             up, down = ups_and_downs(run, base)
             cells.append(f"{average(run):.1f} ({up}, {down})")
         assert line(*cells) in text
@@ -250,13 +250,9 @@ def test_786_steps(title, aligner, setting):
 
 def test_languages_up_and_down_by_one_standard_deviation():
     table = report(E5).split("Paired by seed:")[0]
-    sentences = counts_in(row_of(table, "| e5-small | before, sentences "))
-    words = counts_in(row_of(table, "| e5-small | before, dictionary "))
-    head = ("up/down, one standard deviation", "")
-    cells = [f"{up}/{down}" for up, down in sentences]
-    assert line(*head, *cells) in section(WORDS_OR_SENTENCES)
-    cells = [f"{up}/{down}" for up, down in words]
-    assert line(*head, *cells) in section(E5)
+    words = counts_in(row_of(table, "| e5-small | before, dictionary, layer -2 "))
+    cells = [f"{up}/{down}" for up, down in words[:3]]
+    assert line("up/down, one standard deviation", "", *cells) in section(E5)
     assert not any(down for _, down in words)
 
 
@@ -275,14 +271,14 @@ def test_longer_realignment():
             assert {counts["sentences"] for counts in pairs} <= {924, 925}
             assert sum(counts["sentences"] for counts in pairs) == 31_440
         assert line(*cells) in text
-    start = "| e5-small | before, dictionary, realign_steps 1965 "
+    start = "| e5-small | before, dictionary, layer -2, realign_steps 1965 "
     by_deviation, paired = report(E5).split("### PoS accuracy\n")[1].split("Paired by seed:")
     *changes, difference = intervals_of(paired.split("###")[0], start)
     assert line("change, paired", "", *changes) in text
     counts = [f"{up}/{down}" for up, down in counts_in(row_of(by_deviation, start))]
     assert line("up/down, one standard deviation", "", *counts) in text
-    row = row_of(paired.split("###")[0], "| e5-small | before, dictionary ")
-    full, front, _, usual = intervals_of(row, "")
+    row = row_of(paired.split("###")[0], "| e5-small | before, dictionary, layer -2 ")
+    full, front, *_, usual = intervals_of(row, "")
     assert line("change at 786 steps, paired", "", full, front) in text
     assert f"front - full is {difference} (at 786 steps: {usual})" in text
     assert [count.split("/")[1] for count in counts] == ["0", "0"]
@@ -333,14 +329,85 @@ def test_languages_up_and_down_with_five_seeds_on_a_gpu():
     assert f"front is below full in {below} languages" in text and above == 0
 
 
-def test_languages_that_gain_and_lose_by_sentences_in_each_seed():
+CELLS = {  # rows of the table: how the report calls them
+    ("words", -2): "before, dictionary, layer -2",
+    ("words", 7): "before, dictionary, layer 7",
+    ("sentences", -2): "before, sentences, layer -2",
+    ("sentences", 7): "before, sentences, layer 7",
+}
+
+
+def named_cells(table: str, row: str) -> dict[str, str]:
+    """Return {heading: cell} of a row of a table of the report."""
+    head = next(line for line in table.splitlines() if line.startswith("| model"))
+    names = [name.strip() for name in head.split("|")]
+    return dict(zip(names, [text.strip() for text in row_of(table, row).split("|")]))
+
+
+def test_the_table_of_units_layers_and_strategies():
+    text = section(WORDS_OR_SENTENCES)
+    by_deviation, paired = report(E5).split("### PoS accuracy\n")[1].split("Paired by seed:")
+    for (unit, layer), name in CELLS.items():
+        start, cells = f"| e5-small | {name} ", [f"{unit}, {layer}"]
+        changes = named_cells(paired.split("###")[0], start)
+        counts = named_cells(by_deviation, start)
+        for strategy in ("full", "front", "back", "emb,front"):
+            if counts.get(strategy, "-") == "-":
+                cells.append("")
+                continue
+            interval = changes[strategy].rpartition(" ")[0]
+            cells.append(f"{interval}, {counts[strategy].split()[-1]}")
+        assert line(*cells) in text
+
+
+def changes_of(unit: str, layer: int) -> dict[int, dict[str, float]]:
+    """Return {seed: {language: change by full realignment}} of a row of that table."""
+    aligner = {"words": "dictionary", "sentences": "none"}[unit]
+    other_layer = (unit, layer) in [("words", 7), ("sentences", -2)]
+    selected = by_strategy(E5, other_layer=other_layer, strategy="full", aligner=aligner)["full"]
     bases = by_strategy(E5, strategy="baseline")["baseline"]
-    front = by_strategy(E5, strategy="front", aligner="none")["front"]
-    full = by_strategy(E5, strategy="full", aligner="none")["full"]
-    for seed, base in bases.items():
-        front_up, front_down = ups_and_downs(front[seed], base)
-        full_up, full_down = ups_and_downs(full[seed], base)
-        assert front_up > full_up and front_down < full_down  # as the answer says
+    changes = {}
+    for seed, run in selected.items():
+        assert run["config"]["layer"] == layer and run["steps"]["realign"] == 786
+        start = points(bases[seed])
+        changes[seed] = {code: value - start[code] for code, value in points(run).items()}
+    return changes
+
+
+def test_the_answer_about_units_and_layers():
+    text = section(WORDS_OR_SENTENCES)
+    changes = {key: changes_of(*key) for key in CELLS}
+    by_seed = {
+        key: {seed: mean(values.values()) for seed, values in seeds.items()}
+        for key, seeds in changes.items()
+    }
+    for layer in (-2, 7):  # "at both layers, in every seed"
+        words, sentences = by_seed["words", layer], by_seed["sentences", layer]
+        assert all(words[seed] > sentences[seed] for seed in words) and len(words) == 3
+    own, same, other = [], [], []
+    for one, two in itertools.combinations_with_replacement(CELLS, 2):
+        values = []
+        for seed, another in itertools.permutations((31, 42, 66), 2):
+            start, end = changes[one][seed], changes[two][another]
+            values.append(correlation(start.values(), [end[code] for code in start]))
+        kind = own if one == two else same if one[0] == two[0] else other
+        kind.append(mean(values))
+    assert "(r = {:.2f} and {:.2f})".format(*same) in text
+    assert f"within one row ({min(own):.2f} to {max(own):.2f})" in text
+    assert f"between {min(other):.2f} and {max(other):.2f}" in text
+    over_seeds = {
+        key: {code: mean(values[code] for values in seeds.values()) for code in seeds[31]}
+        for key, seeds in changes.items()
+    }
+    for code, name in (("he", "Hebrew changes by"), ("ar", "Arabic by")):
+        values = [over_seeds[key][code] for key in CELLS]
+        sentence = f"{name} {values[0]:+.1f} and {values[1]:+.1f} with words, "
+        assert sentence + f"{values[2]:+.1f} and {values[3]:+.1f} with sentences" in text
+    table = report(E5).split("Paired by seed:")[0]
+    counts = counts_in(row_of(table, "| e5-small | before, sentences, layer 7 "))
+    full_down, front_down = counts[0][1], counts[1][1]
+    chance = swap.harmed_by_chance(3) * 34
+    assert f"harms {front_down} languages, full {full_down} (chance alone: {chance:.0f})" in text
 
 
 @pytest.mark.parametrize(
@@ -348,26 +415,12 @@ def test_languages_that_gain_and_lose_by_sentences_in_each_seed():
 )
 def test_how_many_layers_front_freezing_trains(aligner, trained):
     text = section(WORDS_OR_SENTENCES)
-    assert "trains one layer of twelve (and the embeddings), with words five" in text
+    assert "trains one layer of twelve (and the embeddings), below layer -2 five" in text
     selected = [run for run in runs(E5, strategy="front", aligner=aligner) if "probe" in run]
     assert selected
     for run in selected:
         drift = run["probe"]["drift"]["realigned"]
         assert [layer for layer, change in drift.items() if change] == trained
-
-
-def test_languages_that_gain_by_words_or_by_sentences():
-    text = section(WORDS_OR_SENTENCES)
-    (base,) = runs(E5, strategy="baseline", seed=31)
-    gains = []
-    for code in ("he", "ar"):
-        for aligner in ("none", "dictionary"):  # sentences, words
-            (run,) = runs(E5, strategy="full", seed=31, aligner=aligner)
-            gains.append(average(run, [code]) - average(base, [code]))
-    sentence = (
-        "Hebrew by {:+.1f} with sentences and {:+.1f} with words, and Arabic by {:+.1f} and {:+.1f}"
-    )
-    assert sentence.format(*gains) in text
 
 
 @pytest.mark.parametrize(
@@ -1009,15 +1062,14 @@ def test_what_the_grids_take():
 @pytest.mark.parametrize(
     "folder, start, title",
     [
-        (E5, "| e5-small | before, dictionary ", E5),
-        (E5, "| e5-small | before, sentences ", WORDS_OR_SENTENCES),
+        (E5, "| e5-small | before, dictionary, layer -2 ", E5),
         (FIVE_SEEDS, "| e5-small | before, dictionary ", FIVE_SEEDS),
     ],
 )
 def test_paired_intervals_are_those_of_the_report(folder, start, title):
     text = section(title)
     *changes, difference = intervals_of(report(folder).split("Paired by seed:")[1], start)
-    assert line("change, paired", "", *changes) in text
+    assert line("change, paired", "", *changes[:3]) in text
     assert difference in text[text.index("**Answer.**") :]
 
 
