@@ -2251,8 +2251,9 @@ def set_up_device(name: str | None) -> torch.device:
         torch.backends.cuda.matmul.allow_tf32 = True  # the default when the authors ran their code
         torch.cuda.set_device(device)
     if dist.is_torchelastic_launched() and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
         with as_user_error("torchrun: the processes cannot connect"):
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group(backend, timeout=pd.Timedelta(days=1))  # tests differ in size
     return device
 
 

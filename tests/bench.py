@@ -38,8 +38,9 @@ SMALL |= {"num_attention_heads": 4, "intermediate_size": 1024, "pad_token_id": 0
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
 BASE |= {"intermediate_size": 3072, "vocab_size": 119_547}
 LARGE = {"vocab_size": 250_002, "max_position_embeddings": 514}
+DISTIL = {"model_type": "distilbert", "num_hidden_layers": 6}
 PAPER = {  # the configurations on the hub
-    "distilbert-base-multilingual-cased": BASE | {"model_type": "distilbert", "n_layers": 6},
+    "distilbert-base-multilingual-cased": BASE | DISTIL,
     "bert-base-multilingual-cased": BASE | {"model_type": "bert"},
     "xlm-roberta-base": BASE | LARGE | {"model_type": "xlm-roberta"},
 }
@@ -153,6 +154,7 @@ def measure(steps: dict[str, Callable], rounds: int, model) -> dict[str, tuple]:
         order.reverse()  # the second of two revisions may find its text in the processor's cache
         for name, step in order:
             model.zero_grad()
+            model.train()  # evaluation has switched dropout off
             start = time.perf_counter()
             step()
             seconds[name][0].append(time.perf_counter() - start)
@@ -169,7 +171,8 @@ def profile(step: Callable) -> tuple[int, int, float]:
     averages = profiler.key_averages()
     operators = sum(entry.count for entry in averages if entry.key.startswith("aten::"))
     launches = sum(entry.count for entry in averages if "LaunchKernel" in entry.key)
-    return operators, launches, sum(entry.self_device_time_total for entry in averages) / 1000
+    kernels = [entry for entry in averages if entry.device_type.name != "CPU"]  # or counted twice
+    return operators, launches, sum(entry.self_device_time_total for entry in kernels) / 1000
 
 
 def report(title: str, steps: dict[str, Callable], rounds: int, model) -> None:
@@ -183,6 +186,7 @@ def report(title: str, steps: dict[str, Callable], rounds: int, model) -> None:
     print(" " * 32 + "".join(f"{column:>10}" for column in columns))
     for name in [name for name in steps if not name.startswith("old ")]:
         host, whole = (statistics.median(values) * 1000 for values in seconds[name])
+        model.train()
         operators, launches, device = profile(steps[name])
         line = f"{name:32}{host:10.1f}{whole:10.1f}{operators:10}"
         if is_gpu:

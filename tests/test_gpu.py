@@ -108,7 +108,8 @@ def test_a_training_step_does_not_wait_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
     waits = [wait for wait in waits if "synchronizing" in str(wait.message)]
     waits = [wait for wait in waits if "transformers" not in wait.filename]
-    assert len(waits) <= 1, [f"{wait.filename}:{wait.lineno}" for wait in waits]
+    # The two matrices of the projection are copied at first.
+    assert len(waits) <= 3, [f"{wait.filename}:{wait.lineno}" for wait in waits]
 
 
 def command(
@@ -154,7 +155,7 @@ def test_a_run_gives_the_same_record_again(world, tmp_path, name):
 
 @pytest.mark.parametrize("strategy", ["baseline", "full"])
 def test_losses_of_a_run_are_near_those_of_a_cpu(world, tmp_path, strategy):
-    """The classifier's first weights are the same, but dropout differs."""
+    """The classifier's first weights are the same, and these models have no dropout."""
     losses = {}
     for device in ("cpu", "cuda"):
         out = tmp_path / device
