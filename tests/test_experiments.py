@@ -406,8 +406,17 @@ def test_the_answer_about_units_and_layers():
     table = report(E5).split("Paired by seed:")[0]
     counts = counts_in(row_of(table, "| e5-small | before, sentences, layer 7 "))
     full_down, front_down = counts[0][1], counts[1][1]
+    assert f"{front_down} languages fall, by full realignment {full_down}." in text
     chance = swap.harmed_by_chance(3) * 34
-    assert f"harms {front_down} languages, full {full_down} (chance alone: {chance:.0f})" in text
+    assert f"{counts[2][1]} languages fall (chance alone: {chance:.0f})" in text
+    bases = by_strategy(E5, strategy="baseline")["baseline"]
+    words = by_strategy(E5, schedule="before", aligner="dictionary")
+    sentences = by_strategy(E5, schedule="before", aligner="none")
+    for seed in bases:  # "in every seed"
+        assert average(words["emb,front"][seed]) < average(words["front"][seed])
+        assert average(sentences["back"][seed]) < average(sentences["full"][seed])
+    order = [mean(map(average, sentences[name].values())) for name in ("front", "full", "back")]
+    assert order == sorted(order, reverse=True)
 
 
 @pytest.mark.parametrize(
