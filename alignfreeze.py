@@ -2439,9 +2439,9 @@ def validate_alignment(settings: Settings) -> None:
     elif is_aligned and is_word and aligner != "dictionary":
         message = "write the links first, by --write-links DIR; then train with --aligner DIR"
         require(aligner not in ALIGNERS, f"--aligner {aligner}", message)
-        message = f"must be {names}, or a folder of links with another name"
-        is_folder = Path(aligner).is_dir() and Path(aligner).resolve().name not in ALIGNERS
-        require(is_folder, f"--aligner {aligner}", message)
+        message = f"must be {names}, or a folder of links that is not named dictionary or none"
+        is_named = Path(aligner).resolve().name in ("dictionary", "none")  # as a record would say
+        require(Path(aligner).is_dir() and not is_named, f"--aligner {aligner}", message)
     has_steps = settings.epochs or settings.realign_steps or not is_aligned
     require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")
 

@@ -550,7 +550,7 @@ BAD_FLAGS = {
     "--strategy front,baseline": "--strategy", "--strategy full,front": "--strategy",
     "--strategy back --layer 2": "freezes nothing", "--strategy 2,3 --layer 2": "freezes nothing",
     "--strategy emb --lora 4": "freezes nothing", "--decay constant --warmup 0.4": "--warmup",
-    "--decay inverse_sqrt --warmup 0": "--warmup 0", "--aligner links/dictionary": "another name",
+    "--decay inverse_sqrt --warmup 0": "--warmup 0", "--aligner links/dictionary": "not named",
 }  # fmt: skip
 
 

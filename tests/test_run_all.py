@@ -146,6 +146,21 @@ def test_links_are_written_once_before_they_are_read_under_the_aligners_name(run
     assert read == ["links/fastalign"] * 3 and Path(read[0]).name == "fastalign"
 
 
+def test_the_script_accepts_every_command_of_the_grid(run_all, tmp_path):
+    for name in ("fastalign", "awesome"):  # the commands that write links make these
+        (tmp_path / "links" / name).mkdir(parents=True)
+    settings = {"LINKS": tmp_path / "links", "OUT": tmp_path / "out", "SEEDS": 31}
+    commands = run_all("--dry-run", METHODS="alignfreeze", **settings).commands
+    tasks = "massive uner xsid"  # translation needs another package
+    commands += run_all("--dry-run", METHODS="mid-align", TASKS=tasks, **settings).commands
+    aligners = set()
+    for command in commands:
+        settings = parsed(command)
+        alignfreeze.validate_settings(settings)
+        aligners.add(Path(settings.aligner).name)
+    assert len(commands) > 100 and aligners == {"dictionary", "fastalign", "awesome"}
+
+
 def test_the_environment_narrows_the_grid_and_flags_reach_every_run(run_all):
     settings = {
         "MODELS": "m",
