@@ -86,8 +86,8 @@ class Settings:
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
-    languages: list[str] = setting(lambda: TARGETS, "further test languages")
-    realign_languages: list[str] = setting(lambda: TARGETS, "languages to align with English")
+    languages: list[str] = setting(lambda: [*TARGETS], "further test languages")
+    realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
     # Alignment. A baseline without --probe ignores these; add a new one to OF_ALIGNMENT too.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
@@ -630,7 +630,8 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
         require(not hidden[0].isnan().any(), "generation", message)
         return (hidden[0].contiguous(),)  # of a view with gaps, a frozen head would be copied
 
-    ends = model.generation_config.eos_token_id
+    own = model.generation_config
+    ends = own.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
     ends = sorted({tokenizer.eos_token_id, *ends} - {None})
     # A model's own configuration may sample, or penalise repetition, which copies need.
@@ -639,6 +640,7 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     )
     with model.get_output_embeddings().register_forward_pre_hook(check):
         ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
+    model.generation_config = own  # which --save-model writes
     return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
 
 
@@ -1019,7 +1021,7 @@ def parallel_lines(language: str, settings: Settings, part: str) -> Iterator[tup
 
 
 def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
-    """Shuffle a stream through a buffer of `size` items, as the authors do."""
+    """Shuffle a stream through a buffer of `size` items."""
     rng, items = random.Random(seed), iter(items)
     buffer = list(itertools.islice(items, size))
     for item in items:
@@ -1676,9 +1678,10 @@ def text_between(text: str, start: int, end: int) -> str:
 
 # Tasks that generate text. An example has `system` (an instruction), `user` and `target`.
 
-LOCALES = """af-ZA ar-SA az-AZ bn-BD cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI fr-FR he-IL
-hi-IN hu-HU hy-AM id-ID it-IT ja-JP jv-ID ka-GE ko-KR lv-LV nl-NL pl-PL pt-PT ru-RU sw-KE th-TH
-tr-TR zh-CN""".split()
+LOCALES = """af-ZA am-ET ar-SA az-AZ bn-BD ca-ES cy-GB da-DK de-DE el-GR en-US es-ES fa-IR fi-FI
+fr-FR he-IL hi-IN hu-HU hy-AM id-ID is-IS it-IT ja-JP jv-ID ka-GE km-KH kn-IN ko-KR lv-LV ml-IN
+mn-MN ms-MY my-MM nb-NO nl-NL pl-PL pt-PT ro-RO ru-RU sl-SL sq-AL sv-SE sw-KE ta-IN te-IN th-TH
+tl-PH tr-TR ur-PK vi-VN zh-CN""".split()  # of MASSIVE, without a second Chinese one, zh-TW
 UNER = "da_ddt en_ewt hr_set pt_bosque sk_snk sr_set sv_talbanken zh_gsd".split()  # treebanks
 NAMES = {
     "cs": "Czech", "de": "German", "en": "English", "he": "Hebrew", "is": "Icelandic",
@@ -1695,7 +1698,7 @@ ASK_SLOTS = (
 ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
 DATE = time.strptime("26 Jul 2024", "%d %b %Y")  # what a chat template takes for today
-TODAY = re.compile(r"""strftime_now\((["'])(.*?)\1\)""")  # a call in a chat template
+ASK_TODAY = r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)"""  # in a chat template
 PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"  # chat template
 ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
 
@@ -1823,7 +1826,7 @@ def render_prompt(tokenizer, system: str, user: str) -> str:
     """
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     template = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN
-    template = TODAY.sub(lambda call: repr(time.strftime(call[2], DATE)), template)
+    template = re.sub(ASK_TODAY, lambda call: repr(time.strftime(call[2], DATE)), template)
     options |= {"date_string": "26 Jul 2024", "chat_template": template}
     both = [{"role": "system", "content": system}, {"role": "user", "content": user}]
     merged = [{"role": "user", "content": f"{system}\n\n{user}"}]
@@ -1890,8 +1893,13 @@ def parse_slots(output: str) -> list[list[str]]:
 
 def parse_json(output: str) -> list[tuple[str, ...]]:
     """Return (type, value) of each name in the form of `ASK_NAMES`: all LOC, then PER, then ORG."""
-    pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*"((?:[^"\\]|\\.)*)"'
-    names = [(kind, re.sub(r"\\(.)", r"\1", value)) for kind, value in re.findall(pattern, output)]
+    names = []
+    pattern = r'"TypeName"\s*:\s*"(LOC|PER|ORG)"\s*,\s*"Text"\s*:\s*("(?:[^"\\]|\\.)*")'
+    for kind, value in re.findall(pattern, output):
+        try:
+            names.append((kind, json.loads(value, strict=False)))
+        except ValueError:  # an escape that JSON does not have
+            names.append((kind, re.sub(r"\\(.)", r"\1", value[1:-1])))
     return sorted(names, key=lambda name: ("LOC", "PER", "ORG").index(name[0]))
 
 
@@ -2600,7 +2608,8 @@ def parse_adapter(text: str) -> tuple[str, float]:
     """Return (folder or hub id, weight) of `NAME` or `NAME=WEIGHT`; the weight is 1 by default."""
     name, _, weight = text.rpartition("=")
     try:
-        return (name, float(weight)) if name else (text, 1.0)
+        has_weight = name and not Path(text).is_dir()  # a folder may be called `r=8`
+        return (name, float(weight)) if has_weight else (text, 1.0)
     except ValueError:
         return text, 1.0
 

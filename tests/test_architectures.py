@@ -733,6 +733,16 @@ def test_a_prompt_has_the_instruction_and_the_text_on_every_day(kind, with_templ
         assert af.render_prompt(tokenizer, system, user) == expected
 
 
+@pytest.mark.parametrize("call", ["('%Y')", '( "%Y" )', "(format='%Y')", '( format = "%Y")'])
+def test_todays_date_does_not_enter_however_a_template_asks_for_it(
+    call, with_template, monkeypatch
+):
+    set_today(monkeypatch, 2031)
+    tokenizer = with_template("SmolLM3", f"{CHATML}{{{{ strftime_now{call} }}}}")
+    prompt = af.render_prompt(tokenizer, "SYSTEM", "USER")
+    assert prompt.endswith("2024") and "2031" not in prompt
+
+
 def test_the_calendar_of_the_test_above_is_the_librarys(with_template, monkeypatch):
     set_today(monkeypatch, 2031)
     tokenizer = with_template("SmolLM3", "{{ strftime_now('%Y') }}")

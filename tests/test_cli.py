@@ -562,6 +562,12 @@ def test_a_bad_flag_is_named(run, tmp_path, monkeypatch, untouched, bad):
     assert_refused(run(*bad.split()), BAD_FLAGS[bad])
 
 
+def test_settings_can_be_changed_without_changing_other_defaults():
+    settings = af.Settings()
+    settings.languages.remove("fi")
+    assert "fi" in settings.realign_languages and "fi" in af.Settings().languages
+
+
 @pytest.mark.parametrize("task", [*af.TASKS])
 def test_the_defaults_of_every_task_pass_the_checks_of_languages(task):
     if task == "translation":

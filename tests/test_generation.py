@@ -396,6 +396,17 @@ def test_a_name_of_another_type_than_person_organisation_or_place_is_an_error(tm
     assert af.score_commands([example], [], [example["target"]]) == {"f1": 1, "f1_strict": 1}
 
 
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_names_are_read_however_json_writes_them(ascii_only):
+    names = [("PER", 'André "Dédé" Roux'), ("PER", "日本\ttab"), ("ORG", "a\\b/c")]
+    results = [{"TypeName": kind, "Text": value} for kind, value in names]
+    assert af.parse_json(json.dumps({"Results": results}, ensure_ascii=ascii_only)) == names
+
+
+def test_a_name_with_an_escape_that_json_lacks_is_read_without_it():
+    assert af.parse_json(r'[{"TypeName": "LOC", "Text": "St\. Ives\q"}]') == [("LOC", "St. Ivesq")]
+
+
 def texts_that_are_counted(capsys) -> int:
     """Return how many texts were said to have a value that no answer can have."""
     numbers = re.findall(r"massive en: (\d+) texts have a value", capsys.readouterr().out)

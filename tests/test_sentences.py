@@ -315,6 +315,14 @@ def test_peft_loads_what_is_written_and_what_peft_writes_is_merged(
         torch.testing.assert_close(merged(**inputs)[0], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_weight_of_an_adapter_is_not_taken_from_the_name_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert af.parse_adapter("runs/r=8") == ("runs/r", 8)
+    (tmp_path / "runs/r=8").mkdir(parents=True)
+    assert af.parse_adapter("runs/r=8") == ("runs/r=8", 1)
+    assert af.parse_adapter("runs/r=8=0.5") == ("runs/r=8", 0.5)
+
+
 def test_a_merged_weight_has_the_scaled_product_added(tmp_path, tokenizer):
     model, merged = with_adapters("llama", torch.float32), tiny.build("llama", spread=0.1)
     save(model, tmp_path / "a", tokenizer)
@@ -692,7 +700,8 @@ def test_generated_text_consists_of_the_most_probable_tokens(architecture, adapt
     if adapters:
         model = with_adapters(architecture, torch.float32)
     model.eval()
-    model.generation_config.update(do_sample=True, temperature=3.0, top_k=2, num_beams=2)
+    own = model.generation_config
+    own.update(do_sample=True, temperature=3.0, top_k=2, num_beams=2)
     prompts = [row["input_ids"][: k + 1] for k, row in enumerate(tiny.written(6))]
     expected = []
     for prompt in prompts:
@@ -703,6 +712,7 @@ def test_generated_text_consists_of_the_most_probable_tokens(architecture, adapt
                 break
         expected.append(tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
     assert af.generate(model, tokenizer, prompts, 12) == expected
+    assert model.generation_config is own and own.do_sample  # --save-model writes it
     assert len({len(prompt) for prompt in prompts}) > 3 and len(set(expected)) > 2
 
 
