@@ -297,7 +297,7 @@ def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Ten
     if batch.positions is not None:
         return hidden.flatten(0, 1)[batch.positions]
     mask = batch.inputs["attention_mask"]
-    if not pool_first:  # the first token attracts most attention, so its vector is an outlier
+    if not pool_first:  # drop the first token: it attracts most attention, and is an outlier
         mask = mask * (mask.cumsum(1) > 1)
     weights = mask / mask.sum(1, keepdim=True).clamp(min=1)
     return (hidden.float() * weights[:, :, None]).sum(1)
@@ -397,14 +397,14 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
                 (loss / len(group)).backward()
-                log.add(number, "task", loss)
+                log.losses.append((number, "task", loss.detach()))
             if translations:
                 weight = 0.1 if examples else 1.0  # `during` adds 0.1 x alignment loss
                 with frozen(frozen_layers):  # and backward, as --checkpointing re-runs layers there
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
                     (weight * loss / len(group)).backward()
-                log.add(number, "align", loss)
+                log.losses.append((number, "align", loss.detach()))
         sum_gradients(parameters)
         if settings.clip:
             nn.utils.clip_grad_norm_(parameters, settings.clip)
@@ -439,9 +439,9 @@ def evaluate(model, tokenizer, task: Task, examples: list, features: list, setti
     """Return {metric: 0 to 1}. `task.encode` made one or more features of each example."""
     outputs: list = [None] * len(features)  # logits or generated text, one for each feature
     order = sorted(range(len(features)), key=lambda k: len(features[k]["input_ids"]))  # by length
-    size = 128 if task.new_tokens and model.device.type != "cpu" else 32  # launch-bound
+    size = 128 if task.new_tokens and model.device.type != "cpu" else 32  # to keep a GPU busy
     with autocast(model.device, settings.precision):
-        for chunk in in_chunks(iter(order), size):
+        for chunk in in_chunks(order, size):
             results = predict(model, tokenizer, task, [features[k] for k in chunk])
             for k, result in zip(chunk, results):
                 outputs[k] = result
@@ -554,6 +554,7 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
     for rows, vectors in zip(order.chunk(8), embedded.chunk(8)):
         longest = int(lengths[rows[-1]])
         group = {name: tensor[rows, :longest] for name, tensor in batch.items()}
+        # By a hook, as some models count positions in another way if they get `inputs_embeds`.
         with table.register_forward_hook(replace_by(vectors[:, :longest])):
             yield rows, group
 
@@ -699,25 +700,26 @@ def say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def progress(items: Iterable, stage: str, total: int | None = None) -> tqdm:
+def progress(items: Iterable, stage: str) -> tqdm:
     """Return a progress bar; disabled when stderr is not a terminal."""
-    return tqdm(items, stage, total, leave=False, disable=None if processes()[0] == 0 else True)
+    return tqdm(items, stage, leave=False, disable=None if processes()[0] == 0 else True)
 
 
 def prefetched(items: Iterator, count: int = 8) -> Iterator:
     """Yield the items, up to `count` of which a thread makes in advance. No item may be None."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = deque(pool.submit(next, items, None) for _ in range(count))
-        try:
-            while (item := coming.popleft().result()) is not None:
-                coming.append(pool.submit(next, items, None))
-                yield item
-        finally:  # after an error or Ctrl-C, wait for one item only
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(1)
+    coming = deque(pool.submit(next, items, None) for _ in range(count))
+    try:
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, items, None))
+            yield item
+    finally:  # after an error or Ctrl-C, wait for one item only
+        pool.shutdown(cancel_futures=True)
 
 
-def in_chunks(items: Iterator, size: int) -> Iterator[list]:
+def in_chunks(items: Iterable, size: int) -> Iterator[list]:
     """Yield lists of `size` items; the last list may be shorter."""
+    items = iter(items)
     while chunk := list(itertools.islice(items, size)):
         yield chunk
 
@@ -734,7 +736,7 @@ class TrainingLog:
         """Begin an update with these batches. Raises UserError if there are none, or for NaN."""
         message = f"the sentence pairs end after {step - 1} of {self.steps} steps; give more"
         require(group, self.stage, message)
-        if self.step and self.step % 20 == 0:  # seldom, because reading a loss waits for the GPU
+        if self.step % 20 == 0:  # look for NaN, but seldom, because this waits for the GPU
             loss_curves(self.stage, self.losses[-20:])
         self.step = step
         for _, (_, translations) in group:
@@ -746,9 +748,6 @@ class TrainingLog:
             words = max(0, len(pair.links) - cut)  # 0 with sentences
             counts.update(sentences=1, words=words, cut=cut, skipped=pair.skipped)
             counts["readings"] = pair.reading
-
-    def add(self, number: int, name: str, loss: Tensor) -> None:
-        self.losses.append((number, name, loss.detach()))
 
     def result(self) -> tuple[dict, dict]:
         curves = loss_curves(self.stage, self.losses)
@@ -769,7 +768,7 @@ def loss_curves(stage: str, losses: list[tuple[int, str, Tensor]]) -> dict[str, 
         require(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
         curves[name].append(value)
     for name, values in curves.items():
-        means = [float(np.mean(part)) for part in in_chunks(iter(values), 20)]
+        means = [float(np.mean(part)) for part in in_chunks(values, 20)]
         curves[name] = [round(mean, 6) for mean in means]
     return dict(curves)
 
@@ -840,8 +839,8 @@ def encode_texts(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
     """Turn pairs of sentences into a batch, as plain text without a chat template."""
     texts = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     encoded = tokenizer(texts, truncation=True, max_length=max_length)
-    sides = in_chunks((bool(text.overflowing) for text in encoded.encodings), len(pairs))
-    cut = [int(any(pair)) for pair in zip(*sides)]
+    is_cut = [bool(text.overflowing) for text in encoded.encodings]
+    cut = [int(a or b) for a, b in zip(is_cut, is_cut[len(pairs) :])]
     rows = encoded["input_ids"]
     ids = [np.array(row or [tokenizer.pad_token_id]) for row in rows]  # a text may be invisible
     inputs = pad_inputs(ids, tokenizer.pad_token_id, device)
@@ -865,22 +864,21 @@ def encode_words(
     inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
     start, _, end = np.split(np.array(frame["input_ids"]), [inside[0], inside[-1] + 1])
     room = max_length - len(start) - len(end)
-    edges = np.full(len(start), -1), np.full(len(end), -1)
-    no_word, result = np.array([-1]), []
+    around, result = (len(start), len(end)), []
     texts = [" ".join(words) for words in sentences]
     for k, encoding in enumerate(backend.encode_batch(texts, add_special_tokens=False)):
         ids = np.array(encoding.ids, dtype=np.int64)
         words = words_at(sentences[k], encoding.offsets)
-        is_last = words != np.concatenate([words[1:], no_word])  # of the subwords of its word
+        is_last = np.diff(words, append=-1) != 0  # of the subwords of its word
         is_visible = (ids != lone_mark) | is_last
         ids, words = ids[is_visible], words[is_visible]
-        first = words != np.concatenate([no_word, words[:-1]])
+        first = np.diff(words, prepend=-1) != 0
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
-            padded_words = np.concatenate([edges[0], words[part], edges[1]])
-            padded_first = np.concatenate([edges[0] > 0, first[part], edges[1] > 0])
-            padded_ids = np.concatenate([start, ids[part], end])
-            result.append(Window(k, padded_ids, padded_words, padded_first))
+            framed_ids = np.concatenate([start, ids[part], end])
+            framed_words = np.pad(words[part], around, constant_values=-1)
+            framed_first = np.pad(first[part], around)
+            result.append(Window(k, framed_ids, framed_words, framed_first))
     return result
 
 
@@ -896,7 +894,7 @@ def task_batches(tokenizer, features: list[dict], settings, device="cpu") -> Ite
     order = random.Random(settings.seed)
     for _ in range(settings.epochs):
         shuffled_features = order.sample(features, len(features))
-        for chunk in in_chunks(iter(shuffled_features), settings.batch_size):
+        for chunk in in_chunks(shuffled_features, settings.batch_size):
             yield task_batch(chunk, tokenizer.pad_token_id, device)
 
 
@@ -948,7 +946,7 @@ class ParallelText:
         is_unspaced = base_language(language) in UNSPACED_LANGUAGES
         if is_word and (by_dictionary or is_unspaced):
             self.forward, self.backward = read_dictionary(language, settings.data_dir)
-        if is_word and not by_dictionary and settings.aligner not in ALIGNERS:
+        if is_word and part == "train" and settings.aligner not in ALIGNERS:
             self.links = read_links(Path(settings.aligner), self)
         elif settings.data_dir:
             deque(self.lines(), maxlen=0)
@@ -1216,7 +1214,7 @@ def write_links(settings: Settings) -> None:
         elif settings.aligner == "fastalign":
             links = fast_align([[w.lower() for w in side] for side in pair] for pair in words)
         elif settings.aligner == "awesome":
-            chunks = in_chunks(iter(words), 32)
+            chunks = in_chunks(words, 32)
             parts = (awesome_links(encoder, tokenizer, chunk, layer) for chunk in chunks)
             links = itertools.chain.from_iterable(parts)
         if settings.aligner != "none":
@@ -1336,19 +1334,25 @@ def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
     """
     forward = {(i, j) for j, i in enumerate(forward) if i >= 0}
     reverse = {(i, j) for i, j in enumerate(reverse) if j >= 0}
-    kept = forward & reverse
-    sources, targets = {i for i, _ in kept}, {j for _, j in kept}
-    for candidates, fewest in ((forward | reverse, 1), (forward, 2), (reverse, 2)):
-        before = -1
-        while before < len(kept):
-            before = len(kept)
-            for i, j in sorted(candidates - kept):
-                unlinked = (i not in sources) + (j not in targets)
-                near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
-                if unlinked >= fewest and (near or fewest == 2):
-                    kept.add((i, j))
-                    sources.add(i)
-                    targets.add(j)
+    kept, sources, targets = set(), set(), set()
+
+    def keep(i: int, j: int) -> None:
+        kept.add((i, j))
+        sources.add(i)
+        targets.add(j)
+
+    for link in forward & reverse:
+        keep(*link)
+    size = -1
+    while size < len(kept):
+        size = len(kept)
+        for i, j in sorted((forward | reverse) - kept):
+            is_near = any((i + a, j + b) in kept for a in (-1, 0, 1) for b in (-1, 0, 1))
+            if is_near and (i not in sources or j not in targets):
+                keep(i, j)
+    for i, j in [*sorted(forward), *sorted(reverse)]:
+        if i not in sources and j not in targets:
+            keep(i, j)
     return sorted(kept)
 
 
@@ -1455,12 +1459,14 @@ def load_wikiann(language: str, split: str, settings) -> Iterator[dict]:
         yield tagged_words(where, row)
 
 
-def tagged_words(where: str, row: dict, names: Sequence[str] = NER_TAGS) -> dict[str, list]:
-    """Return the `tokens` of a row, and the numbers of their `tags` among the names of all tags.
+def tagged_words(where: str, row: dict) -> dict[str, list]:
+    """Return the `tokens` of a row, and the numbers of their `tags` in `NER_TAGS`.
 
     A row has names in the column `tags` or numbers in the column `ner_tags`.
     """
-    column, names = ("tags", names) if "tags" in row else ("ner_tags", list(range(len(names))))
+    column, names = "ner_tags", list(range(len(NER_TAGS)))
+    if "tags" in row:
+        column, names = "tags", NER_TAGS
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
@@ -1502,7 +1508,8 @@ def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]
     """
     kind = (tags + 1) // 2
     before = np.append(0, kind[:-1])
-    start = (tags % 2 == 1) | ((tags > 0) & ((before == 0) if repair else (before != kind)))
+    begins = (before == 0) if repair else (before != kind)  # an I that begins an entity
+    start = (tags % 2 == 1) | ((tags > 0) & begins)
     end = (kind > 0) & np.append(start[1:] | (kind[1:] == 0), True)
     return set(zip(np.flatnonzero(start), np.flatnonzero(end), kind[end]))
 
@@ -1513,10 +1520,10 @@ def f1(gold: Iterable, predicted: Iterable) -> float:
     return 2 * (gold & predicted).total() / max(gold.total() + predicted.total(), 1)
 
 
-def score_entities(examples: list, features: list, logits: list, repair: bool = False) -> dict:
+def score_entities(examples: list, features: list, logits: list, repair: bool = True) -> dict:
     """Return the F1 of whole entities over all sentences (https://aclanthology.org/W03-0419).
 
-    repair: of predictions, as in `entities`; without it, the measure is that of conlleval.
+    repair: of predictions, as in `entities` (the authors do); False: the measure of conlleval.
     """
     gold, predicted, sentence = [], [], None
     for feature, row in zip(features, logits):
@@ -1528,11 +1535,6 @@ def score_entities(examples: list, features: list, logits: list, repair: bool = 
     gold = entities(np.concatenate(gold).astype(int))
     predicted = entities(np.concatenate(predicted).astype(int), repair)
     return {"f1": f1(gold, predicted)}
-
-
-def score_repaired(examples: list, features: list, logits: list) -> dict[str, float]:
-    """Return the scores of `score_entities` with predictions repaired, as the authors do."""
-    return score_entities(examples, features, logits, repair=True)
 
 
 def load_xnli(language: str, split: str, settings) -> Iterator[dict]:
@@ -1645,7 +1647,7 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
     window's context and its first position (no answer), as in the pipeline of transformers. For the
     authors' measure the answer grows to whole words of the pre-tokenizer, as their pipeline did.
     """
-    best = [(-math.inf, "", "")] * len(examples)
+    highest, answers = [-math.inf] * len(examples), [("", "")] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
         offsets, number = feature["offsets"], feature["example"]
         in_context = offsets[:, 0] >= 0
@@ -1656,14 +1658,16 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
         allowed = (length > 0) & (length <= ANSWER_LENGTH) & in_context & in_context[:, None]
         score = np.where(allowed, start[:, None] + end, -math.inf)
         first, last = divmod(score.argmax(), len(offsets))
-        grown_first = np.flatnonzero(feature["words"] == feature["words"][first])[0]
-        grown_last = np.flatnonzero(feature["words"] == feature["words"][last])[-1]
+        if score[first, last] <= highest[number]:
+            continue
+        highest[number] = score[first, last]
         context = examples[number]["context"]
         answer = text_between(context, offsets[first, 0], offsets[last, 1])
-        grown = text_between(context, offsets[grown_first, 0], offsets[grown_last, 1])
-        best[number] = max(best[number], (float(score[first, last]), answer, grown))
+        first = np.flatnonzero(feature["words"] == feature["words"][first])[0]
+        last = np.flatnonzero(feature["words"] == feature["words"][last])[-1]
+        answers[number] = answer, text_between(context, offsets[first, 0], offsets[last, 1])
     totals = Counter()
-    for example, (_, answer, grown) in zip(examples, best):
+    for example, (answer, grown) in zip(examples, answers):
         references = example["texts"], example["language"]
         scores, authors = (compare_answers(text, *references) for text in (answer, grown))
         totals.update(scores | {key: authors[key] for key in ("f1_authors", "em_authors")})
@@ -1995,7 +1999,7 @@ WITHOUT_VALIDATION = ("en-is", "is-en")  # on the hub
 LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
-    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_repaired, TARGETS, labels=7),
+    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
     "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS,
                  labels=3, epochs=2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
@@ -2071,8 +2075,8 @@ def read_rows(settings, language: str, split: str, hub: dict, **kinds: type) -> 
             with as_user_error(f"{where}: is not valid JSON"):
                 row = json.loads(row)
                 json.dumps(row, ensure_ascii=False).encode()  # fails for a lone surrogate "\\ud800"
-        columns = typed_columns(where, row, **kinds)
-        yield where, dict(zip(kinds, columns)) if kinds else row
+        typed_columns(where, row, **kinds)
+        yield where, {name: row[name] for name in kinds or row}
 
 
 def typed_columns(where: str, row, **kinds: type) -> list:
@@ -2216,7 +2220,7 @@ def keep_best(settings: Settings, model, tokenizer, features: list, best: dict) 
     holds the lowest loss and the weights that had it.
     """
     features = sorted(features, key=lambda feature: len(feature["input_ids"]))
-    chunks = in_chunks(iter(features), settings.batch_size)
+    chunks = in_chunks(features, settings.batch_size)
     batches = [task_batch(chunk, tokenizer.pad_token_id, model.device) for chunk in chunks]
     labels = [int((batch["labels"] != IGNORE).sum()) for batch in batches]
     best |= {"loss": math.inf, "step": 0, "losses": []}
@@ -2497,21 +2501,23 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     shortest = 40 if settings.task == "xquad" else 8
     message = f"{settings.max_length} must be {shortest} to {longest} subwords with this model"
     require(shortest <= settings.max_length <= longest, "--max-length", message)
-    frozen_layers = set(layer_numbers(spec, depth))
+    frozen_parts: set[int | str] = set(layer_numbers(spec, depth))
+    if "emb" in spec.split(","):
+        frozen_parts.add("emb")
     if spec == "baseline" and not settings.probe:
         return
     message = f"the hidden states of this model are {-depth - 1} to {depth}"
     require(-depth - 1 <= layer <= depth, f"--layer {layer}", message)
     message = f"{settings.realign_max_length} must be 8 to {longest} subwords with this model"
     require(8 <= settings.realign_max_length <= longest, "--realign-max-length", message)
-    embeddings_train = "emb" not in spec.split(",") and not settings.lora
-    below = set(range(layer % (depth + 1)))  # the layers that alignment reaches
+    below: set[int | str] = set(range(layer % (depth + 1)))  # what alignment reaches
+    if not settings.lora:  # adapters leave the embeddings as they are
+        below.add("emb")
     message = f"nothing below --layer {layer} trains; freeze fewer layers"
-    trains = spec == "baseline" or embeddings_train or below - frozen_layers
-    require(trains, f"--strategy {spec}", message)
-    freezes = below & frozen_layers or (not embeddings_train and not settings.lora)
+    require(spec == "baseline" or below - frozen_parts, f"--strategy {spec}", message)
+    freezes = spec in ("full", "baseline") or below & frozen_parts
     message = f"freezes nothing that alignment trains (below --layer {layer}); use full"
-    require(spec in ("full", "baseline") or freezes, f"--strategy {spec}", message)
+    require(freezes, f"--strategy {spec}", message)
 
 
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
@@ -2747,12 +2753,12 @@ def load_pairs(settings: Settings) -> tuple[Iterator[Pair], dict[str, list[Pair]
     streams, probe_sets = [], {}
     for code in settings.realign_languages:
         if settings.strategy != "baseline":
-            stream = ParallelText(code, settings).stream()
-            first = next(stream)  # now, so that errors are raised before training
-            streams.append(itertools.chain([first], stream))
+            streams.append(ParallelText(code, settings).stream())
         if settings.probe:
             probe_sets[code] = probe_pairs(ParallelText(code, settings, "dev"))
-    return itertools.chain.from_iterable(zip(*streams)), probe_sets
+    pairs = itertools.chain.from_iterable(zip(*streams))
+    first = list(itertools.islice(pairs, len(streams)))  # now, to raise errors before training
+    return itertools.chain(first, pairs), probe_sets
 
 
 def measure(results: dict, stage: str, settings, model, tokenizer, probe_sets: dict) -> None:
