@@ -2,7 +2,7 @@
 # Run the experiments of both papers, a toy world, or the tests. Missing Python packages are
 # installed into .venv. Needs bash 4.4 and Python 3.10, or newer.
 #
-#   ./run_all.sh             all runs of AlignFreeze (465, its main results first) and of
+#   ./run_all.sh             the grids of AlignFreeze (465 runs, its main results first) and of
 #                            middle-layer alignment (36); finished runs are skipped
 #   ./run_all.sh quick       a first look with the hub and a GPU: distilmBERT on PoS with four
 #                            strategies and a fifth of the steps
@@ -13,7 +13,8 @@
 # With --dry-run, only the commands are printed, one on each line and quoted for the shell. Other
 # machines can run those of the grid in any order after those with --write-links.
 #
-# Settings are environment variables. These are lists of words; the papers' values are the defaults.
+# Settings are environment variables. These are lists of words. The defaults are those of the papers,
+# but the second one has a single seed, and the first one no frozen layers in XLM-R with `during`.
 # A list that is set holds for all runs: name METHODS, too, if it fits one method only.
 #   METHODS      alignfreeze mid-align
 #   MODELS       names on the hub, or folders

@@ -67,8 +67,9 @@ def words_say(table: pd.DataFrame) -> str:
     kept, left = close["front"] / gain, distant["front"] / harm
     is_seen = kept >= 0.75 and left <= 0.5
     second = f"Front-freezing keeps {kept:.0%} of the gain and {max(left, 0):.0%} of the harm"
-    verdict = "as the paper reports" if is_seen else "NOT the pattern that the paper reports"
-    return f"{first} and harms the distant one ({harm:+.1f}).\n{second}: {verdict}."
+    verdict = "the pattern" if is_seen else "NOT the pattern"
+    first += f" and harms the distant one ({harm:+.1f})."
+    return f"{first}\n{second}: {verdict} that the paper reports."
 
 
 def sentences_say(table: pd.DataFrame) -> str:

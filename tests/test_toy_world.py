@@ -262,9 +262,9 @@ def word_scores(full: float, front: float) -> dict[str, list[dict]]:
 @pytest.mark.parametrize(
     "full, front, expected",
     [
-        (-10, -3, "keeps 90% of the gain and 30% of the harm: as the paper reports."),
+        (-10, -3, "keeps 90% of the gain and 30% of the harm: the pattern that the paper reports."),
         (-10, -8, "keeps 90% of the gain and 80% of the harm: NOT the pattern"),
-        (-10, 4, "keeps 90% of the gain and 0% of the harm: as the paper reports."),
+        (-10, 4, "keeps 90% of the gain and 0% of the harm: the pattern that the paper reports."),
         (1, 3, "does not harm the distant one (+1.0): nothing to protect."),
     ],
 )
