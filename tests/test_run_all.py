@@ -153,6 +153,7 @@ def test_the_script_accepts_every_command_of_the_grid(run_all, tmp_path):
     commands = run_all("--dry-run", METHODS="alignfreeze", **settings).commands
     tasks = "massive uner xsid"  # translation needs another package
     commands += run_all("--dry-run", METHODS="mid-align", TASKS=tasks, **settings).commands
+    commands += run_all("quick", "--dry-run", OUT=tmp_path / "out").commands
     aligners = set()
     for command in commands:
         settings = parsed(command)
