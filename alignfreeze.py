@@ -1459,14 +1459,13 @@ def load_wikiann(language: str, split: str, settings) -> Iterator[dict]:
         yield tagged_words(where, row)
 
 
-def tagged_words(where: str, row: dict) -> dict[str, list]:
-    """Return the `tokens` of a row, and the numbers of their `tags` in `NER_TAGS`.
+def tagged_words(where: str, row: dict, names: Sequence[str] = NER_TAGS) -> dict[str, list]:
+    """Return the `tokens` of a row, and the numbers of their `tags` among the names of all tags.
 
     A row has names in the column `tags` or numbers in the column `ner_tags`.
     """
-    column, names = "ner_tags", list(range(len(NER_TAGS)))
-    if "tags" in row:
-        column, names = "tags", NER_TAGS
+    column = "tags" if "tags" in row else "ner_tags"
+    names = names if "tags" in row else list(range(len(names)))
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
@@ -1520,10 +1519,10 @@ def f1(gold: Iterable, predicted: Iterable) -> float:
     return 2 * (gold & predicted).total() / max(gold.total() + predicted.total(), 1)
 
 
-def score_entities(examples: list, features: list, logits: list, repair: bool = True) -> dict:
+def score_entities(examples: list, features: list, logits: list, repair: bool = False) -> dict:
     """Return the F1 of whole entities over all sentences (https://aclanthology.org/W03-0419).
 
-    repair: of predictions, as in `entities` (the authors do); False: the measure of conlleval.
+    repair: of predictions, as in `entities`; without it, the measure is that of conlleval.
     """
     gold, predicted, sentence = [], [], None
     for feature, row in zip(features, logits):
@@ -1535,6 +1534,11 @@ def score_entities(examples: list, features: list, logits: list, repair: bool = 
     gold = entities(np.concatenate(gold).astype(int))
     predicted = entities(np.concatenate(predicted).astype(int), repair)
     return {"f1": f1(gold, predicted)}
+
+
+def score_repaired(examples: list, features: list, logits: list) -> dict[str, float]:
+    """Return the scores of `score_entities` with predictions repaired, as the authors do."""
+    return score_entities(examples, features, logits, repair=True)
 
 
 def load_xnli(language: str, split: str, settings) -> Iterator[dict]:
@@ -1713,14 +1717,14 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
     Local data without a training file are trained on their validation file, and cannot validate.
     https://arxiv.org/abs/2204.08582, https://arxiv.org/abs/2311.09122
     """
-    ambiguous = 0
+    ambiguous, file = 0, split
     folder = settings.data_dir and settings.data_dir / settings.task / language
     if folder and split != "test" and not (folder / "train.jsonl").exists():
         message = "without train.jsonl, its validation file is for training; leave out --validate"
         require(split == "train", f"{settings.task} {language}", message)
         say(f"{settings.task} {language}: no train.jsonl; training on its validation file")
-        split = "valid"
-    for where, row in slot_rows(language, split, settings):
+        file = "valid"
+    for where, row in slot_rows(language, file, settings):
         text, slots = read_slots(where, row, language)
         example = {"language": language, "system": ASK_SLOTS, "text": text, "user": text}
         example["slots"] = slots
@@ -1999,7 +2003,7 @@ WITHOUT_VALIDATION = ("en-is", "is-en")  # on the hub
 LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
-    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
+    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_repaired, TARGETS, labels=7),
     "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS,
                  labels=3, epochs=2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
@@ -2420,7 +2424,7 @@ def validate_effects(settings: Settings) -> None:
     defaults, task = default_settings(settings), TASKS[settings.task]
     is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
     before = not is_aligned or settings.schedule == "before"  # flags may be shared with a baseline
-    decays = {settings.decay, settings.realign_decay}
+    decays = {settings.decay} | ({settings.realign_decay} if before and is_aligned else set())
     has_warmup = settings.warmup or "inverse_sqrt" not in decays
     require(has_warmup, "--warmup 0", "with inverse_sqrt, the rate would hardly fall; give more")
     for names, has_effect, other in [
@@ -2431,7 +2435,7 @@ def validate_effects(settings: Settings) -> None:
         ("aligner_model aligner_layer", settings.write_links, "--write-links"),
         ("adapter validate", task.new_tokens, "a task that generates text"),
         ("validate", settings.epochs, "fine-tuning (--epochs)"),
-        ("warmup", decays != {"constant"}, "another --decay"),
+        ("warmup", decays != {"constant"} or not settings.warmup, "another --decay"),
     ]:
         for name in names.split():
             is_default = getattr(settings, name) == getattr(defaults, name)
@@ -2452,7 +2456,7 @@ def validate_alignment(settings: Settings) -> None:
         message = "write the links first, by --write-links DIR; then train with --aligner DIR"
         require(aligner not in ALIGNERS, f"--aligner {aligner}", message)
         message = f"must be {names}, or a folder of links that is not named dictionary or none"
-        is_named = Path(aligner).resolve().name in ("dictionary", "none")  # as a record would say
+        is_named = Path(os.path.abspath(aligner)).name in ("dictionary", "none")  # in a record
         require(Path(aligner).is_dir() and not is_named, f"--aligner {aligner}", message)
     has_steps = settings.epochs or settings.realign_steps or not is_aligned
     require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")

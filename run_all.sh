@@ -18,7 +18,8 @@
 # A list that is set holds for all runs: name METHODS, too, if it fits one method only.
 #   METHODS      alignfreeze mid-align
 #   MODELS       names on the hub, or folders
-#   TASKS        udpos wikiann xquad xnli; massive uner translation, or xsid
+#   TASKS        udpos wikiann xquad xnli; massive uner translation, or xsid, which does not
+#                validate (if all of its languages have train.jsonl: FLAGS="--validate 200")
 #   STRATEGIES   baseline full front back, or layers such as 0-5 or emb,0-2,11
 #   SCHEDULES    before during; AlignFreeze only
 #   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only. By default,
@@ -95,12 +96,12 @@ check() {
 }
 
 check_settings() {
-  local part="full|front|back|emb|[0-9]+(-[0-9]+)?"
+  local part="front|back|emb|[0-9]+(-[0-9]+)?"
   check METHODS "alignfreeze|mid-align" "alignfreeze or mid-align"
   check MODELS ".*" "names of models on the hub, or folders"
   check TASKS "udpos|wikiann|xquad|xnli|massive|uner|translation|xsid" \
     "udpos, wikiann, xquad, xnli, massive, uner, translation or xsid"
-  check STRATEGIES "baseline|($part)(,($part))*" \
+  check STRATEGIES "baseline|full|($part)(,($part))*" \
     "baseline, full, front, back, or layers such as 0-5 or emb,0-2,11"
   check SCHEDULES "before|during|alternate" "before, during or alternate"
   check ALIGNERS "dictionary|fastalign|awesome" \

@@ -29,13 +29,13 @@ STAGES = {"before": BEFORE, "realigned": "after alignment", "finetuned": "after 
 KINDS = {"loss": "Loss", "retrieval": "Retrieval by cosine", "margin": "Retrieval by margin"}
 KINDS |= {"drift": "Change of weights", "validation": "Validation loss"}
 LOSSES = ["loss", "validation"]  # the kinds that are no percentages, and whose x is a step
-# Settings of alignment, which do not change the scores of a baseline; and the updates between two
-# validations, of which a run that alternates needs twice as many for its task.
-PROBED = """unit layer temperature pool_first limit_links gather validate realign_languages
-realign_steps realign_batch_size realign_max_length realign_lr realign_decay""".split()
-LIMITS = ["limit_train", "limit_test"]
+# Settings of alignment, which do not change the scores of a baseline.
+PROBED = """unit layer temperature pool_first limit_links gather realign_languages realign_steps
+realign_batch_size realign_max_length realign_lr realign_decay""".split()
+LIMITS = ["limit_train", "limit_test", "validate"]  # which are not set in some runs
 # Settings that do not distinguish the rows of a table.
-IGNORED = "seed languages data_dir probe realign_cache out device overwrite fingerprint".split()
+IGNORED = """seed languages data_dir probe realign_cache out device overwrite fingerprint
+checkpointing""".split()
 
 
 def printable(text: str) -> str:
@@ -64,7 +64,7 @@ def loss_steps(record: dict, name: str, means: int) -> list[int]:
 def validation_steps(record: dict, checks: int) -> list[int]:
     """Return how many batches of the task went before each check of the validation loss."""
     config = record["config"]
-    batches = config["validate"] * config["accumulate"]
+    batches = config["validate"] * config.get("accumulate", 1)
     if record["schedule"] == "alternate":
         batches //= 2
     return [batches * i for i in range(1, checks + 1)]
@@ -75,13 +75,15 @@ def parse(record: dict) -> pd.DataFrame:
 
     The columns are the fields of the run and those of VALUE; `settings`, a set of (flag, value);
     `known_flags`, the set of all flags that the record mentions; and `off`, of those that are 0,
-    false or empty, or limits that are not set.
+    false or empty, or limits that are not set. The setting `validate` becomes a number of batches
+    of the task, of which an alternating run has half as many as updates.
     """
     settings, values = set(), []
     for key, content in pd.json_normalize(record, sep="\t").to_dict("records")[0].items():
         match key.split("\t"):
             case ["config", flag] if content and flag not in [*NAMES, *IGNORED]:
                 parts = content if isinstance(content, list) else [content]
+                parts = validation_steps(record, 1) if flag == "validate" else parts
                 settings.add((flag, " ".join(map(str, parts))))
             case ["scores", language, metric]:
                 values.append(("score", metric, language, 0, content))

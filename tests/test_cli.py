@@ -562,6 +562,29 @@ def test_a_bad_flag_is_named(run, tmp_path, monkeypatch, untouched, bad):
     assert_refused(run(*bad.split()), BAD_FLAGS[bad])
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--decay constant --warmup 0",
+        "--method mid-align --decay linear --warmup 0",  # --realign-decay has no effect there
+        "--method mid-align --decay constant --warmup 0",
+        "--method mid-align --strategy baseline --decay linear --warmup 0",
+    ],
+)
+def test_no_warm_up_is_accepted_where_no_schedule_needs_it(flags):
+    af.validate_effects(af.parse_args(flags.split()))
+
+
+def test_a_link_to_a_folder_of_links_has_the_name_of_the_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dictionary").mkdir()
+    (tmp_path / "mine").symlink_to("dictionary")
+    af.validate_alignment(af.parse_args(["--aligner", "mine"]))
+    (tmp_path / "none").symlink_to("dictionary")
+    with pytest.raises(af.UserError, match="not named dictionary or none"):
+        af.validate_alignment(af.parse_args(["--aligner", "./none"]))
+
+
 def test_settings_can_be_changed_without_changing_other_defaults():
     settings = af.Settings()
     settings.languages.remove("fi")

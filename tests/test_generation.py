@@ -333,6 +333,14 @@ def test_a_language_without_training_data_is_trained_on_validation_data(data, ca
     assert "uner en: no train.jsonl; training on its validation file" in output
 
 
+@pytest.mark.parametrize("file", ["train", "valid"])
+def test_slots_to_train_on_may_stand_in_another_order_than_in_the_text(tmp_path, file):
+    slots = [{"type": "time", "value": "five"}, {"type": "person", "value": "me"}]
+    put(tmp_path / f"xsid/en/{file}.jsonl", [{"text": "wake me at five", "slots": slots}])
+    (example,) = load(tmp_path, "xsid", "en", "train")
+    assert example["target"] == "time: five; person: me"
+
+
 def test_examples_of_training_do_not_validate(data, capsys):
     assert len(load(data, "massive", "en", "valid")) > 0
     assert capsys.readouterr().out == ""

@@ -633,6 +633,30 @@ def test_a_baseline_that_probes_serves_runs_with_another_rate_of_alignment(tmp_p
     assert set(data.strategy) == {"baseline", "full"} and data.row.nunique() == 1
 
 
+def test_a_run_is_compared_with_the_baseline_that_validated_like_it(tmp_path, capsys):
+    """Of the same batches of the task, an alternating run has twice as many updates."""
+    runs = []
+    for strategy, validate, f1 in [
+        ("baseline", 5, 0.5),
+        ("baseline", None, 0.4),
+        ("full", 10, 0.6),
+    ]:
+        runs.append(aligned(strategy, 1, {"tr": f1}))
+        runs[-1]["config"] |= {"validate": validate, "accumulate": 2}
+    code, out, err = main(capsys, write(tmp_path / "runs", *runs))
+    assert code == 0 and "left out" not in err and "+10.0" in out and "+20.0" not in out
+    runs[-1]["config"]["validate"] = None
+    code, out, err = main(capsys, write(tmp_path / "others", *runs))
+    assert code == 0 and "left out" not in err and "+20.0" in out and "+10.0" not in out
+
+
+def test_a_baseline_without_checkpointing_serves_runs_with_it(tmp_path, capsys):
+    runs = [aligned("baseline", 1, {"tr": 0.5}), aligned("full", 1, {"tr": 0.6})]
+    runs[1]["config"]["checkpointing"] = True
+    runs[0]["config"]["checkpointing"] = False
+    assert "+10.0" in main(capsys, write(tmp_path / "runs", *runs))[1]
+
+
 def test_validation_losses_stand_at_the_batches_of_the_task(tmp_path, capsys):
     """A run that alternates validates half as often by updates, and as often by batches."""
     runs = []

@@ -185,7 +185,9 @@ def test_empty_and_wrong_settings_are_refused_in_one_line(run_all, arguments):
         "TASKS": ["", "udpos pos"],
         "SEEDS": ["", "31 x", "1 -2", "0.5"],
     }
-    wrong |= {"STRATEGIES": ["", "middle", "emb,", "0-", "front,baseline", "baseline full *"]}
+    wrong |= {
+        "STRATEGIES": ["", "middle", "emb,", "0-", "front,baseline", "full,0-2", "baseline full *"]
+    }
     wrong |= {"SCHEDULES": ["", "after"], "ALIGNERS": ["", "fast", "no/such/folder"]}
     wrong |= {"FLAGS": ["--lr 1\n--epochs 1"]}
     if "quick" not in arguments:
