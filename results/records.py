@@ -240,6 +240,14 @@ def frame(data: pd.DataFrame) -> pd.DataFrame:
     return data.merge(rows)
 
 
+def reached_by_all(data: pd.DataFrame) -> pd.DataFrame:
+    """Leave out losses at steps that not all seeds reached, where their mean would jump."""
+    curve = ["model", "task", "row", "strategy", "kind", "name"]
+    seeds = data.groupby(curve, observed=True).seed.transform("nunique")
+    here = data.groupby([*curve, "x"], observed=True).seed.transform("nunique")
+    return data[~data.kind.isin(LOSSES) | (here == seeds)]
+
+
 def load(files: list[pd.DataFrame], published: bool) -> pd.DataFrame:
     """Combine the values of a folder's files.
 
@@ -255,4 +263,4 @@ def load(files: list[pd.DataFrame], published: bool) -> pd.DataFrame:
     data["task"] = data.task.replace(TASKS)
     others = sorted({*data.strategy} - {*STRATEGIES})
     data["strategy"] = pd.Categorical(data.strategy, [*STRATEGIES, *others])
-    return data
+    return reached_by_all(data)

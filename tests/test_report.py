@@ -633,6 +633,22 @@ def test_a_baseline_that_probes_serves_runs_with_another_rate_of_alignment(tmp_p
     assert set(data.strategy) == {"baseline", "full"} and data.row.nunique() == 1
 
 
+def test_a_loss_is_shown_up_to_the_step_that_all_seeds_reached(tmp_path, capsys):
+    """Of a run that stopped later, the mean would jump to the loss of that run alone."""
+    runs = []
+    for seed, losses in [(1, [0.9, 0.5, 0.7]), (2, [0.7, 0.3])]:
+        for strategy in ("baseline", "full"):
+            run = aligned(strategy, seed, {"tr": 0.5})
+            run |= {"validation": {"losses": losses}}
+            run["config"] |= {"validate": 10 if strategy == "full" else 5, "accumulate": 2}
+            runs.append(run)
+    _, out, _ = main(capsys, write(tmp_path / "runs", *runs))
+    assert tables(out)["Validation loss, xSID, e5-small, alternate"] == [
+        {"stage": "validation, step 10", "baseline": "0.8", "full": "0.8"},
+        {"stage": "validation, step 20", "baseline": "0.4", "full": "0.4"},
+    ]
+
+
 def test_a_run_is_compared_with_the_baseline_that_validated_like_it(tmp_path, capsys):
     """Of the same batches of the task, an alternating run has twice as many updates."""
     runs = []
