@@ -96,7 +96,7 @@ class Settings:
     aligner_model: str = setting("bert-base-multilingual-cased", "encoder for --aligner awesome")
     aligner_layer: int = setting(8, "which of its hidden states to compare")
     pool_first: bool = setting(True, "include the first token in the mean of a sentence")
-    realign_steps: int | None = setting(None, "updates with `before`; None: as many as fine-tuning")
+    realign_steps: int | None = setting(None, "updates with `before`; by default as in fine-tuning")
     realign_batch_size: int = setting(16, "sentence pairs in a batch")
     realign_max_length: int = setting(96, "subwords of a sentence, special tokens included")
     realign_lr: float = setting(2e-5, "peak learning rate with `before`")
@@ -110,7 +110,7 @@ class Settings:
     warmup: float = setting(0.1, "share of the updates while the rate rises; >1: it never peaks")
     clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping")
     max_length: int = setting(96, "subwords of a training example, special tokens included")
-    precision: Literal["fp32", "bf16"] | None = setting(None, "None: bf16 where it is fast")
+    precision: Literal["fp32", "bf16"] | None = setting(None, "by default bf16 where it is fast")
     lora: int = setting(0, "rank of the adapters; 0: no adapters, all weights train")
     lora_alpha: float = setting(16.0, "scales the adapters by alpha / rank")
     lora_dropout: float = setting(0.1, "dropout in front of the adapters")
@@ -118,11 +118,11 @@ class Settings:
     validate: int | None = setting(None, "check every N updates, keep the best, stop after 5 worse")
     checkpointing: bool = setting(False, "compute activations twice to save memory")
     # Data and output.
-    data_dir: Path | None = setting(None, "folder of local data; None: download everything")
+    data_dir: Path | None = setting(None, "folder of local data; by default, data are downloaded")
     limit_train: int | None = setting(None, "maximum per language, to train on and to validate on")
     limit_test: int | None = setting(None, "maximum number of test examples per language")
     limit_links: int = setting(100_000, "maximum number of sentence pairs per language")
-    device: str | None = setting(None, "cpu, cuda, cuda:1, ...; None: a GPU if there is one")
+    device: str | None = setting(None, "cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     save_model: Path | None = setting(None, "new folder for the realigned encoder, LLM or adapters")
     probe: bool = setting(False, "also measure retrieval of translations at every layer")
     write_links: Path | None = setting(None, "write links (fastalign, awesome, ...) here, and stop")
@@ -1170,14 +1170,14 @@ def read_links(folder: Path, text: ParallelText) -> list[Links]:
         require(PHARAOH.fullmatch(line.strip()), location, message)
         words = text.words(sides)
         _, expected = next(stored_words, (0, ""))
-        message = "these are not the words of the text; align it again with --write-links"
+        message = "these are not the words of the text; align it again, in another folder"
         require(expected in (None, tokenised(words)), f"{words_path}:{number}", message)
         links.append([tuple(map(int, link.split("-"))) for link in line.split()])
         fits = all(i < len(words[0]) and j < len(words[1]) for i, j in links[-1])
         message = f"a link points beyond {len(words[0])} English or {len(words[1])} other words"
         require(fits, location, message)
     is_whole = not text.settings.data_dir or next(lines, None) is None
-    require(is_whole, path, f"has {len(links)} lines, but the text is longer; align all of it")
+    require(is_whole, path, f"has only {len(links)} lines; align all of the text anew")
     return links
 
 
@@ -2453,7 +2453,7 @@ def validate_alignment(settings: Settings) -> None:
         is_possible = is_word and aligner in ALIGNERS
         require(is_possible, "--write-links", f"needs --unit word and --aligner {names}")
     elif is_aligned and is_word and aligner != "dictionary":
-        message = "write the links first, by --write-links DIR; then train with --aligner DIR"
+        message = "write the links first, by --write-links DIR (none: by hand); then --aligner DIR"
         require(aligner not in ALIGNERS, f"--aligner {aligner}", message)
         message = f"must be {names}, or a folder of links that is not named dictionary or none"
         is_named = Path(os.path.abspath(aligner)).name in ("dictionary", "none")  # in a record
@@ -2517,7 +2517,7 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     below: set[int | str] = set(range(layer % (depth + 1)))  # what alignment reaches
     if not settings.lora:  # adapters leave the embeddings as they are
         below.add("emb")
-    message = f"nothing below --layer {layer} trains; freeze fewer layers"
+    message = f"nothing below --layer {layer} trains; align a higher one, or freeze fewer"
     require(spec == "baseline" or below - frozen_parts, f"--strategy {spec}", message)
     freezes = spec in ("full", "baseline") or below & frozen_parts
     message = f"freezes nothing that alignment trains (below --layer {layer}); use full"
@@ -2904,6 +2904,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         count = sum(word.split("=")[0] in action.option_strings for word in argv)
         message = "given twice; name all its values behind one"
         require(count < 2 or action.nargs != "+", action.option_strings[-1], message)
+        if "--no-pool-first" in action.option_strings:  # its help would be that of --pool-first
+            action.help = argparse.SUPPRESS
     settings = Settings(**vars(parser.parse_args(argv)))
     for name in ("languages", "train_languages", "realign_languages"):
         setattr(settings, name, list(dict.fromkeys(getattr(settings, name))))

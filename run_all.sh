@@ -13,22 +13,25 @@
 # With --dry-run, only the commands are printed, one on each line and quoted for the shell. Other
 # machines can run those of the grid in any order after those with --write-links.
 #
-# Settings are environment variables. These are lists of words. The defaults are those of the papers,
-# but the second one has a single seed, and the first one no frozen layers in XLM-R with `during`.
+# Settings are environment variables. These are lists of words. The defaults are those of the
+# papers, but the second one has a single seed, and the first one no frozen XLM-R with `during`.
 # A list that is set holds for all runs: name METHODS, too, if it fits one method only.
 #   METHODS      alignfreeze mid-align
 #   MODELS       names on the hub, or folders
-#   TASKS        udpos wikiann xquad xnli; massive uner translation, or xsid, which does not
-#                validate (if all of its languages have train.jsonl: FLAGS="--validate 200")
+#   TASKS        udpos wikiann xquad xnli; massive uner translation, or xsid. For translation, run
+#                `pip install 'sacrebleu[ja,ko]'` first
 #   STRATEGIES   baseline full front back, or layers such as 0-5 or emb,0-2,11
 #   SCHEDULES    before during; AlignFreeze only
-#   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only. By default,
-#                tasks other than udpos have the first schedule and the first aligner
+#   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only. If neither
+#                this nor SCHEDULES is set, tasks other than udpos have the first of both
 #   SEEDS        numbers
 #
 # Other settings, of which `toy` uses PYTHON only:
-#   FLAGS    more flags for every command, such as "--data-dir DIR"; quotes have no effect
-#   OUT      folder of the records (results/runs)
+#   FLAGS    more flags for every command, such as "--data-dir DIR"; quotes have no effect. Flags
+#            that some of the commands refuse, such as --aligner-model, need commands of their own
+#   VALIDATE updates between two validations of the second method (200, with xsid none, as most of
+#            its languages have no other data to train on); if it is empty, there are none
+#   OUT      folder of the records (results/runs; with `quick`, results/quick)
 #   LINKS    folder of the links of fastalign and awesome (results/links)
 #   PYTHON   the Python interpreter (python3)
 #   JOBS     how many commands run at a time (1). With more than one, the output of each command
@@ -108,6 +111,8 @@ check_settings() {
     "dictionary, fastalign, awesome, or an existing folder of links"
   check SEEDS "[0-9]{1,9}" "numbers such as 31"
   [[ $FLAGS != *[$'\n\r']* ]] || die "FLAGS contains a line break: write all flags on one line"
+  [[ ${VALIDATE-} =~ ^([1-9][0-9]{0,8})?$ ]] ||
+    die "VALIDATE is ${VALIDATE@Q}: give a number of updates, or nothing"
   [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS is ${JOBS@Q}: give a number from 1 to 9999"
 }
 
@@ -185,14 +190,14 @@ alignfreeze() {
 mid-align() {
   local task model seed strategy validate
   for task in ${TASKS-massive uner translation}; do
-    validate=(--validate 200)
-    [ "$task" != xsid ] || validate=()  # most of its languages have no other data to train on
+    validate=${VALIDATE-200}
+    [ "$task" != xsid ] || validate=${VALIDATE-}
     for model in ${MODELS-meta-llama/Meta-Llama-3-8B-Instruct Qwen/Qwen2.5-7B-Instruct}; do
       for seed in ${SEEDS-1 2 3}; do
         for strategy in ${STRATEGIES-baseline full}; do
           line "$PYTHON" alignfreeze.py --method mid-align --model "$model" --task "$task" \
-            --strategy "$strategy" --seed "$seed" "${validate[@]}" --checkpointing \
-            --out "$OUT" $FLAGS
+            --strategy "$strategy" --seed "$seed" ${validate:+--validate $validate} \
+            --checkpointing --out "$OUT" $FLAGS
         done
       done
     done

@@ -128,13 +128,16 @@ def read_file(file: Path) -> pd.DataFrame:
 def read(path: Path) -> list[pd.DataFrame]:
     """Return the values of each valid file: the path itself, or all *.json below a folder."""
     tables = []
+    if not path.exists():
+        warn(f"{path} does not exist; name a folder of records, written by --out")
+        return tables
     for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
         try:
             tables.append(read_file(file))
         except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
             reason = f"not a readable record ({type(error).__name__}: {error})"
             warn(f"left out {file}: {reason}; repair or remove it")
-    if path.exists() and not tables:
+    if not tables:
         warn(f"no records in {path}; give a folder written by --out")
     return tables
 

@@ -585,6 +585,14 @@ def test_a_link_to_a_folder_of_links_has_the_name_of_the_link(tmp_path, monkeypa
         af.validate_alignment(af.parse_args(["--aligner", "./none"]))
 
 
+def test_the_help_does_not_describe_a_flag_by_its_opposite(capsys):
+    with pytest.raises(SystemExit):
+        af.parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "--pool-first" in text and "--no-pool-first" not in text
+    assert not af.parse_args(["--unit", "sentence", "--no-pool-first"]).pool_first
+
+
 def test_settings_can_be_changed_without_changing_other_defaults():
     settings = af.Settings()
     settings.languages.remove("fi")

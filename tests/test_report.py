@@ -633,6 +633,11 @@ def test_a_baseline_that_probes_serves_runs_with_another_rate_of_alignment(tmp_p
     assert set(data.strategy) == {"baseline", "full"} and data.row.nunique() == 1
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path, capsys):
+    code, _, err = main(capsys, tmp_path / "runs")
+    assert code == 2 and f"{tmp_path / 'runs'} does not exist; name a folder" in err
+
+
 def test_a_loss_is_shown_up_to_the_step_that_all_seeds_reached(tmp_path, capsys):
     """Of a run that stopped later, the mean would jump to the loss of that run alone."""
     runs = []

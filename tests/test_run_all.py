@@ -18,7 +18,7 @@ MODELS = ("distilbert-base-multilingual-cased", "bert-base-multilingual-cased", 
 STRATEGIES = ("baseline", "full", "front", "back")
 SEEDS = (31, 42, 66, 23, 17)
 SETTINGS = "METHODS MODELS TASKS STRATEGIES SCHEDULES ALIGNERS SEEDS".split()
-SETTINGS += "FLAGS OUT LINKS PYTHON JOBS".split()
+SETTINGS += "FLAGS VALIDATE OUT LINKS PYTHON JOBS".split()
 
 # A stand-in for the Python interpreter, which only logs its arguments. HAS says whether it has the
 # packages (0 or 1). Its `-m venv` makes another stand-in, which has them once its `-m pip` has run.
@@ -162,6 +162,18 @@ def test_the_script_accepts_every_command_of_the_grid(run_all, tmp_path):
     assert len(commands) > 100 and aligners == {"dictionary", "fastalign", "awesome"}
 
 
+@pytest.mark.parametrize(
+    "task, value, expected",
+    [("uner", None, 200), ("uner", "50", 50), ("uner", "", None), ("xsid", None, None),
+     ("xsid", "50", 50)],
+)  # fmt: skip
+def test_how_often_the_second_method_validates(run_all, task, value, expected):
+    settings = {"METHODS": "mid-align", "TASKS": task, "MODELS": "m"}
+    settings |= {} if value is None else {"VALIDATE": value}
+    commands = run_all("--dry-run", **settings).commands
+    assert {parsed(command).validate for command in commands} == {expected}
+
+
 def test_the_environment_narrows_the_grid_and_flags_reach_every_run(run_all):
     settings = {
         "MODELS": "m",
@@ -189,7 +201,7 @@ def test_empty_and_wrong_settings_are_refused_in_one_line(run_all, arguments):
         "STRATEGIES": ["", "middle", "emb,", "0-", "front,baseline", "full,0-2", "baseline full *"]
     }
     wrong |= {"SCHEDULES": ["", "after"], "ALIGNERS": ["", "fast", "no/such/folder"]}
-    wrong |= {"FLAGS": ["--lr 1\n--epochs 1"]}
+    wrong |= {"FLAGS": ["--lr 1\n--epochs 1"], "VALIDATE": ["0", "often", "1 2"]}
     if "quick" not in arguments:
         wrong |= {"METHODS": ["", "alignfreeze mid"]}
     for name, values in wrong.items():
