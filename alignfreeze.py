@@ -1177,7 +1177,7 @@ def read_links(folder: Path, text: ParallelText) -> list[Links]:
         message = f"a link points beyond {len(words[0])} English or {len(words[1])} other words"
         require(fits, location, message)
     is_whole = not text.settings.data_dir or next(lines, None) is None
-    require(is_whole, path, f"has only {len(links)} lines; align all of the text anew")
+    require(is_whole, path, f"has {len(links)} lines, but the text has more; align it anew")
     return links
 
 

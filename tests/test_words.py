@@ -476,7 +476,7 @@ def test_the_text_must_have_as_many_lines_as_the_links(linked):
         read(linked)
     assert read(linked, limit_links=4) == LINKS
     write(path, *LINES[:3])
-    with pytest.raises(af.UserError, match=r"en-de\.txt: has 3 lines, but the text is longer"):
+    with pytest.raises(af.UserError, match=r"en-de\.txt: has 3 lines, but the text has more"):
         read(linked)
     assert read(linked, limit_links=3) == LINKS[:3]
 
