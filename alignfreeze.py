@@ -2,9 +2,9 @@
 """Cross-lingual transfer by aligning hidden states: two published methods in one file.
 
 AlignFreeze (Bakos et al., NAACL 2025, https://arxiv.org/abs/2502.12959). A multilingual encoder is
-fine-tuned on English and tested in other languages. Before fine-tuning, it is *realigned*: on
-translated sentences, a contrastive loss pulls words that translate each other together. This helps
-some languages and harms others; to limit the harm, half of the layers are frozen in realignment.
+fine-tuned on English and tested in other languages. Before fine-tuning, it is *realigned*: in
+translated sentences, a contrastive loss pulls each word towards its translation. This helps some
+languages and harms others; to limit the harm, half of the layers are frozen during realignment.
 
 Middle-layer alignment (Liu and Niehues, ACL 2025, https://arxiv.org/abs/2502.14830). A decoder-only
 language model learns a task in a few languages, with low-rank adapters (LoRA). Batches of the task
@@ -14,7 +14,7 @@ together; here, the vector of a sentence is the mean of its hidden states at one
     python alignfreeze.py --model xlm-roberta-base --task udpos --strategy front --seed 31
     python alignfreeze.py --method mid-align --task massive
 
-Sections 1 to 3 hold all that is specific to the methods: AlignFreeze is `realign`, then `finetune`;
+Sections 1 to 3 are the core of both methods: AlignFreeze is `realign`, then `finetune`;
 middle-layer alignment is `add_lora`, then `finetune` with the schedule `alternate`. A *link* is a
 pair of words that translate each other; a *baseline* learns the task without alignment.
 """
@@ -75,20 +75,20 @@ Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
 
 @dataclasses.dataclass
 class Settings:
-    """All settings of a run. The defaults are those of AlignFreeze; `parse_args` adds others."""
+    """All settings of a run, with AlignFreeze's defaults for PoS; `parse_args` adds others."""
 
     # What to run.
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "frozen in alignment: front, back, 0-2; full: none; baseline")
+    strategy: str = setting("front", "freeze front, back or 0-2; full aligns all, baseline nothing")
     schedule: Literal["before", "during", "alternate"] = setting(
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
-    seed: int = setting(31, "the first paper's seeds are 31 42 66 23 17")
+    seed: int = setting(31, "AlignFreeze's five seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
-    languages: list[str] = setting(lambda: [*TARGETS], "further test languages")
+    languages: list[str] = setting(lambda: [*TARGETS], "test languages besides those with labels")
     realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
-    # Alignment. A baseline without --probe ignores these; add a new one to OF_ALIGNMENT too.
+    # Alignment. List a new setting in OF_ALIGNMENT too: a baseline without --probe ignores it.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -107,7 +107,7 @@ class Settings:
     accumulate: int = setting(1, "batches in an update; with `alternate`, half hold translations")
     lr: float = setting(2e-5, "peak learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
-    warmup: float = setting(0.1, "share of the updates while the rate rises; >1: it never peaks")
+    warmup: float = setting(0.1, "share of the updates in which the rate rises; >1: it never peaks")
     clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping")
     max_length: int = setting(96, "subwords of a training example, special tokens included")
     precision: Literal["fp32", "bf16"] | None = setting(None, "by default bf16 where it is fast")
@@ -130,7 +130,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # by method or model; priority: a flag, the task's default (TASKS), model, method
+PRESETS = {  # a flag overrides the task's default (TASKS), that the model's, that the method's
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -139,7 +139,7 @@ PRESETS = {  # by method or model; priority: a flag, the task's default (TASKS),
         "realign_lr": 5e-4, "realign_decay": "inverse_sqrt",  # for --schedule before
     },
     "xlm-roberta-base": {"lr": 7.5e-6, "realign_lr": 7.5e-6},
-    "Qwen2.5-7B-Instruct": {"temperature": 1.5},
+    "Qwen2.5-7B-Instruct": {"temperature": 1.5},  # appendix D.1
 }  # fmt: skip
 
 
@@ -183,11 +183,11 @@ def require(condition, location, message: str) -> None:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers named by `spec`, if they train (see also `add_lora`).
+    """Return the parameters of the layers named by `spec`; with LoRA, only their adapters.
 
     `front` names the lower half of the layers, `back` the upper half, `full` (full realignment),
     `none` and `baseline` no layer, `emb,0-2,11` the embeddings and four layers, counted from 0.
-    Halves leave out the embeddings, as in the authors' code. Raises UserError if no layer fits.
+    Halves leave out the embeddings, as in the authors' code. Raises UserError for another name.
     """
     layers = transformer_layers(model.base_model)
     modules = [layers[k] for k in layer_numbers(spec, len(layers))]
@@ -245,7 +245,7 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     """Return `hidden_states[layer]`, (B, T, d), numbered as in transformers.
 
     With 12 layers, 0 is the embeddings, -2 or 11 the input of the last layer, -1 or 12 its output.
-    The forward pass ends there, so that the layers above are neither computed nor trained.
+    A hook ends the forward pass there, by an exception, so no layer above is computed or trained.
     """
     layers = transformer_layers(encoder)
     depth = len(layers)
@@ -261,7 +261,7 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
         raise LayerReached(args[0] if args else kwargs["hidden_states"])
 
     with layers[layer].register_forward_pre_hook(stop, with_kwargs=True):
-        try:  # the exception leaves the forward pass
+        try:
             encoder(**inputs)
         except LayerReached as reached:
             return reached.args[0]
@@ -271,11 +271,12 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
 class PairBatch(NamedTuple):
     """B sentence pairs as tensors: first the B English sentences, then their B translations.
 
-    Words, B = 1. A link is used in both directions: cat - chat makes queries 1 3 and targets 3 1.
+    Words, B = 1:
 
         position    0      1    2    3       4      5    6     7        (positions: 1 2 5 6)
         subword     [CLS]  a    cat  [SEP]   [CLS]  un   chat  [SEP]
         vector             0    1                   2    3
+        link        cat - chat, used in both directions: queries 1 3, targets 3 1
 
     Sentences, B = 2: vector k is sentence k; queries 2 3, targets 0 1, candidates 0 1.
     """
@@ -286,7 +287,7 @@ class PairBatch(NamedTuple):
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
     pairs: list[Pair]  # the text: (language, English, translation, links)
-    cut: list[int]  # for each pair, links that its length lost; sentences: whether it was cut off
+    cut: list[int]  # (B,) links lost because a sentence was cut off; sentences: 1 if one was
 
 
 def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Tensor:
@@ -317,17 +318,17 @@ def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) ->
     hidden = grouped_hidden_state(encoder, batch.inputs, settings.layer)  # (2B, T, d)
     require(hidden.requires_grad, f"--layer {settings.layer}", "nothing below it trains")
     vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
-    links = batch.queries, batch.targets
+    queries, targets = batch.queries, batch.targets
     with torch.autocast(vectors.device.type, enabled=False):  # cosines near 1 need float32
-        return contrastive_loss(vectors, *links, settings.temperature, batch.candidates)
+        return contrastive_loss(vectors, queries, targets, settings.temperature, batch.candidates)
 
 
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
     """Align the encoder of a model in place, before it learns a task.
 
-    The layers named by `settings.strategy` do not train. pairs: `Pair`s, in a list that is repeated
-    as often as needed, or in an iterator. Returns (losses, counts of pairs) as `optimize` does.
-    Raises UserError if an iterator ends before the last update.
+    The layers named by `settings.strategy` are frozen, by `optimize`. pairs: `Pair`s, in a list
+    that is repeated as often as needed, or in an iterator. Returns (losses, counts of pairs) as
+    `optimize` does. Raises UserError if an iterator ends before the last update.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -355,8 +356,8 @@ def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tupl
 def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(), stop=None):
     """Train a model on a task in place, and align it at the same time if the schedule says so.
 
-    features: the examples, encoded by `task.encode`. pairs: as in `realign`; a baseline and the
-    schedule `before` do not use them. stop, and what is returned: as in `optimize`.
+    features: from `task.encode`. pairs: as in `realign`; unused by a baseline and by the schedule
+    `before`. stop, and what is returned: as in `optimize`.
     """
     schedule = "none" if settings.strategy == "baseline" else settings.schedule
     examples = task_batches(tokenizer, features, settings, model.device)
@@ -392,15 +393,15 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
         log.start(step, group)
         for number, (examples, translations) in group[rank::world]:  # this process's share
-            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # the batch's dropout
+            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # fixes its dropout
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
                 (loss / len(group)).backward()
                 log.losses.append((number, "task", loss.detach()))
             if translations:
-                weight = 0.1 if examples else 1.0  # `during` adds 0.1 x alignment loss
-                with frozen(frozen_layers):  # and backward, as --checkpointing re-runs layers there
+                weight = 0.1 if examples else 1.0  # of `during`, in the authors' code
+                with frozen(frozen_layers):  # in backward too: --checkpointing runs layers again
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
                     (weight * loss / len(group)).backward()
@@ -560,7 +561,7 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
 
 
 def replace_by(vectors: Tensor) -> Callable:
-    """Return a hook that gives these vectors instead of a module's output of the same shape."""
+    """Return a hook that replaces a module's output by vectors; another shape is another call."""
     return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
 
 
@@ -626,22 +627,21 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
     inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
 
-    def check(head, hidden):
+    def require_numbers(head, hidden):
         message = "the model's hidden states are not numbers (NaN)"
         require(not hidden[0].isnan().any(), "generation", message)
         return (hidden[0].contiguous(),)  # of a view with gaps, a frozen head would be copied
 
-    own = model.generation_config
-    ends = own.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    config = model.generation_config
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = sorted({tokenizer.eos_token_id, *ends} - {None})
     # A model's own configuration may sample, or penalise repetition, which copies need.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
-    with model.get_output_embeddings().register_forward_pre_hook(check):
+    with model.get_output_embeddings().register_forward_pre_hook(require_numbers):
         ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
-    model.generation_config = own  # which --save-model writes
+    model.generation_config = config  # which --save-model writes
     return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
 
 
