@@ -6,7 +6,7 @@ The languages are sorted by their change through full realignment in four of the
 fifth seed measures: for each row, what full realignment and freezing change there. So a language
 that full realignment lowers by chance in some seeds does not look protected. Each of the five seeds
 measures once, and a row holds the means of all. A case is a language with one model and one
-aligner (and one task); a row has a fifth of the cases that all seeds put into it.
+aligner (and one task); the cases of a row are counted in each of the five sortings, and averaged.
 
 p is computed by exchanging full and front within seeds, as in swap.py: it is the share of exchanges
 after which front - full in that row, or from the first to the last row, is at least as large in

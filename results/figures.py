@@ -263,7 +263,7 @@ def front_against_full(summary: SimpleNamespace) -> Figure:
     axes.get_xticklabels()[-1].set_fontweight("bold")
     axes.set_xlim(-0.7, x[-1] + 2.2)
     axes.set_ylim(min(full + front) - 0.4, max(full + front) + 0.4)
-    axes.text(x[-1] + 2, -0.1, "harmed", ha="right", va="top", color="#444444")
+    axes.text(x[-1] + 2, -0.1, "below the baseline", ha="right", va="top", color="#444444")
     heading = "Languages that change by more than one standard deviation"
     axes.legend(loc="upper left", title=heading, alignment="left")
     return figure

@@ -30,12 +30,11 @@ KINDS = {"loss": "Loss", "retrieval": "Retrieval by cosine", "margin": "Retrieva
 KINDS |= {"drift": "Change of weights", "validation": "Validation loss"}
 LOSSES = ["loss", "validation"]  # the kinds that are no percentages, and whose x is a step
 # Settings of alignment, which do not change the scores of a baseline.
-PROBED = """unit layer temperature pool_first limit_links gather realign_languages realign_steps
+PROBED = """unit layer temperature pool_first limit_links realign_languages realign_steps
 realign_batch_size realign_max_length realign_lr realign_decay""".split()
 LIMITS = ["limit_train", "limit_test", "validate"]  # which are not set in some runs
 # Settings that do not distinguish the rows of a table.
-IGNORED = """seed languages data_dir probe realign_cache out device overwrite fingerprint
-checkpointing""".split()
+IGNORED = "seed languages data_dir probe fingerprint checkpointing".split()
 
 
 def printable(text: str) -> str:

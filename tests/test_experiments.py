@@ -280,6 +280,13 @@ def test_longer_realignment():
     assert [*lower] == ["fa"] and f"lowers it in every seed ({lower['fa']:+.1f} on average)" in text
     raised = [points(run)["fa"] - points(bases[k])["fa"] for k, run in long["front"].items()]
     assert min(raised) > 0 and f"raises it in every seed ({mean(raised):+.1f})" in text
+    persian = [[points(run)["fa"] for run in part.values()] for part in (long["full"], bases)]
+    fall = mean(persian[1]) - mean(persian[0])
+    assert 0 < fall < max(map(stdev, persian)) and "within one standard deviation" in text
+    five = by_strategy(FIVE_SEEDS)
+    persian = [[points(run)["fa"] for run in five[name].values()] for name in ("full", "baseline")]
+    rise = mean(persian[0]) - mean(persian[1])
+    assert f"at 786 steps, full realignment raises it by {rise:.1f}" in text
     assert cell("the same: 1,965 steps; a low, rising learning rate").startswith(
         f"e5-small {difference}; "
     )
@@ -656,8 +663,15 @@ def test_the_layer_where_translations_are_closest():
         (run,) = [run for run in runs(folder) if run["config"]["pool_first"] == setting]
         by_layer = [*zip(*run["probe"]["retrieval"]["before"].values())]
         assert max(range(len(by_layer)), key=lambda layer: mean(by_layer[layer])) == highest
+        if folder == "e5-small-probe":  # "a small local peak at layer 7"
+            assert mean(by_layer[6]) < mean(by_layer[7]) > mean(by_layer[8])
     assert len(by_layer) == 13  # of e5-small
-    assert "layer 11 of 18" in section("gemma3-270m-probe")
+    (run,) = [run for run in runs("gemma3-270m-probe") if run["config"]["pool_first"] == "yes"]
+    by_margin = [*zip(*run["probe"]["margin"]["before"].values())]
+    highest = max(range(len(by_margin)), key=lambda layer: mean(by_margin[layer]))
+    text = section("gemma3-270m-probe")
+    assert "by cosine at layer 11 of 18" in text
+    assert f"(by margin with the token counted at layer {highest})" in text
     assert "rises to the last layer" in section("e5-small-probe")
 
 
@@ -665,10 +679,15 @@ STAGES = {"before": "before training", "realigned": "after realignment"}
 STAGES |= {"finetuned": "after fine-tuning"}
 
 
-def retrieval(selected: list[dict], stage: str, layers: tuple[int, ...]) -> list[str]:
+def retrieved(selected: list[dict], stage: str, layers: tuple[int, ...]) -> list[float]:
     """Return the mean over runs and languages at each of the layers, in percent."""
     shares = [one for run in selected for one in run["probe"]["retrieval"][stage].values()]
-    return [f"{100 * mean(share[k] for share in shares):.0f}" for k in layers]
+    return [100 * mean(share[k] for share in shares) for k in layers]
+
+
+def retrieval(selected: list[dict], stage: str, layers: tuple[int, ...]) -> list[str]:
+    """Return what `retrieved` returns, rounded."""
+    return [f"{share:.0f}" for share in retrieved(selected, stage, layers)]
 
 
 @pytest.mark.parametrize("unit, aligner", [("words", "dictionary"), ("sentences", "none")])
@@ -697,14 +716,14 @@ def test_what_is_left_of_the_lead_of_realignment_after_fine_tuning():
         aligner = {} if strategy == "baseline" else {"aligner": "dictionary"}
         selected = [run for run in runs(E5, strategy=strategy, **aligner) if "probe" in run]
         first = "before" if strategy == "baseline" else "realigned"
-        last[strategy] = [int(retrieval(selected, one, (12,))[0]) for one in (first, "finetuned")]
+        last[strategy] = [*(retrieved(selected, one, (12,))[0] for one in (first, "finetuned"))]
     text = section("What the stages do to the layers")
     (full, full_after), (front, front_after) = (
         [one - base for one, base in zip(last[strategy], last["baseline"])]
         for strategy in ("full", "front")
     )
-    assert f"(+{full} points before fine-tuning, +{full_after} after it)" in text
-    assert f"half of its lead (+{front}, +{front_after})" in text
+    assert f"({full:+.0f} points before fine-tuning, {full_after:+.0f} after it)" in text
+    assert f"half of its lead ({front:+.0f}, {front_after:+.0f})" in text
     base, full = (
         next(run for run in runs(E5, strategy=strategy, seed=66) if "retrieval" in run["probe"])
         for strategy in ("baseline", "full")
@@ -726,11 +745,12 @@ def test_probes_after_each_stage_on_gemma(strategy, name):
         cells = retrieval(selected, stage, (0, 9, 11, 12, 18))
         assert line("both" if stage == "before" else name, STAGES[stage], *cells) in text
     if strategy == "full":
-        before = retrieval(selected, "before", (9, 11, 12, 18))
-        after = retrieval(selected, "finetuned", (9, 11, 12, 18))
-        at_9, at_11, *above = (int(b) - int(a) for a, b in zip(before, after))
-        sentence = "by {} points at the aligned layer, by {} to {} above it and by {} at layer 9"
-        assert sentence.format(at_11, min(above), max(above), at_9) in text
+        layers = (9, *range(11, 19))
+        ends = zip(*(retrieved(selected, stage, layers) for stage in ("before", "finetuned")))
+        at_9, at_11, *above = (after - before for before, after in ends)
+        assert f"raises retrieval by {at_11:.0f} points at the aligned layer" in text
+        assert f"by {min(above):.0f} to {max(above):.0f} above it" in text
+        assert f"by {at_9:.0f} at layer 9" in text
 
 
 # ---- README.md: was it reproduced? ---------------------------------------------------------------
@@ -914,6 +934,9 @@ def test_the_table_of_protection():
     assert float(low[1]) < 0 < float(low[2])  # "they end above the baseline"
     harm, _, others = (cells_of_damping(f"NER, NLI, QA: {row}") for row in damping.ROWS)
     assert 0.4 < float(harm[2]) / float(harm[1]) < 0.6  # "about half of the loss remains"
+    xlm_r, mbert = (cells_of_damping(f"NER, NLI, QA, {m}: lowered") for m in ("XLM-R", "mBERT"))
+    assert 0.75 < float(xlm_r[2]) / float(xlm_r[1]) < 0.85  # "four fifths with XLM-R"
+    assert 0.28 < float(mbert[2]) / float(mbert[1]) < 0.38  # "a third with mBERT"
     assert f"helps most ({high[3]} and {others[3]})" in text
     p = [float(value) for value in re.findall(r"p = (\S+)", trends)]
     assert len(p) == 2 and max(p) < 0.001 and "beyond chance in both (p < 0.001)" in text
@@ -1183,12 +1206,16 @@ def test_the_toy_world_shows_its_effects_in_every_seed(folder):
             words[name, seed]["qac"]["accuracy"] for name in ("baseline", "full", "front")
         )
         assert full < base and full < front
+    falls = 0  # of `qac` by aligned sentences
     for seed in TOY_SEEDS[folder][1]:
         gains = [
             sentences["full", seed][code]["f1"] - sentences["baseline", seed][code]["f1"]
             for code in ("qab", "qac")
         ]
         assert sum(gains) > 0
+        falls += gains[1] < 0
+    if folder == "toy-world-others":
+        assert falls == 2 and "(`qac` falls in two of them)" in section("toy-world")
 
 
 def test_the_toy_world_in_the_readme():
