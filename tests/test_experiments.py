@@ -958,7 +958,7 @@ def test_the_table_of_protection():
     "claim, name",
     [
         ("PoS: front protects what full lowers", "PoS"),
-        ("NER, NLI, QA together: front protects what full lowers", "NER, NLI, QA"),
+        ("NER, NLI, QA: front protects what full lowers", "NER, NLI, QA"),
     ],
 )
 def test_the_claim_of_protection(claim, name):
