@@ -639,9 +639,11 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     model.generation_config = transformers.GenerationConfig(
         do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
-    with model.get_output_embeddings().register_forward_pre_hook(require_numbers):
-        ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
-    model.generation_config = config  # which --save-model writes
+    try:
+        with model.get_output_embeddings().register_forward_pre_hook(require_numbers):
+            ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
+    finally:
+        model.generation_config = config  # which --save-model writes
     return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
 
 
@@ -1613,6 +1615,8 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
         labels = answer[[0, -1]] if is_whole else np.array([0, 0])
         feature = {name: np.array(encoded[name][k]) for name in encoded}
         words = np.array(encoded.encodings[k].word_ids, dtype=float)  # None becomes NaN
+        if np.unique(words[in_context]).size < 2:  # Gemma's tokenizer has no words: do not grow
+            words = np.arange(len(words))
         feature |= {"words": np.where(in_context, words, -1), "offsets": offsets}
         features.append(feature | {"example": number, "labels": labels})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
@@ -2125,7 +2129,7 @@ layer_replication use_qalora target_parameters""".split()  # settings of PEFT
 MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_map.json vocab.*
 merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
 IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
-yoso""".split()  # in the library, padding changes the results of these architectures
+xlstm yoso""".split()  # in the library, padding changes the results of these architectures
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 
 
@@ -2588,6 +2592,8 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
         say(f"{flag}: has no pooler; a random one is added, which --lora does not train")
     if mismatched:
         say(f"{flag}: the classifier of another size is not used ({', '.join(mismatched)})")
+    elif not whole and all(key.startswith(prefix) for key in info["missing_keys"]):
+        say(f"{flag}: its own classifier is used; the order of its labels must be this task's")
     return model
 
 
@@ -2608,7 +2614,8 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
         count = model.num_parameters(only_trainable=True)
         say(f"adapters of rank {settings.lora}: {count / 1e6:.2f}M parameters train")
     if settings.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        with as_user_error("--checkpointing: not possible with this model"):
+            model.activation_checkpointing_enable({"use_reentrant": False})
     size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
     say(f"{settings.model}: {size}; strategy {settings.strategy}")
     return model
@@ -2697,6 +2704,7 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
             (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         else:
             trained.save_pretrained(folder)
+            tokenizer.backend_tokenizer.no_truncation()  # of the last batch
             tokenizer.save_pretrained(folder)
         os.replace(folder, path)
     before = "".join(f"{adapter} " for adapter in settings.adapter)

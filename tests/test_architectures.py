@@ -391,9 +391,11 @@ def test_generation_ends_at_every_end_token(name, tmp_path):
 @pytest.mark.parametrize("name", DECODERS)
 def test_outputs_that_are_not_numbers_are_refused_in_generation(name):
     model = build(name)
+    own = model.generation_config
     af.transformer_layers(model.base_model)[0].apply(spoil)
     with pytest.raises(af.UserError, match="not numbers"):
         af.generate(model, tokenizer_of(name), id_rows(name, (4, 6)), 3)
+    assert model.generation_config is own
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -580,6 +582,13 @@ def test_layers_that_share_one_set_of_weights_are_refused(tmp_path):
         realign(settings)
 
 
+def test_checkpointing_is_refused_where_the_library_has_none(tmp_path):
+    settings = save_other("mpnet", {}, architectures.xlmr(), tmp_path)
+    settings.checkpointing = True
+    with pytest.raises(af.UserError, match="--checkpointing: not possible"):
+        realign(settings)
+
+
 @pytest.mark.parametrize("layer", [0, 2, LAYERS - 1])
 def test_several_hidden_states_for_each_subword_are_refused(layer):
     name = SEVERAL_STREAMS
@@ -595,6 +604,7 @@ NEEDED = {  # model type: what its configuration adds to that of the others
     "deepseek_v4": DEEPSEEK,
     "mobilebert": {"embedding_size": 16, "intra_bottleneck_size": 16},
     "recurrent_gemma": architectures.GROUPED,
+    "xlstm": {"hidden_size": 128, "num_heads": 2},
 }
 
 
@@ -617,6 +627,17 @@ def test_models_whose_results_depend_on_padding_are_refused(model_type, tmp_path
     assert (inside - alone).abs().max() > 1e-2
     message = f"padding changes the results of {model_type}"
     refused_when_loaded(config, tokenizer, generates, message, tmp_path)
+
+
+def test_answers_do_not_grow_where_a_tokenizer_takes_a_text_for_one_word():
+    tokenizer = architectures.mmbert()
+    context = "the dog sees a cat"
+    assert {*tokenizer(context, add_special_tokens=False).encodings[0].word_ids} == {0}
+    example = {"question": "who?", "context": context, "language": "en"}
+    example |= {"texts": ["dog"], "starts": [4]}
+    (feature,) = af.encode_questions(tokenizer, [example], 64, False)
+    logits = 30 * np.eye(len(feature["input_ids"]))[feature["labels"]]
+    assert set(af.score_answers([example], [feature], [logits]).values()) == {1.0}
 
 
 def test_adapters_are_refused_where_no_layer_takes_them(tmp_path):

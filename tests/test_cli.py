@@ -427,6 +427,12 @@ def test_the_saved_encoder_is_the_realigned_one_and_can_be_loaded(world, run, tm
     assert "encoder: has no pooler; a random one is added" in again.out
 
 
+def test_the_tokenizer_is_saved_without_the_length_of_the_last_batch(run, tmp_path):
+    folder = tmp_path / "encoder"
+    assert run(strategy="full", unit="sentence", save_model=folder).code == 0
+    assert json.loads((folder / "tokenizer.json").read_text("utf-8"))["truncation"] is None
+
+
 TAKEN = [("save_model", place) for place in ("folder", "file/encoder", "out", "s" * 300)]
 
 
@@ -677,6 +683,14 @@ def test_the_classifier_of_another_task_is_not_used(run, model):
     result = run(model=model)
     assert result.code == 0 and result.err == ""
     assert re.search(r"classifier of another size is not used \(.*classifier.weight", result.out)
+    assert "its own classifier" not in result.out
+
+
+def test_a_classifier_of_the_same_size_is_named_when_it_is_used(run, model):
+    tagger = transformers.AutoModelForTokenClassification
+    tagger.from_pretrained(model, num_labels=18).save_pretrained(model)
+    result = run(model=model)
+    assert "its own classifier is used; the order of its labels must be this task's" in result.out
 
 
 @pytest.mark.parametrize("flag", ["model", "aligner"])
