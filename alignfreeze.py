@@ -741,15 +741,12 @@ class TrainingLog:
         if self.step % 20 == 0:  # look for NaN, but seldom, because this waits for the GPU
             loss_curves(self.stage, self.losses[-20:])
         self.step = step
-        for _, (_, translations) in group:
-            self.count(translations)
-
-    def count(self, batch: PairBatch | None) -> None:
-        for pair, cut in zip(batch.pairs, batch.cut) if batch else ():
-            counts = self.aligned.setdefault(pair.language, Counter())
-            words = max(0, len(pair.links) - cut)  # 0 with sentences
-            counts.update(sentences=1, words=words, cut=cut, skipped=pair.skipped)
-            counts["readings"] = pair.reading
+        for _, (_, batch) in group:
+            for pair, cut in zip(batch.pairs, batch.cut) if batch else ():
+                counts = self.aligned.setdefault(pair.language, Counter())
+                words = max(0, len(pair.links) - cut)  # 0 with sentences
+                counts.update(sentences=1, words=words, cut=cut, skipped=pair.skipped)
+                counts["readings"] = pair.reading
 
     def result(self) -> tuple[dict, dict]:
         curves = loss_curves(self.stage, self.losses)
@@ -1095,25 +1092,23 @@ def dictionary_links(source: list, target: list, forward: dict, backward: dict) 
     source_positions, target_positions = positions_of(source), positions_of(target)
     links = []
     for i, word in enumerate(source):
-        positions = at_most_two(forward.get(word, ()), target_positions)
-        if len(positions) == 1:
-            back = backward.get(target[positions[0]], ())
-            if at_most_two(back, source_positions) == [i]:
-                links.append((i, positions[0]))
+        j = only_position(forward.get(word, ()), target_positions)
+        if j is not None and only_position(backward.get(target[j], ()), source_positions) == i:
+            links.append((i, j))
     return links
 
 
-def at_most_two(words: Iterable[str], positions: dict[str, list[int]]) -> list[int]:
-    """Return the first positions of any of the words; two are enough to be ambiguous."""
-    occurrences = (k for word in words if word in positions for k in positions[word])
-    return list(itertools.islice(occurrences, 2))
+def only_position(words: Iterable[str], positions: dict[str, int | None]) -> int | None:
+    """Return the only position of these words in a sentence; None if there are none or several."""
+    occurrences = [positions[word] for word in words if word in positions]
+    return occurrences[0] if len(occurrences) == 1 else None
 
 
-def positions_of(words: list[str]) -> dict[str, list[int]]:
-    """Return {word: its positions in the sentence}."""
-    positions = defaultdict(list)
+def positions_of(words: list[str]) -> dict[str, int | None]:
+    """Return {word: its position in the sentence, or None if it has several}."""
+    positions = {}
     for k, word in enumerate(words):
-        positions[word].append(k)
+        positions[word] = None if word in positions else k
     return positions
 
 
@@ -1521,11 +1516,8 @@ def f1(gold: Iterable, predicted: Iterable) -> float:
     return 2 * (gold & predicted).total() / max(gold.total() + predicted.total(), 1)
 
 
-def score_entities(examples: list, features: list, logits: list, repair: bool = False) -> dict:
-    """Return the F1 of whole entities over all sentences (https://aclanthology.org/W03-0419).
-
-    repair: of predictions, as in `entities`; without it, the measure is that of conlleval.
-    """
+def score_entities(examples: list, features: list[dict], logits: list) -> dict[str, float]:
+    """Return the F1 of whole entities (https://aclanthology.org/W03-0419), predictions repaired."""
     gold, predicted, sentence = [], [], None
     for feature, row in zip(features, logits):
         words = feature["labels"] != IGNORE
@@ -1534,13 +1526,8 @@ def score_entities(examples: list, features: list, logits: list, repair: bool = 
         predicted += [gap, predicted_labels(feature, row)[words]]
         sentence = feature["example"]
     gold = entities(np.concatenate(gold).astype(int))
-    predicted = entities(np.concatenate(predicted).astype(int), repair)
+    predicted = entities(np.concatenate(predicted).astype(int), repair=True)
     return {"f1": f1(gold, predicted)}
-
-
-def score_repaired(examples: list, features: list, logits: list) -> dict[str, float]:
-    """Return the scores of `score_entities` with predictions repaired, as the authors do."""
-    return score_entities(examples, features, logits, repair=True)
 
 
 def load_xnli(language: str, split: str, settings) -> Iterator[dict]:
@@ -2007,7 +1994,7 @@ WITHOUT_VALIDATION = ("en-is", "is-en")  # on the hub
 LONG = {"max_length": 2048, "test_length": 2048, "new_tokens": 128}
 TASKS = {
     "udpos": Task(Tokens, load_udpos, encode_tokens, score_accuracy, TARGETS, labels=18),
-    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_repaired, TARGETS, labels=7),
+    "wikiann": Task(Tokens, load_wikiann, encode_tokens, score_entities, TARGETS, labels=7),
     "xnli": Task(Sentences, load_xnli, encode_sentences, score_accuracy, NLI_TARGETS,
                  labels=3, epochs=2, test_length=256),
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
@@ -2433,6 +2420,7 @@ def validate_effects(settings: Settings) -> None:
     require(has_warmup, "--warmup 0", "with inverse_sqrt, the rate would hardly fall; give more")
     for names, has_effect, other in [
         ("realign_steps realign_lr realign_decay", before, "--schedule before"),
+        ("save_model", before or task.new_tokens, "--schedule before"),
         ("aligner", is_word, "--unit word"),
         ("pool_first", not is_word, "--unit sentence"),
         ("lora_alpha lora_dropout", settings.lora, "--lora"),
@@ -2495,9 +2483,6 @@ def validate_output(settings: Settings) -> None:
     if path:
         is_new = not os.path.lexists(path) and len(os.fsencode(path.name)) <= 240
         require(is_new, f"--save-model {path}", "exists, or is too long; name a new folder")
-        realigned = settings.schedule == "before" or settings.strategy == "baseline"
-        message = f"--schedule {settings.schedule} has no encoder realigned before fine-tuning"
-        require(realigned or is_generative(settings), "--save-model", message)
 
 
 def validate_for_model(settings: Settings, config, longest: int) -> None:
