@@ -1588,6 +1588,7 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
     options = {"truncation": "only_second", "max_length": max_length, "stride": stride}
     options |= {"return_overflowing_tokens": True, "return_attention_mask": False}
     encoded = tokenizer(questions, contexts, **options)
+    has_words = len({*tokenizer("a a", add_special_tokens=False).word_ids()}) > 1  # Gemma's: no
     features = []
     for k, number in enumerate(encoded.pop("overflow_to_sample_mapping")):
         in_context = np.array(encoded.sequence_ids(k)) == 1
@@ -1601,9 +1602,8 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
         is_whole = is_whole and visible_end <= offsets[answer[-1], 1]
         labels = answer[[0, -1]] if is_whole else np.array([0, 0])
         feature = {name: np.array(encoded[name][k]) for name in encoded}
-        words = np.array(encoded.encodings[k].word_ids, dtype=float)  # None becomes NaN
-        if np.unique(words[in_context]).size < 2:  # Gemma's tokenizer has no words: do not grow
-            words = np.arange(len(words))
+        words = encoded.encodings[k].word_ids if has_words else range(len(in_context))
+        words = np.array(words, dtype=float)  # None becomes NaN
         feature |= {"words": np.where(in_context, words, -1), "offsets": offsets}
         features.append(feature | {"example": number, "labels": labels})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
