@@ -187,7 +187,7 @@ def test_a_run_that_ends_while_it_writes_leaves_no_file(run, monkeypatch, error,
 # ---- Help, defaults, and names of records --------------------------------------------------------
 
 PAPER1 = """--strategy front --schedule before --aligner dictionary --seed 31 --lora 0 --unit word
---epochs 5 --batch-size 32 --accumulate 1 --lr 2e-5 --decay linear --warmup 0.1 --clip 0 --layer -2
+--epochs 5 --batch-size 32 --accumulate 1 --lr 2e-5 --realign-lr 2e-5 --decay linear --warmup 0.1 --clip 0 --layer -2
 --max-length 96 --realign-batch-size 16 --realign-decay constant --temperature 0.1"""
 PAPER2 = """--task massive --strategy full --schedule alternate --unit sentence --layer 16 --lora 8
 --lora-alpha 16 --lr 5e-4 --batch-size 32 --accumulate 4 --seed 1 --epochs 5 --clip 1 --warmup 0.03
@@ -727,6 +727,34 @@ def test_another_architecture_runs_or_is_refused(run, model, kind):
         assert_refused(result, part)
     else:
         assert result.code == 0 and result.record(), result.err
+
+
+# ---- What a record is compared with --------------------------------------------------------------
+
+WORDS = "--languages de --realign-languages de"
+SLOTS = f"{WORDS} --method mid-align --train-languages en --task"
+DIRECTIONS = "--method mid-align --train-languages en-cs --languages en-de --realign-languages de"
+MATTERS = {  # file: the flags of a run that reads it
+    "data/dictionary/en-de.txt": WORDS, "data/parallel/en-de.dev.tsv": f"{WORDS} --probe",
+    "data/parallel/en-de.tsv": f"{WORDS} --strategy baseline --probe",
+    "data/xsid/en/valid.jsonl": f"{SLOTS} xsid", "data/uner/en/dev.jsonl": f"{SLOTS} uner",
+    "data/translation/de-en/test.tsv": f"{DIRECTIONS} --task translation",
+    "model/generation_config.json": WORDS, "model/chat_template.jinja": WORDS,
+    "model/tokenizer_config.json": WORDS, "model/model.safetensors.index.json": WORDS,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATTERS)
+def test_each_file_that_determines_a_result_counts_for_the_record(tmp_path, name):
+    for other in MATTERS:
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / other).write_text("one\n")
+    places = ["--model", str(tmp_path / "model"), "--data-dir", str(tmp_path / "data")]
+    settings = af.parse_args([*places, *MATTERS[name].split()])
+    before = af.content_hash(settings)
+    assert af.content_hash(settings) == before
+    (tmp_path / name).write_text("two\n")
+    assert af.content_hash(settings) != before
 
 
 # ---- Middle-layer alignment ----------------------------------------------------------------------

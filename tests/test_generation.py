@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +122,22 @@ def slow_slots(tags: list[str | None]) -> set[tuple]:
     return found
 
 
+def slow_strict(examples: list[dict], outputs: list[str]) -> float:
+    """Return F1 of (type, value), each of which is found once in its own example."""
+    same = size = 0
+    for example, output in zip(examples, outputs):
+        left = [[slot["type"], slot["value"]] for slot in example["slots"]]
+        line = output.strip().split("\n")[0].strip()
+        parts = [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
+        parts = [part for part in parts if len(part) == 2]
+        size += len(left) + len(parts)
+        for part in parts:
+            if part in left:
+                left.remove(part)
+                same += 1
+    return 2 * same / size if size else 0
+
+
 def gold_of(example: dict) -> list[str | None]:
     tags = [None] * len(example["words"])
     for slot in example["slots"]:
@@ -146,8 +163,9 @@ def test_the_score_of_slots_is_that_of_a_slow_implementation():
             gold, found = slow_slots(gold_of(example)), slow_slots(slow_tags(example, output))
             same, size = same + len(gold & found), size + len(gold) + len(found)
         expected = 2 * same / size if size else 0
-        found = af.score_slots(examples, outputs)["f1"]
-        assert found == pytest.approx(expected, abs=1e-12), (examples, outputs)
+        scores = {"f1": expected, "f1_strict": slow_strict(examples, outputs)}
+        found = af.score_slots(examples, outputs)
+        assert found == pytest.approx(scores, abs=1e-12), (examples, outputs)
         seen.add(round(expected, 3))
         checked += len(examples)
     assert {0, 1} < seen
@@ -252,6 +270,19 @@ def test_names_are_read_from_json_by_a_pattern():
         assert af.TASKS["uner"].score([example], [], [output]) == expected
 
 
+def test_names_within_the_name_of_an_organisation_are_part_of_it():
+    """All places are tagged first, then persons, then organisations, in whatever order they are."""
+    slots = [("ORG", "Bank of Rome"), ("PER", "Ann Rome"), ("LOC", "Rome")]
+    example = {"language": "en", "text": "Bank of Rome sent Ann Rome to Rome"}
+    example |= {"slots": [{"type": kind, "value": value} for kind, value in slots]}
+    example["system"] = af.ASK_NAMES
+    for order in itertools.permutations(slots):
+        results = [{"TypeName": kind, "Text": value} for kind, value in order]
+        output = json.dumps({"Results": results})
+        assert af.parse_json(output) == [slots[2], slots[1], slots[0]]
+        assert af.score_commands([example], [], [output]) == {"f1": 1, "f1_strict": 1}
+
+
 # ---- Loading
 
 
@@ -321,6 +352,49 @@ def test_a_direction_of_translation_with_data_of_its_own_uses_these(data):
         "Guten Tag",
         "Ja",
     ]
+
+
+@pytest.mark.parametrize("direction, source, target", [
+    ("en-de", "English", "German"), ("de-en", "German", "English"), ("cs-is", "Czech", "Icelandic"),
+    ("en-zh-TW", "English", "Chinese"), ("he-ja", "Hebrew", "Japanese"),
+    ("uk-ru", "Ukrainian", "Russian"), ("en-xx", "English", "xx"),
+])  # fmt: skip
+def test_a_translation_is_asked_for_in_its_direction(data, direction, source, target):
+    if direction not in ("en-de", "de-en"):
+        put(data / f"translation/{direction}/test.tsv", ["one\tuno"])
+    examples = load(data, "translation", direction)
+    for example in examples:
+        assert example["system"].startswith(f"Translate the text from {source} into {target}.")
+    if direction == "de-en":  # from the file of the other direction
+        assert [example["user"] for example in examples] == ["Guten Tag", "Ja"]
+
+
+def test_training_validation_and_tests_have_their_own_files_lengths_limits_and_prompts(monkeypatch):
+    def load(language, split, settings):
+        return [{"language": language, "split": split} for _ in range(9)]
+
+    def encode(tokenizer, examples, max_length, training):
+        for k, example in enumerate(examples):
+            labels = {"labels": np.array([1]), "cut": False, "example": k}
+            yield example | labels | {"length": max_length, "training": training}
+
+    def found(features: list[dict]) -> Counter:
+        names = ("language", "split", "length", "training")
+        return Counter(tuple(feature[name] for name in names) for feature in features)
+
+    task = af.Task(None, load, encode, None, [], max_length=80, test_length=70, new_tokens=4)
+    monkeypatch.setitem(af.TASKS, "writing", task)
+    settings = af.Settings(task="writing", train_languages=["en", "fr"], languages=["de"])
+    settings.limit_train, settings.limit_test, settings.max_length = 2, 3, 50
+    settings.validate = 1
+    for longest, length in ((99, 70), (60, 60)):
+        tokenizer = SimpleNamespace(model_max_length=longest)
+        training, validation, tests = af.load_data(settings, tokenizer)
+        assert found(training) == {(code, "train", 50, True): 2 for code in ("en", "fr")}
+        assert found(validation) == {(code, "valid", 50, True): 2 for code in ("en", "fr")}
+        assert list(tests) == ["en", "fr", "de"]
+        for code, (examples, features) in tests.items():
+            assert found(features) == {(code, "test", length, False): 3} and len(examples) == 3
 
 
 def test_a_language_without_training_data_is_trained_on_validation_data(data, capsys):

@@ -151,6 +151,14 @@ def test_a_word_that_occurs_twice_keeps_its_first_link():
     assert [pair.links for pair in af.probe_pairs(stub_text(pair))] == [[(0, 0), (1, 1)]]
 
 
+def test_the_probe_takes_the_first_hundred_pairs_of_a_text():
+    text = stub_text(None)
+    text.lines = lambda: ((f"word{k}", f"wort{k}") for k in range(150))
+    text.pair = lambda number, line: af.Pair("de", [line[0]], [line[1]], [(0, 0)])
+    pairs = af.probe_pairs(text)
+    assert [pair.source for pair in pairs] == [[f"word{k}"] for k in range(100)]
+
+
 def test_a_text_without_a_link_is_an_error():
     with pytest.raises(af.UserError, match="--probe, de: no line of the text"):
         af.probe_pairs(stub_text(af.Pair("de", ["bank"], ["Bank"], [])))

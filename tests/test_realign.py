@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 import tiny
@@ -192,19 +193,26 @@ def test_the_alignment_loss_in_groups_has_the_gradient_of_the_whole_batch(
         tiny.assert_same(tiny.gradient_of(found, model), expected, 1e-5)
 
 
-@pytest.mark.parametrize("unit, layer, strategy", [("word", -2, "emb,1"), ("sentence", 2, "front")])
-def test_the_loss_of_a_batch_is_that_of_its_sentences_one_by_one(unit, layer, strategy, tokenizer):
+@pytest.mark.parametrize(
+    "unit, layer, strategy, pool_first",
+    [("word", -2, "emb,1", True), ("sentence", 2, "front", True), ("sentence", 2, "front", False)],
+)
+def test_the_loss_of_a_batch_is_that_of_its_sentences_one_by_one(
+    unit, layer, strategy, pool_first, tokenizer
+):
     """The library reads each sentence alone; its words, or their mean, are taken by hand."""
     model = tiny.build("xlm-roberta", torch.float64, 0.3)
     pairs = tiny.word_pairs() if unit == "word" else tiny.text_pairs()
     settings = Settings(strategy=strategy, unit=unit, layer=layer, temperature=0.4)
+    settings.pool_first = pool_first
     projection, vectors = af.projection_head(tiny.HIDDEN, unit).double(), {}
     for k, pair in enumerate(pairs):
         for side, words in enumerate((pair.source, pair.target)):
             text = words if unit == "sentence" else " ".join(words)
             inputs = tokenizer([text], return_tensors="pt", return_token_type_ids=False)
             states = model.base_model(**inputs, output_hidden_states=True).hidden_states[layer][0]
-            for place, vector in enumerate(states[1:-1] if unit == "word" else [states.mean(0)]):
+            sentence = states[1 - pool_first :].mean(0)
+            for place, vector in enumerate(states[1:-1] if unit == "word" else [sentence]):
                 vectors[side, k, place] = projection(vector)
     number = {key: n for n, key in enumerate(vectors)}
     linked = []
@@ -219,6 +227,16 @@ def test_the_loss_of_a_batch_is_that_of_its_sentences_one_by_one(unit, layer, st
     batch = pair_batch(tokenizer, unit)
     found = af.alignment_loss(model.base_model, projection, batch, settings).item()
     assert found == pytest.approx(expected, abs=2e-6)
+
+
+def test_words_are_projected_by_two_matrices_with_a_relu_between_them_to_128_numbers():
+    projection = af.projection_head(tiny.HIDDEN, "word")
+    first, second = projection.parameters()  # without biases
+    vectors = torch.randn(5, tiny.HIDDEN, generator=torch.Generator().manual_seed(0))
+    expected = (vectors @ first.T).clamp(min=0) @ second.T
+    assert (first.shape, expected.shape) == ((tiny.HIDDEN, tiny.HIDDEN), (5, 128))
+    torch.testing.assert_close(projection(vectors), expected)
+    assert torch.equal(af.projection_head(tiny.HIDDEN, "sentence")(vectors), vectors)
 
 
 @pytest.mark.parametrize("architecture", tiny.ALL_CONFIGS)
@@ -374,6 +392,31 @@ def test_the_same_seed_trains_the_same_way_and_another_seed_differently(tokenize
     assert all(torch.equal(first[2][name], again[2][name]) for name in first[2])
 
 
+def test_each_seed_has_a_projection_of_its_own(tokenizer):
+    """Nothing else depends on it here: there is no dropout, and a list of pairs keeps its order."""
+    curves = []
+    for seed in (31, 31, 42):
+        settings = replace(SETTINGS, seed=seed)
+        curves.append(realign(tiny.build("bert"), tokenizer, tiny.word_pairs(), 1, settings)[0])
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_training_turns_dropout_on(tokenizer, monkeypatch):
+    """It is off in a model that was loaded from files, or evaluated."""
+    modes = []
+    for name in ("task_loss", "alignment_loss"):
+
+        def watched(model, *rest, loss=getattr(af, name)):
+            modes.append(model.training)
+            return loss(model, *rest)
+
+        monkeypatch.setattr(af, name, watched)
+    realign(tiny.build("bert").eval(), tokenizer, tiny.word_pairs(), 1, SETTINGS)
+    settings = replace(SETTINGS, schedule="during")
+    finetune(tiny.build("bert").eval(), tokenizer, tiny.tagged(4), settings, tiny.word_pairs())
+    assert modes == [True] * 3
+
+
 def test_dropout_differs_between_seeds_and_between_batches(tokenizer, monkeypatch):
     """torch takes 64 bits of a seed; the generator of a CPU uses 32 of them."""
     masks, task_loss = [], af.task_loss
@@ -417,6 +460,36 @@ def test_during_fine_tuning_frozen_layers_have_the_gradient_of_the_task_alone(
         tiny.assert_same(one, other, tolerance)
 
 
+def test_updates_are_those_of_adam_without_weight_decay(tokenizer):
+    """Kingma and Ba 2015, algorithm 1, with their defaults."""
+    model, settings = tiny.build("bert", torch.float64), replace(SETTINGS, decay="constant")
+    expected = tiny.weights(model)
+    with tiny.updates(model) as gradients:
+        finetune(model, tokenizer, tiny.tagged(9), settings)
+    assert len(gradients) == 3
+    for name, weight in expected.items():
+        m = v = torch.zeros_like(weight)
+        for t, gradient in enumerate((update[name] for update in gradients), 1):
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            weight -= 1e-3 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        torch.testing.assert_close(model.get_parameter(name).data, weight, rtol=0, atol=1e-8)
+
+
+def test_a_curve_is_the_means_of_20_losses_each(tokenizer, monkeypatch):
+    losses, task_loss = [], af.task_loss
+
+    def watched(model, batch):
+        loss = task_loss(model, batch)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(af, "task_loss", watched)
+    settings = replace(SETTINGS, epochs=5, batch_size=2)
+    curves, _ = finetune(tiny.build("distilbert"), tokenizer, tiny.tagged(20), settings)
+    expected = [mean(losses[start : start + 20]) for start in (0, 20, 40)]
+    assert len(losses) == 50 and curves == {"task": pytest.approx(expected, abs=1e-6)}
+
+
 def rates_of(monkeypatch, **changes) -> list[float]:
     """Return the learning rate at each of 50 updates of fine-tuning, as a share of its peak."""
     rates, step = [], torch.optim.Adam.step
@@ -435,6 +508,10 @@ def rates_of(monkeypatch, **changes) -> list[float]:
 def test_the_learning_rate_warms_up_and_falls(monkeypatch):
     linear = rates_of(monkeypatch, decay="linear")
     assert linear == pytest.approx([min(k / 5, (50 - k) / 45) for k in range(50)])
+    linear = rates_of(monkeypatch, decay="linear", warmup=0.13)  # 6.5 updates, so 6
+    assert linear == pytest.approx([min(k / 6, (50 - k) / 44) for k in range(50)])
+    linear = rates_of(monkeypatch, decay="linear", warmup=0.58)  # 0.58 * 50 is below 29 in Python
+    assert linear == pytest.approx([min(k / 29, (50 - k) / 21) for k in range(50)])
     root = rates_of(monkeypatch, decay="inverse_sqrt", warmup=0.03)  # 1.5 updates, so 2
     assert root == pytest.approx([min(k / 2, math.sqrt(2 / max(k, 1))) for k in range(50)])
     constant = rates_of(monkeypatch, decay="constant")
@@ -486,6 +563,15 @@ def test_a_list_of_pairs_is_repeated_and_an_iterator_must_be_long_enough(tokeniz
     settings = replace(SETTINGS, schedule="during")
     with pytest.raises(af.UserError, match="pairs end after 1 of 10 steps"):
         finetune(tiny.build("bert"), tokenizer, tiny.tagged(40), settings, iter(pairs))
+
+
+def test_skipped_pairs_and_readings_are_counted_by_language(tokenizer):
+    one, two, *_ = tiny.word_pairs()
+    pairs = [one._replace(skipped=2), two, one._replace(skipped=3, reading=2)]
+    pairs.append(two._replace(language="de", skipped=1, reading=4))
+    _, aligned = realign(tiny.build("bert"), tokenizer, pairs, 1, SETTINGS)
+    counts = {code: (one["skipped"], one["readings"]) for code, one in aligned.items()}
+    assert counts == {"fr": (5, 2), "de": (1, 4)}
 
 
 def test_pairs_of_text_and_of_words_are_not_mistaken_for_each_other(tokenizer):

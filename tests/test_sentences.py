@@ -208,6 +208,19 @@ def test_adapters_change_nothing_at_first_and_only_they_train(architecture):
     assert bool(head) == (architecture not in tiny.DECODERS)
 
 
+def test_dropout_is_in_front_of_the_adapter_alone():
+    torch.manual_seed(0)
+    module, x = LoraLinear(nn.Linear(6, 5), 3, 6.0, 0.5), torch.randn(4, 6)
+    nn.init.normal_(module.lora_B.weight)
+    torch.manual_seed(1)
+    found = module.train()(x)
+    torch.manual_seed(1)
+    dropped = F.dropout(x, 0.5)
+    assert not torch.equal(dropped, x)
+    change = 6 / 3 * dropped @ module.lora_A.weight.T @ module.lora_B.weight.T
+    torch.testing.assert_close(found, module.base_layer(x) + change)
+
+
 @pytest.mark.parametrize("architecture", MODELS)
 def test_adapters_have_the_outputs_and_gradients_of_peft(architecture, peft):
     ours, theirs = with_adapters(architecture), tiny.build(architecture, torch.float64, 0.1)
@@ -254,6 +267,23 @@ def test_what_trains_is_in_float32_and_the_frozen_base_in_bf16(world):
     assert tiny.moved(before, model) == trained
     scores = af.evaluate(model, tokenizer, af.TASKS["udpos"], [], features, settings)
     assert 0 <= scores["accuracy"] <= 1
+
+
+def test_a_model_in_bf16_is_loaded_in_float32_and_each_seed_has_a_classifier_of_its_own(
+    tmp_path, tokenizer
+):
+    tiny.build("bert", torch.bfloat16).base_model.save_pretrained(tmp_path)
+    classifiers = []
+    for k, seed in enumerate((31, 31, 42)):
+        torch.manual_seed(k)  # what was drawn before must not matter
+        settings = Settings(model=str(tmp_path), seed=seed, lora=2, lora_dropout=0.3)
+        model = af.build_model(settings, tokenizer, torch.device("cpu"))
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        adapters = [module for module in model.modules() if isinstance(module, LoraLinear)]
+        assert {module.dropout.p for module in adapters} == {0.3}
+        classifiers.append(model.classifier.weight)
+    assert torch.equal(classifiers[0], classifiers[1])
+    assert not torch.equal(classifiers[0], classifiers[2])
 
 
 @pytest.mark.parametrize("schedule", ["before", "alternate", "during"])
@@ -344,9 +374,11 @@ def test_several_merged_adapters_are_the_weighted_sum_that_peft_computes(tmp_pat
     theirs.set_adapter("sum")
     theirs = theirs.merge_and_unload()
     ours = tiny.build("llama", spread=0.1)
+    ours.save_pretrained(tmp_path / "base")
     before = tiny.weights(ours)
-    for seed, weight in ((1, 0.7), (2, 0.4)):
-        af.merge_adapter(ours, tmp_path / str(seed), weight)
+    settings = Settings(model=str(tmp_path / "base"), task="writing")
+    settings.adapter = [f"{tmp_path}/1=0.7", f"{tmp_path}/2=0.4"]
+    ours = af.build_model(settings, tokenizer, torch.device("cpu"))
     assert len(tiny.moved(before, ours)) == 7 * tiny.LAYERS
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name), parameter, atol=1e-6, rtol=1e-5)
@@ -675,10 +707,11 @@ def test_a_validation_loss_that_is_not_finite_is_an_error(tokenizer, monkeypatch
         stop(2)
 
 
-def test_training_ends_early_and_returns_to_the_best_weights(tokenizer):
+def test_training_ends_early_and_returns_to_the_best_weights_and_saves_them(tokenizer, tmp_path):
     """The learning rate is far too high, so that training only makes the model worse."""
     model, validation = tiny.build("llama", spread=0.1), tiny.written(6)
     settings = replace(CHECKS, validate=1, epochs=5, batch_size=4, lr=0.5, decay="constant")
+    settings.save_model, before = tmp_path / "best", tiny.weights(model)
     data = tiny.written(40), validation, iter(()), {}
     results = af.train(settings, model, tokenizer, *data, {})
     best = results["validation"]
@@ -686,6 +719,9 @@ def test_training_ends_early_and_returns_to_the_best_weights(tokenizer):
     assert best["loss"] == pytest.approx(min(best["losses"]), abs=1e-6)
     assert slow_task_loss(model.eval(), validation).item() == pytest.approx(best["loss"], abs=1e-5)
     assert json.dumps(results)  # nothing is left that a record cannot hold
+    saved = load_file(tmp_path / "best/model.safetensors")
+    assert saved.keys() == before.keys() == tiny.moved(before, model)
+    assert all(torch.equal(tensor, model.get_parameter(name)) for name, tensor in saved.items())
 
 
 # ---- Generation
@@ -722,10 +758,14 @@ def test_generation_ends_at_the_end_token():
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
         model.model.norm.weight.zero_()
-    model.config.eos_token_id = model.generation_config.eos_token_id = (
-        0  # the first of equal logits
-    )
-    assert af.generate(model, tokenizer, [np.array([0, 5, 6]), np.array([0, 7])], 5) == ["", ""]
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    prompts = [np.array([0, 5, 6]), np.array([0, 7])]
+    for end, count in ((3, 5), (0, 1)):  # 0 is the first of equal logits
+        model.config.eos_token_id = model.generation_config.eos_token_id = end
+        passes.clear()
+        assert af.generate(model, tokenizer, prompts, 5) == ["", ""]
+        assert len(passes) == count
 
 
 def test_no_more_is_generated_than_the_model_reads():

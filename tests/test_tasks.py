@@ -11,6 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -442,6 +443,26 @@ def test_a_question_of_characters_with_many_subwords_leaves_room_for_the_context
             assert (feature["offsets"] >= 0).any()
 
 
+@pytest.mark.parametrize("training, overlap", [(True, 32), (False, 128)])
+def test_windows_share_32_subwords_in_training_and_128_in_tests(training, overlap):
+    """The labels are those of the first answer."""
+    context = " ".join(tiny.WORDS * 60)
+    starts = [context.index("chien", 2000), context.index("dog")]
+    example = {"question": "le chat", "context": context, "texts": ["chien", "dog"]}
+    example |= {"starts": starts, "language": "en"}
+    tokenizer = tiny.make_tokenizer()
+    features = af.encode_questions(tokenizer, [example], 384, training)
+    spans = []
+    for feature in features:
+        inside = feature["offsets"][feature["offsets"][:, 0] >= 0]
+        spans.append({*map(tuple, inside.tolist())})
+        if feature["labels"].any():
+            ends = feature["offsets"][feature["labels"]].tolist()
+            assert ends == [[starts[0], starts[0] + len("chien")]] * 2
+    assert {len(one & other) for one, other in itertools.pairwise(spans)} == {overlap}
+    assert len(spans) > 2 and any(feature["labels"].any() for feature in features)
+
+
 DATA = os.environ.get("ALIGNFREEZE_DATA")
 
 
@@ -518,6 +539,31 @@ def test_perfect_logits_are_scored_as_perfect(tokenizer, world, task, language):
             totals.append(authors(whole, text, language))
         expected["f1_authors"], expected["em_authors"] = np.mean(totals, axis=0)
     assert scores == pytest.approx(expected)
+
+
+def test_the_accuracy_is_the_share_of_all_labels_however_long_their_sentences_are():
+    rng, features, logits, hits = np.random.default_rng(6), [], [], []
+    for _ in range(40):
+        labels = rng.choice([af.IGNORE, 0, 1, 2], rng.integers(1, 20))
+        rows = rng.random((len(labels) + rng.integers(0, 3), 3))  # the last ones are padding
+        features, logits = [*features, {"labels": labels}], [*logits, rows]
+        for label, row in zip(labels.tolist(), rows.tolist()):
+            if label != af.IGNORE:
+                hits.append(row.index(max(row)) == label)
+    assert af.score_accuracy([], features, logits) == {"accuracy": pytest.approx(mean(hits))}
+
+
+def test_each_feature_of_a_large_set_names_its_example():
+    """A thousand examples are encoded at a time."""
+    words = tiny.WORDS[:5]
+    examples = [{"tokens": words[: 1 + k % 5], "tags": [k % 18] * (1 + k % 5)} for k in range(2300)]
+    features = af.encode(af.TASKS["udpos"], tiny.make_tokenizer(), examples, 5, True)
+    assert len(features) > len(examples)  # some have two windows
+    found = [[] for _ in examples]
+    for feature in features:
+        labels = feature["labels"]
+        found[feature["example"]] += labels[labels != af.IGNORE].tolist()
+    assert found == [example["tags"] for example in examples]
 
 
 # ---- Whole runs

@@ -698,6 +698,17 @@ def test_languages_alternate_evenly_however_long_their_texts(data_dir):
     assert pairs[-1].reading == 10
 
 
+def test_the_same_text_has_another_order_in_each_language(data_dir):
+    """Otherwise a batch could hold one English sentence several times, as in MASSIVE."""
+    for name in ("dictionary/en-{}.txt", "parallel/en-{}.tsv"):
+        lines = (data_dir / name.format("fi")).read_text("utf-8").splitlines()
+        write(data_dir / name.format("sv"), *lines)
+    orders = []
+    for code in ("fi", "sv"):
+        orders.append([pair.source for pair in take(LINKED, code, "dictionary", data_dir, 31)])
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
 def test_pairs_are_linked_only_when_they_are_needed(data_dir, monkeypatch):
     write(data_dir / "parallel/en-de.tsv", *["word1\tde1"] * 2000)
     calls, align = [], af.dictionary_links
