@@ -187,8 +187,9 @@ def test_a_run_that_ends_while_it_writes_leaves_no_file(run, monkeypatch, error,
 # ---- Help, defaults, and names of records --------------------------------------------------------
 
 PAPER1 = """--strategy front --schedule before --aligner dictionary --seed 31 --lora 0 --unit word
---epochs 5 --batch-size 32 --accumulate 1 --lr 2e-5 --realign-lr 2e-5 --decay linear --warmup 0.1 --clip 0 --layer -2
---max-length 96 --realign-batch-size 16 --realign-decay constant --temperature 0.1"""
+--epochs 5 --batch-size 32 --accumulate 1 --lr 2e-5 --decay linear --warmup 0.1 --clip 0 --layer -2
+--max-length 96 --realign-batch-size 16 --realign-lr 2e-5 --realign-decay constant
+--temperature 0.1"""
 PAPER2 = """--task massive --strategy full --schedule alternate --unit sentence --layer 16 --lora 8
 --lora-alpha 16 --lr 5e-4 --batch-size 32 --accumulate 4 --seed 1 --epochs 5 --clip 1 --warmup 0.03
 --decay inverse_sqrt --realign-batch-size 32 --temperature 0.1"""
