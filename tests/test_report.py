@@ -37,7 +37,7 @@ def record(strategy="full", seed=31, scores=None, **fields) -> dict:
         "seed": seed,
         "method": "alignfreeze",
         "lr": 5e-5,
-        "out": f"o{seed}",
+        "data_dir": f"o{seed}",
     }
     config |= {
         "realign_steps": None if alone else 300,
@@ -402,7 +402,7 @@ def test_settings_stand_below_the_folder_once_and_then_what_differs(tmp_path, ca
     )
     write(
         folder,
-        record("front", config={"device": "cuda", "overwrite": True}),
+        record("front", config={"data_dir": "other", "checkpointing": True}),
         record("back", config={"lr": 1e-5}),
     )
     _, out, err = main(capsys, folder)
