@@ -530,33 +530,50 @@ def test_paired_intervals_of_xsid():
     assert line("all", "change, alternating", *cells) in section(GEMMA)
 
 
+MERGED = "gemma3-270m-merged"
+
+
+def weights_of(run: dict) -> str:
+    """Return the weights of the adapters of task and alignment."""
+    weights = [float(adapter.split("=")[1]) for adapter in run["config"]["adapter"]]
+    return " + ".join(f"{weight:.1f}" for weight in weights) or "1.0 + 0.0"
+
+
 @pytest.mark.parametrize(
-    "folder, sentences",
-    [("gemma3-270m-merged", "test"), ("gemma3-270m-merged-validation", "validation")],
+    "folder, sentences", [(MERGED, "test"), (f"{MERGED}-validation", "validation")]
 )
 def test_merged_adapters(folder, sentences):
-    text = section("gemma3-270m-merged")
-    for run in runs(folder):
-        weights = [adapter.split("=")[1] for adapter in run["config"]["adapter"]]
-        head = (sentences, " + ".join(weights))
-        if not weights:
+    text = section(MERGED)
+    for run in runs(folder) + runs(GEMMA, strategy="baseline", seed=1) * (folder == MERGED):
+        head = (sentences, str(run["seed"]), weights_of(run))
+        if run["strategy"] == "full":
             assert run["config"]["limit_test"] == 10
-            head = ("test, 10 a language", "alignment alone")
+            head = ("test, 10 a language", str(run["seed"]), "alignment alone")
         assert line(*head, *in_groups(run)) in text
-        if (sentences, weights) == ("test", ["0.5", "0.5"]):
+        if head == ("test", "1", "0.5 + 0.5"):
             malformed = run["malformed"].values()
             assert f"{min(malformed)} to {max(malformed)} of 100 outputs" in text
-    (alone,) = runs(GEMMA, strategy="baseline", seed=1)
-    assert line("test", "1.0 + 0.0", *in_groups(alone)) in text
 
 
 def test_what_merging_with_a_small_weight_changes():
-    (alone,) = runs(GEMMA, strategy="baseline", seed=1)
-    for run in runs("gemma3-270m-merged"):
-        if run["config"]["adapter"] == ["task=0.9", "align=0.1"]:
-            changes = [average(run, g.split()) - average(alone, g.split()) for g in GROUPS]
-    text = section("gemma3-270m-merged")
-    assert f"gain {changes[1]:.1f} points and the others lose up to {-min(changes):.1f}," in text
+    text, changes = section(MERGED), []
+    alone = {run["seed"]: run for run in runs(MERGED, strategy="baseline")
+             if not run["config"]["adapter"]}  # fmt: skip
+    (alone[1],) = runs(GEMMA, strategy="baseline", seed=1)
+    merged = {run["seed"]: run for run in runs(MERGED) if weights_of(run) == "0.9 + 0.1"}
+    for seed in (1, 2, 3):
+        by_weights = {}
+        for run in runs(f"{MERGED}-validation", seed=seed):
+            by_weights[weights_of(run)] = average(run)  # of the languages without labels
+        assert max(by_weights, key=by_weights.get) == "0.9 + 0.1"
+        pair = merged[seed], alone[seed]
+        changes.append([average(pair[0], g.split()) - average(pair[1], g.split()) for g in GROUPS])
+    for name, values in zip(("aligned", "other transfer", "supervised"), zip(*changes)):
+        numbers = "{:+.1f}, {:+.1f} and {:+.1f}".format(*values)
+        assert f"{name} languages change by {numbers} ({mean(values):+.1f} on average)" in text
+    means = sorted(mean(values) for values in zip(*changes))
+    row = row_of(TEXT, "| Can adapters of task and alignment be merged? ")
+    assert f"{means[0]:+.1f} to {means[-1]:+.1f}, perhaps chance" in row
 
 
 def test_massive():
