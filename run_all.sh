@@ -327,6 +327,8 @@ case $command in
     set_up torch transformers datasets
     run_grid ;;
   quick)
+    [[ ${METHODS-alignfreeze} = alignfreeze ]] ||
+      die "METHODS is ${METHODS@Q}, but quick runs alignfreeze: unset METHODS"
     METHODS=alignfreeze
     check_settings
     : "${MODELS=distilbert-base-multilingual-cased}" "${TASKS=udpos}" "${SEEDS=31}"
