@@ -1040,9 +1040,10 @@ def base_language(code: str) -> str:
 
 
 def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
-    """Split text into runs of word characters (letters, digits, marks) or of other characters.
+    """Split text into runs of word characters or of other characters.
 
-    Chinese, Japanese and Thai are written without blanks. They are split by greedy longest match
+    Word characters are letters, digits, marks, and joiners such as the half-space of Persian.
+    Chinese, Japanese and Thai are written without blanks: they are split by greedy longest match
     against `vocabulary` (a set or dict), else into characters; a mark stays with its character.
     """
     if base_language(lang) not in UNSPACED_LANGUAGES:
@@ -1106,10 +1107,8 @@ def only_position(words: Iterable[str], positions: dict[str, int | None]) -> int
 
 def positions_of(words: list[str]) -> dict[str, int | None]:
     """Return {word: its position in the sentence, or None if it has several}."""
-    positions = {}
-    for k, word in enumerate(words):
-        positions[word] = None if word in positions else k
-    return positions
+    counts = Counter(words)
+    return {word: k if counts[word] == 1 else None for k, word in enumerate(words)}
 
 
 def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, Dictionary]:
@@ -2543,9 +2542,13 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         is_complete = tokenizer.pad_token_id is not None
         is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
         require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
-        ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+        vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        is_cased = any(re.match("##[A-Z]", subword) for subword in vocab)  # WordPiece
+        is_lowered = tokenizer.tokenize("A") == tokenizer.tokenize("a")
+        message = 'lower-cases text, but its vocabulary does not; set "do_lower_case" to false'
+        require(not (is_cased and is_lowered), flag, message)
         ends = [*tokenizer("a")["input_ids"], tokenizer.pad_token_id, tokenizer.eos_token_id or 0]
-        highest, size = max(*ids, *ends), config.vocab_size  # images have tokens that no text needs
+        highest, size = max(*vocab.values(), *ends), config.vocab_size  # not ids of images
         message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
         require(highest < size, flag, message)
         positions = getattr(config, "max_position_embeddings", None) or math.inf

@@ -659,6 +659,32 @@ def test_a_configuration_that_does_not_fit_is_refused(run, model, key, value, pa
     assert_refused(run(model=model), f"--model {model}", part)
 
 
+@pytest.mark.parametrize("subwords, lowers", [("A ##A", True), ("A ##A", None)])
+def test_a_tokenizer_that_lower_cases_a_cased_vocabulary_is_refused(model, subwords, lowers):
+    write_bert_tokenizer(model, subwords, lowers)
+    with pytest.raises(af.UserError, match=r'lower-cases text, .* set "do_lower_case" to false$'):
+        af.load_tokenizer(str(model))
+
+
+@pytest.mark.parametrize("subwords, lowers", [("A ##A", False), ("", True), ("", None)])
+def test_a_tokenizer_has_the_case_of_its_vocabulary(model, subwords, lowers):
+    write_bert_tokenizer(model, subwords, lowers)
+    tokenizer, _ = af.load_tokenizer(str(model))
+    assert tokenizer.tokenize("Aa") == (["A", "##a"] if subwords else ["a", "##a"])
+
+
+def write_bert_tokenizer(folder: Path, subwords: str, lowers: bool | None) -> None:
+    """Write a tokenizer of BERT; None: its files do not say whether it lower-cases text."""
+    words = f"[PAD] [UNK] [CLS] [SEP] [MASK] a ##a {subwords}".split()
+    vocabulary = {word: k for k, word in enumerate(words)}
+    transformers.BertTokenizer(vocabulary, do_lower_case=bool(lowers)).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_bytes()) | {"do_lower_case": lowers}
+    if lowers is None:
+        del settings["do_lower_case"]
+    path.write_text(json.dumps(settings))
+
+
 @pytest.mark.parametrize("content", ["missing", "empty", "cut", "a pipe"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_model_with_a_missing_or_broken_file_is_refused(run, model, name, content):
