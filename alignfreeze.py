@@ -110,7 +110,7 @@ class Settings:
     warmup: float = setting(0.1, "share of the updates in which the rate rises; >1: it never peaks")
     clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping")
     max_length: int = setting(96, "subwords of a training example, special tokens included")
-    precision: Literal["fp32", "bf16"] | None = setting(None, "by default bf16 where it is fast")
+    precision: Literal["fp32", "bf16"] | None = setting(None, "bf16 where fast, if no --adapter")
     lora: int = setting(0, "rank of the adapters; 0: no adapters, all weights train")
     lora_alpha: float = setting(16.0, "scales the adapters by alpha / rank")
     lora_dropout: float = setting(0.1, "dropout in front of the adapters")
@@ -940,6 +940,7 @@ class ParallelText:
         self.forward: Dictionary = {}
         self.backward: Dictionary = {}
         self.links: list[Links] | None = None  # of each line, if they come from a folder
+        self.utterances: list[tuple[str, str]] = []  # of MASSIVE: read once, because they are few
         is_word = settings.unit == "word"
         by_dictionary = settings.aligner == "dictionary" or part == "dev"
         is_unspaced = base_language(language) in UNSPACED_LANGUAGES
@@ -952,9 +953,12 @@ class ParallelText:
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (English, translation)."""
-        lines = parallel_lines(self.language, self.settings, self.part)
+        lines = self.utterances or parallel_lines(self.language, self.settings, self.part)
         limit = self.settings.limit_links if self.links is None else len(self.links)
-        return itertools.islice(lines, limit)
+        lines = itertools.islice(lines, limit)
+        if self.settings.task == "massive" and not self.utterances:
+            self.utterances = list(lines)
+        return iter(self.utterances or lines)
 
     def words(self, line: tuple[str, str]) -> Words:
         """Split both sides of a line into words."""
@@ -2002,7 +2006,8 @@ TASKS = {
                     *MASSIVE, MASSIVE[0][:5], 500, **LONG),
     "xsid": Task(Generator, load_slots, encode_prompts, score_commands,
                  *XSID, XSID[0][:5], **LONG),
-    "uner": Task(Generator, load_slots, encode_prompts, score_commands, *NAMED, NAMED[0], **LONG),
+    "uner": Task(Generator, load_slots, encode_prompts, score_commands,
+                 *NAMED, NAMED[0], **LONG | {"new_tokens": 512}),
     "translation": Task(Generator, load_translation, encode_prompts, score_translation,
                         UNSEEN, SEEN, ["he", "ja", "uk"], **LONG | {"new_tokens": 512}),
 }  # fmt: skip
@@ -2122,8 +2127,10 @@ PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 def run(settings: Settings) -> Path:
     """Do one run and write its record; return the path. A run whose record exists is skipped."""
     device = set_up_device(settings.device)
-    precision = settings.precision or gather_objects(fast_precision(device))[0]
-    settings = dataclasses.replace(settings, precision=precision)
+    precision = gather_objects(fast_precision(device))[0]
+    if settings.adapter:  # in bfloat16, small changes of the merged weights would be rounded off
+        precision = "fp32"
+    settings = dataclasses.replace(settings, precision=settings.precision or precision)
     validate_settings(settings)
     tokenizer, config = load_tokenizer(settings.model, generates=is_generative(settings))
     longest, default = tokenizer.model_max_length, default_settings(settings)
@@ -2660,7 +2667,8 @@ def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
         require(not is_tied, flag, "changes the head, which is tied to the embeddings")
         product = high @ low  # in float32
         layer.weight.data += weight * scale * product.to(layer.weight.device)
-    say(f"{flag}: merged with weight {weight:g}")
+    is_rounded = layer.weight.dtype == torch.bfloat16
+    say(f"{flag}: merged with weight {weight:g}" + ", rounded to bfloat16" * is_rounded)
 
 
 def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:

@@ -843,6 +843,18 @@ def test_a_run_that_stops_early_records_its_updates(run, slots, monkeypatch):
     assert f"fine-tune: {updates} steps" in result.out and "updates" not in record["validation"]
 
 
+def test_adapters_are_merged_in_float32_by_default(run, slots, tmp_path, monkeypatch):
+    monkeypatch.setattr(af, "fast_precision", lambda device: "bf16")
+    flags = slots | {"strategy": "baseline", "precision": None}
+    trained = run(**flags, save_model=tmp_path / "adapters", out=tmp_path / "trained")
+    assert trained.record()["config"]["precision"] == "bf16"
+    flags |= {"epochs": 0, "adapter": tmp_path / "adapters"}
+    merged = run(**flags)
+    assert merged.record()["config"]["precision"] == "fp32" and "bfloat16" not in merged.out
+    rounded = run(**flags | {"precision": "bf16"}, out=tmp_path / "rounded")
+    assert "merged with weight 1, rounded to bfloat16" in rounded.out
+
+
 def test_saved_adapters_can_be_merged_and_count_for_the_record(run, slots, tmp_path):
     folder = tmp_path / "adapters"
     slots["strategy"] = "baseline"
