@@ -540,7 +540,12 @@ def weights_of(run: dict) -> str:
 
 
 @pytest.mark.parametrize(
-    "folder, sentences", [(MERGED, "test"), (f"{MERGED}-validation", "validation")]
+    "folder, sentences",
+    [
+        (MERGED, "test"),
+        (f"{MERGED}-validation", "validation"),
+        (f"{MERGED}-float32", "test, float32"),
+    ],
 )
 def test_merged_adapters(folder, sentences):
     text = section(MERGED)
@@ -553,6 +558,15 @@ def test_merged_adapters(folder, sentences):
         if head == ("test", "1", "0.5 + 0.5"):
             malformed = run["malformed"].values()
             assert f"{min(malformed)} to {max(malformed)} of 100 outputs" in text
+
+
+def test_what_rounding_to_bfloat16_changes():
+    (exact,) = runs(f"{MERGED}-float32")
+    (rounded,) = [run for run in runs(MERGED, seed=2) if weights_of(run) == weights_of(exact)]
+    assert (exact["config"]["precision"], rounded["config"]["precision"]) == ("fp32", "bf16")
+    values = [average(exact, g.split()) - average(rounded, g.split()) for g in GROUPS]
+    sentence = "scores of seed 2 change by {:+.1f}, {:+.1f} and {:+.1f}.".format(*values)
+    assert sentence in section(MERGED)
 
 
 def test_what_merging_with_a_small_weight_changes():
