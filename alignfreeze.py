@@ -955,10 +955,9 @@ class ParallelText:
         """Yield (English, translation)."""
         lines = self.utterances or parallel_lines(self.language, self.settings, self.part)
         limit = self.settings.limit_links if self.links is None else len(self.links)
-        lines = itertools.islice(lines, limit)
-        if self.settings.task == "massive" and not self.utterances:
-            self.utterances = list(lines)
-        return iter(self.utterances or lines)
+        if self.settings.task == "massive":
+            lines = self.utterances = list(lines)
+        return itertools.islice(lines, limit)
 
     def words(self, line: tuple[str, str]) -> Words:
         """Split both sides of a line into words."""
