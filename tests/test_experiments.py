@@ -181,7 +181,7 @@ def correlation_of_other_seeds(strategy: str) -> float:
 
 def test_what_the_rising_rate_does_to_korean_and_english():
     text, base = section(RISING), by_language(RISING, "baseline")
-    english, more_than_english, correlations = [], [], []
+    english, korean, more_than_english, correlations = [], [], [], []
     usual = by_language(E5, "baseline")
     training = {code: usual[code] - base[code] for code in base}
     for strategy in ("full", "front"):
@@ -189,12 +189,15 @@ def test_what_the_rising_rate_does_to_korean_and_english():
         change = {code: scores[code] - base[code] for code in base}
         english.append(change.pop("en"))
         assert {code for code, value in change.items() if value < 0} == {"ko"}
+        korean.append(change["ko"])
         more_than_english.append([code for code in change if change[code] > english[-1]])
         pairs = [(training[code], change[code]) for code in change]
         correlations.append(correlation(*zip(*pairs)))
-    assert "With the rate that rises to the end, both harm Korean." in text
+    harm = "front-freezing more ({1:+.1f}) than full realignment ({0:+.1f})".format(*korean)
+    assert f"With the rate that rises to the end, both harm Korean, {harm}." in text
     assert "({:+.1f} by full, {:+.1f} by front-freezing)".format(*english) in text
-    assert more_than_english == [["sk"], []] and "than all languages but Slovak" in text
+    assert more_than_english == [["sk"], []]
+    assert "than all other languages, but for Slovak by full realignment" in text
     assert "r = {:.2f} for full and {:.2f} for front-freezing".format(*correlations) in text
     assert f"lowers Korean (by {-training['ko']:.1f})" in text
     other_seeds = [f"{correlation_of_other_seeds(strategy):.2f}" for strategy in ("full", "front")]
@@ -389,8 +392,8 @@ def test_the_answer_about_units_and_layers():
             values.append(correlation(start.values(), [end[code] for code in start]))
         kind = own if one == two else same if one[0] == two[0] else other
         kind.append(mean(values))
-    assert "(r = {:.2f} and {:.2f})".format(*same) in text
-    assert f"within one row ({min(own):.2f} to {max(own):.2f})" in text
+    assert "(words: r = {:.2f}; sentences: {:.2f})".format(*same) in text
+    assert f"within one row of the table ({min(own):.2f} to {max(own):.2f})" in text
     assert f"between {min(other):.2f} and {max(other):.2f}" in text
     over_seeds = {
         key: {code: mean(values[code] for values in seeds.values()) for code in seeds[31]}
@@ -403,9 +406,13 @@ def test_the_answer_about_units_and_layers():
     table = report(E5).split("Paired by seed:")[0]
     counts = counts_in(row_of(table, "| e5-small | before, sentences, layer 7 "))
     full_down, front_down = counts[0][1], counts[1][1]
-    assert f"{front_down} languages fall, by full realignment {full_down}." in text
+    assert f"{front_down} languages fall, against {full_down} with full realignment." in text
     chance = swap.harmed_by_chance(3) * 34
     assert f"{counts[2][1]} languages fall (chance alone: {chance:.0f})" in text
+    words = counts_in(row_of(table, "| e5-small | before, dictionary, layer 7 "))
+    assert words[0][1] == 2 and f"where chance alone would mark {chance:.0f} languages" in text
+    both = "({fa:+.1f} and {fi:+.1f})".format(**over_seeds["words", 7])
+    assert f"Words at layer 7 harm Persian and Finnish {both}," in text
     bases = by_strategy(E5, strategy="baseline")["baseline"]
     words = by_strategy(E5, schedule="before", aligner="dictionary")
     sentences = by_strategy(E5, schedule="before", aligner="none")
@@ -421,7 +428,7 @@ def test_the_answer_about_units_and_layers():
 )
 def test_how_many_layers_front_freezing_trains(aligner, trained):
     text = section(WORDS_OR_SENTENCES)
-    assert "trains one layer of twelve (and the embeddings), up to layer -2 five" in text
+    assert "one layer of twelve (and the embeddings); up to layer -2, it trains five." in text
     selected = [run for run in runs(E5, strategy="front", aligner=aligner) if "probe" in run]
     assert selected
     for run in selected:
@@ -585,6 +592,10 @@ def test_what_merging_with_a_small_weight_changes():
     for name, values in zip(("aligned", "other transfer", "supervised"), zip(*changes)):
         numbers = "{:+.1f}, {:+.1f} and {:+.1f}".format(*values)
         assert f"{name} languages change by {numbers} ({mean(values):+.1f} on average)" in text
+    assert alone[2]["config"]["adapter"] == []
+    (again,) = runs(GEMMA, strategy="baseline", seed=2)
+    first, second = ("{}, {} and {}".format(*in_groups(run)) for run in (alone[2], again))
+    assert f"differ as much: {first} here, {second} in `{GEMMA}`" in text
     means = sorted(mean(values) for values in zip(*changes))
     row = row_of(TEXT, "| Can adapters of task and alignment be merged? ")
     assert f"{means[0]:+.1f} to {means[-1]:+.1f}, perhaps chance" in row
@@ -619,12 +630,14 @@ def test_xsid_until_the_validation_loss_stops_falling():
     folder, groups = "gemma3-270m-xsid-validated", (GROUPS[0], "id nl gsw", GROUPS[2])
     text, selected, hours, changes = section(folder), by_strategy(folder), [], []
     assert sorted(selected["baseline"]) == sorted(selected["full"]) == [1, 2, 3]
+    loss = defaultdict(list)
     for seed, base in sorted(selected["baseline"].items()):
         full = selected["full"][seed]
         for run, name, share in ((base, "baseline", 1), (full, "alternating", 2)):
             best, every = run["validation"], run["config"]["validate"] // share
             batches = f"{best['step'] // share} of {every * len(best['losses'])}"
             cells = [f"{average(run, group.split()):.1f}" for group in groups]
+            loss[name].append(best["loss"])
             row = line(str(seed), name, batches, f"{best['loss']:.3f}", *cells)
             assert row in text
         changes.append({code: points(full, [code])[code] - points(base, [code])[code]
@@ -636,11 +649,14 @@ def test_xsid_until_the_validation_loss_stops_falling():
         intervals += intervals_of(row, "")
     assert line("all", "change, paired", "", "", *intervals) in text
     text = " ".join(text.split())
-    names = ("The aligned languages change by {} in", "other transfer languages by {},",
+    names = ("the aligned languages change by {} in", "other transfer languages by {},",
              "supervised ones by {}.")  # fmt: skip
     for name, group in zip(names, groups):
         means = [mean(change[code] for code in group.split()) for change in changes]
         assert name.format("{:+.1f}, {:+.1f} and {:+.1f}".format(*means)) in text
+    higher = [one - base for one, base in zip(loss["alternating"], loss["baseline"])]
+    assert [round(value, 2) for value in sorted(higher)] == [-0.0, 0.02, 0.02]
+    assert "a higher validation loss in two seeds, and with about the same in the third." in text
     assert f"a pair of runs takes {min(hours):.1f} to {max(hours):.1f} hours" in text
     assert f"after longer training {intervals[0]}." in README
 
@@ -753,8 +769,11 @@ def test_what_is_left_of_the_lead_of_realignment_after_fine_tuning():
         [one - base for one, base in zip(last[strategy], last["baseline"])]
         for strategy in ("full", "front")
     )
-    assert f"({full:+.0f} points before fine-tuning, {full_after:+.0f} after it)" in text
-    assert f"half of its lead ({front:+.0f}, {front_after:+.0f})" in text
+    assert f"({full:+.1f} points before fine-tuning, {full_after:+.1f} after it)" in text
+    assert f"half of its lead ({front:+.1f}, {front_after:+.1f})" in text
+    answer = "little: {:.0f}% fall to {:.0f}%, without it to {:.0f}% (words, one seed)"
+    answer = answer.format(*last["full"], last["baseline"][1])
+    assert answer in row_of(TEXT, "| Does alignment survive fine-tuning? ")
     base, full = (
         next(run for run in runs(E5, strategy=strategy, seed=66) if "retrieval" in run["probe"])
         for strategy in ("baseline", "full")
@@ -764,7 +783,7 @@ def test_what_is_left_of_the_lead_of_realignment_after_fine_tuning():
         ends = (run["probe"]["retrieval"]["finetuned"][code][12] for run in (full, base))
         kept.append(next(ends) - next(ends))
         gain.append(score - points(base)[code])
-    assert f"(full: r = {correlation(kept, gain):.2f})" in text
+    assert f"(full, {len(gain)} languages: r = {correlation(kept, gain):.2f})" in text
 
 
 @pytest.mark.parametrize("strategy, name", [("baseline", "baseline"), ("full", "alternating")])
@@ -850,9 +869,10 @@ def test_the_answer_about_the_published_scores():
             total[key[-1]] += published_ups_and_downs(key)["down"]
             total["of"] += len(published()[key]) * (key[-1] == "full")
     chance = swap.harmed_by_chance(5) * total["of"]
-    counts = "full realignment harms {full} of {of} and front-freezing {front}: they differ beyond"
+    counts = "full realignment harms {full} of {of} cases and front-freezing {front}."
     text = section(PUBLISHED)
-    assert counts.format(**total) + f" chance, but chance alone would mark {chance:.0f}." in text
+    assert counts.format(**total) + " These counts differ beyond chance; but" in text
+    assert f"if realignment changed nothing, the rule alone would mark {chance:.0f}." in text
     assert swapped("PoS, 3 models, 3 aligners", "harmed") == "p < 0.001"  # "beyond chance"
     harmed = row_of(swap_table(), "| NER, NLI, QA (F1), 3 models | harmed |").split("|")
     p = swapped("NER, NLI, QA (F1), 3 models", "harmed")
@@ -995,7 +1015,11 @@ def test_the_table_of_protection():
 def test_the_claim_of_protection(claim, name):
     cases, _, _, difference, p, _ = cells_of_damping(f"{name}: lowered")
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    assert cell(claim, "recounted") == f"front - full {difference}, {cases} cases ({p})"
+    if name == "PoS":
+        cases += f" cases, {cells_of_damping('PoS, XLM-R: lowered')[0]} of XLM-R"
+    else:
+        cases += " cases"
+    assert cell(claim, "recounted") == f"front - full {difference}, {cases} ({p})"
 
 
 def test_protection_of_xlm_r_by_a_slow_loop():
@@ -1057,7 +1081,7 @@ def test_front_against_full_on_e5_small():
     slow = cell("the same: 1,965 steps; a low, rising learning rate")
     assert slow.endswith(f"; {differences[1]}")
     seeds = [len(by_strategy(folder)["front"]) for folder in (FIVE_SEEDS, RISING)]
-    assert "{} seeds, in its last row {}.".format(*seeds) in README
+    assert "{} seeds (last row: {}).".format(*seeds) in README
 
 
 def test_the_layer_of_the_table():
@@ -1121,8 +1145,10 @@ def test_what_the_grids_take():
         total += steps * 5 * (4 * (task + adam) + 3 * (align + adam))
     first, second = grid(METHODS="alignfreeze"), grid(METHODS="mid-align")
     hours = round(total / 3600)
+    table = (RESULTS / "bench/README.md").read_text("utf-8")
+    shared = round(float(row_of(table, "| all | ").split("|")[4]))
     assert f"None of the {first + second} runs of `run_all.sh` was trained here" in README
-    assert f"({first} would take [{hours} hours on an H200]" in README
+    assert f"{first} would take [{hours} hours on an H200](results/bench), or {shared} if" in README
 
 
 # ---- Everything ----------------------------------------------------------------------------------
