@@ -88,7 +88,7 @@ class Settings:
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: [*TARGETS], "test languages besides those with labels")
     realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
-    # Alignment. List a new setting in OF_ALIGNMENT too: a baseline without --probe ignores it.
+    # Alignment. A new setting belongs in OF_ALIGNMENT, too: a baseline's record leaves these out.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -130,7 +130,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # a flag overrides the task's default (TASKS), that the model's, that the method's
+PRESETS = {  # what overrides what: flag, task (TASKS), model, method, Settings
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -391,16 +391,16 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     numbered = prefetched(itertools.islice(enumerate(batches), steps * settings.accumulate))
     for step in progress(range(1, steps + 1), stage):
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
-        log.start(step, group)
+        log.begin_update(step, group)
         for number, (examples, translations) in group[rank::world]:  # this process's share
-            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # fixes its dropout
+            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # its dropout
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
                 (loss / len(group)).backward()
                 log.losses.append((number, "task", loss.detach()))
             if translations:
-                weight = 0.1 if examples else 1.0  # of `during`, in the authors' code
+                weight = 0.1 if examples else 1.0  # both: `during`, weighted as by the authors
                 with frozen(frozen_layers):  # in backward too: --checkpointing runs layers again
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)
@@ -469,8 +469,9 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 def layer_numbers(spec: str, depth: int) -> list[int]:
     """Return the numbers of the layers that `spec` names. Raises UserError for unknown ones."""
     half, numbers = depth // 2, set()
-    nothing = dict.fromkeys(("none", "full", "baseline", "emb"), ())
-    groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes
+    groups = {"front": range(half), "back": range(half, depth), "emb": ()}  # named schemes
+    if spec in ("none", "full", "baseline"):
+        return []
     for part in spec.split(","):
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if span:
@@ -479,11 +480,10 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             require(first <= last < depth, f"--strategy {spec}", message)
             numbers.update(range(first, last + 1))
         else:
-            message = f"cannot use '{part}'; give {', '.join(groups)}, or a list such as emb,0-2,11"
-            is_alone = part == spec or part not in ("none", "full", "baseline")
-            require(part in groups and is_alone, f"--strategy {spec}", message)
-            has_parts = depth > 1 or part in nothing
-            require(has_parts, f"--strategy {spec}", "one layer cannot be halved")
+            names = f"none, full, baseline, {', '.join(groups)}, or a list such as emb,0-2,11"
+            require(part in groups, f"--strategy {spec}", f"cannot use '{part}'; give {names}")
+            has_halves = depth > 1 or part == "emb"
+            require(has_halves, f"--strategy {spec}", "one layer cannot be halved")
             numbers.update(groups[part])
     return sorted(numbers)
 
@@ -561,7 +561,7 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
 
 
 def replace_by(vectors: Tensor) -> Callable:
-    """Return a hook that replaces a module's output by vectors; another shape is another call."""
+    """Return a hook that replaces a module's output by vectors, if both have the same shape."""
     return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
 
 
@@ -734,11 +734,11 @@ class TrainingLog:
         self.losses: list[tuple[int, str, Tensor]] = []  # (number of the batch, name, scalar)
         self.aligned: dict[str, Counter] = {}  # by language
 
-    def start(self, step: int, group: list) -> None:
+    def begin_update(self, step: int, group: list) -> None:
         """Begin an update with these batches. Raises UserError if there are none, or for NaN."""
         message = f"the sentence pairs end after {step - 1} of {self.steps} steps; give more"
         require(group, self.stage, message)
-        if self.step % 20 == 0:  # look for NaN, but seldom, because this waits for the GPU
+        if self.step % 20 == 0:  # look for NaN in the last losses; seldom, as this waits for a GPU
             loss_curves(self.stage, self.losses[-20:])
         self.step = step
         for _, (_, batch) in group:
@@ -798,7 +798,7 @@ class Window(NamedTuple):
 
 
 def pair_batches(tokenizer, pairs: Iterable[Pair], settings, device="cpu") -> Iterator[PairBatch]:
-    """Yield batches of sentence pairs. A list of pairs is repeated without end.
+    """Yield full batches of sentence pairs; a rest is dropped. A list is repeated without end.
 
     Raises UserError if the pairs are not of the unit that is aligned.
     """
@@ -857,10 +857,10 @@ def encode_words(
     the word. What does not fit is cut off, or goes into further windows if `windows` is true.
     """
     backend = tokenizer.backend_tokenizer
-    frame = tokenizer("a a", return_special_tokens_mask=True)  # special tokens around a text
+    frame = tokenizer("a a", return_special_tokens_mask=True)  # such as <s> ▁a ▁a </s>
     marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # of a blank before a word
     lone_mark = backend.token_to_id(marks[0]) if marks else None
-    inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
+    inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)  # where the text stands
     start, _, end = np.split(np.array(frame["input_ids"]), [inside[0], inside[-1] + 1])
     room = max_length - len(start) - len(end)
     around, result = (len(start), len(end)), []
@@ -882,8 +882,9 @@ def encode_words(
 
 
 def words_at(words: list[str], spans: list[tuple[int, int]]) -> np.ndarray:
-    """Return in which word each span of the joined text ends, (T,). spans: (start, end)."""
-    word_of = [k for k, word in enumerate(words) for _ in f" {word}"]  # of a blank, the next word
+    """Return in which word each span (start, end) of the joined text ends, (T,)."""
+    # Of a blank, the next word. word_of[i] is the word of character i - 1; no span counts as empty.
+    word_of = [k for k, word in enumerate(words) for _ in f" {word}"]
     word_of.append(len(words) - 1)
     return np.array([word_of[max(start + 1, end)] for start, end in spans], dtype=np.int64)
 
@@ -949,7 +950,7 @@ class ParallelText:
         if is_word and part == "train" and settings.aligner not in ALIGNERS:
             self.links = read_links(Path(settings.aligner), self)
         elif settings.data_dir:
-            deque(self.lines(), maxlen=0)
+            deque(self.lines(), maxlen=0)  # raises the errors of all lines
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (English, translation)."""
@@ -1279,7 +1280,7 @@ def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray
     for iteration in range(EM_ITERATIONS):
         priors = {}  # that a target word comes from NULL or from a source position; (n + 1, m)
         for shape in shapes:
-            near = np.exp(-tension * far[shape][:, 1:])
+            near = np.exp(-tension * far[shape][:, 1:])  # j = 1 .. m
             null = np.full(shape[1], NULL_PROBABILITY)
             priors[shape] = np.vstack([null, near * ((1 - NULL_PROBABILITY) / near.sum(0))])
         joint = (t_table[grid] * priors[grid.shape] for grid in grids)
@@ -1289,7 +1290,7 @@ def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray
         for grid, posterior in zip(grids, joint):
             posterior /= posterior.sum(0)
             np.add.at(counts, grid.ravel(), posterior.ravel())
-            # Like fast_align, count target positions from 0 here, and from 1 elsewhere.
+            # In this sum alone, fast_align counts target positions from 0: j = 0 .. m - 1.
             observed += np.vdot(posterior[1:], far[grid.shape][:, :-1])
         if iteration > 0:
             tension = fit_tension(shapes, far, observed, tension)
@@ -1844,7 +1845,7 @@ def render_prompt(tokenizer, system: str, user: str) -> str:
 def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -> Iterator[dict]:
     """Encode a prompt; to train, the target and the end token follow.
 
-    labels: (T,), at each position the id that follows, if it belongs to the target or is the end.
+    labels: (T,), shifted by one: for the ids P P T end they are - T end -, where - is `IGNORE`.
     """
     end, chat = tokenizer.eos_token_id, tokenizer.chat_template
     require(end is not None, "--model", "the tokenizer has no end-of-text token")
