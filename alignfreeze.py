@@ -572,7 +572,7 @@ def grouped_hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: i
     for rows, group in by_length(encoder, inputs):
         hidden = hidden_state(encoder, group, layer)
         message = "has several hidden states for each subword; choose another model"
-        require(hidden.ndim == 3, type(encoder).__name__, message)
+        require(hidden.shape[2:] == (encoder.config.hidden_size,), type(encoder).__name__, message)
         states.append(F.pad(hidden, (0, 0, 0, length - hidden.shape[1])))
         order.append(rows)
     return torch.cat(states)[torch.cat(order).argsort()]
@@ -1760,14 +1760,12 @@ def slot_rows(language: str, split: str, settings) -> Iterator:
 
 def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, str]]:
     """Yield (English, translation) of the utterances of MASSIVE with the same `id`."""
-    english = {}
-    for where, row in slot_rows(SOURCE, split, settings):
-        require("id" in row, where, "no column 'id', which joins translations")
-        english[str(row["id"])] = read_slots(where, row, SOURCE)[0]
-    for where, row in slot_rows(language, split, settings):
-        require("id" in row, where, "no column 'id', which joins translations")
-        if str(row["id"]) in english:
-            yield english[str(row["id"])], read_slots(where, row, language)[0]
+    english, other = {}, {}
+    for code, texts in ((SOURCE, english), (language, other)):
+        for where, row in slot_rows(code, split, settings):
+            require("id" in row, where, "no column 'id', which joins translations")
+            texts[str(row["id"])], _ = read_slots(where, row, code)
+    yield from ((english[key], text) for key, text in other.items() if key in english)
 
 
 def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
@@ -2117,8 +2115,8 @@ realign_batch_size realign_max_length realign_lr realign_decay""".split()
 MAY_BE_ZERO = ("seed", "clip", "warmup", "lora", "lora_dropout", "epochs", "aligner_layer")
 NOT_PLAIN = """use_dora use_rslora rank_pattern alpha_pattern alora_invocation_tokens lora_bias
 layer_replication use_qalora target_parameters""".split()  # settings of PEFT
-MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_map.json vocab.*
-merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
+MODEL_FILES = """config.json generation_config.json tokenizer* *tokens*.json vocab.* merges.txt
+tekken.json *.safetensors* pytorch_model* *.model *.jinja""".split()
 IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
 xlstm yoso""".split()  # in the library, padding changes the results of these architectures
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
@@ -2472,6 +2470,8 @@ def validate_languages(settings: Settings) -> None:
             exists = settings.data_dir or known is None or code in known
             message = f"no data of '{code}' on the hub; choose from {' '.join(known or ())}"
             require(exists, flag_of(name), message)
+    is_other = SOURCE not in settings.realign_languages
+    require(is_other, "--realign-languages", f"'{SOURCE}' is aligned with other languages")
     if settings.task == "translation":  # sacrebleu may lack a tokenizer
         for direction in [*settings.train_languages, *settings.languages]:
             score_translation([{"language": direction, "target": "a"}], [], ["a"])
@@ -2528,42 +2528,60 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     flag = f"{flag} {name}"
     with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder of a model"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        is_text = config.is_encoder_decoder or config.get_text_config() is config
-        require(is_text, flag, "is a multimodal model; give a model of text alone")
-        is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-        is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder
-        is_encoder = is_encoder and not getattr(config, "is_decoder", False)
-        needed = "a decoder-only language model" if generates else "an encoder"
-        message = f"{config.model_type} does not fit this task, which needs {needed}"
-        fits = is_decoder if generates else is_encoder
-        require(fits and not config.is_encoder_decoder, flag, message)
-        message = f"padding changes the results of {config.model_type}; choose another model"
-        require(config.model_type not in IGNORE_THE_MASK, flag, message)
+        # Some tokenizers of Mistral split text wrongly; the library repairs them only if asked.
+        options = {"fix_mistral_regex": True} if "istral" in config.model_type else {}
+        options["trust_remote_code"] = False
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+        has_adapter = transformers.utils.find_adapter_config_file(name) is not None
+        message = "holds adapters; give its base model, and the adapters by --adapter"
+        require(not has_adapter, flag, message)
+        validate_architecture(config, generates, flag)
         has_words = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
         require(has_words, flag, "has no fast tokenizer with words; are files missing?")
         tokenizer.truncation_side = "right"
         if tokenizer.pad_token_id is None and generates:
             tokenizer.pad_token = tokenizer.eos_token
-        knows_all = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes
-        is_complete = tokenizer.pad_token_id is not None
-        is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
-        require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
-        vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-        is_cased = any(re.match("##[A-Z]", subword) for subword in vocab)  # WordPiece
-        is_lowered = tokenizer.tokenize("A") == tokenizer.tokenize("a")
-        message = 'lower-cases text, but its vocabulary does not; set "do_lower_case" to false'
-        require(not (is_cased and is_lowered), flag, message)
-        ends = [*tokenizer("a")["input_ids"], tokenizer.pad_token_id, tokenizer.eos_token_id or 0]
-        highest, size = max(*vocab.values(), *ends), config.vocab_size  # not ids of images
-        message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
-        require(highest < size, flag, message)
+        validate_tokenizer(tokenizer, config.vocab_size, flag)
         positions = getattr(config, "max_position_embeddings", None) or math.inf
         positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
         tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
         message = "has no layer, or reads fewer than 8 subwords; see its configuration"
         require(longest >= 8 and config.num_hidden_layers > 0, flag, message)
     return tokenizer, config
+
+
+def validate_architecture(config, generates: bool, flag: str) -> None:
+    """Raise UserError if the script cannot compute this kind of model, or if the task cannot."""
+    is_text = config.is_encoder_decoder or config.get_text_config() is config
+    require(is_text, flag, "is a multimodal model; give a model of text alone")
+    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder
+    is_encoder = is_encoder and not getattr(config, "is_decoder", False)
+    looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    is_decoder = is_decoder and getattr(config, "is_causal", True) and not looks_ahead
+    needed = "a decoder that does not look ahead" if generates else "an encoder"
+    message = f"{config.model_type} does not fit this task, which needs {needed}"
+    fits = is_decoder if generates else is_encoder
+    require(fits and not config.is_encoder_decoder, flag, message)
+    message = f"padding changes the results of {config.model_type}; choose another model"
+    require(config.model_type not in IGNORE_THE_MASK, flag, message)
+
+
+def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
+    """Raise UserError if a tokenizer cannot be that of a model with `size` embeddings."""
+    knows_all = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes
+    is_complete = tokenizer.pad_token_id is not None
+    is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
+    require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
+    vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    is_cased = any(re.match("##[A-Z]", subword) for subword in vocab)  # WordPiece
+    is_lowered = tokenizer.tokenize("A") == tokenizer.tokenize("a")
+    message = 'lower-cases text, but its vocabulary does not; set "do_lower_case" to false'
+    require(not (is_cased and is_lowered), flag, message)
+    ends = [*tokenizer("a")["input_ids"], tokenizer.pad_token_id, tokenizer.eos_token_id or 0]
+    highest = max(*vocab.values(), *ends)  # not ids of images
+    message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
+    require(highest < size, flag, message)
 
 
 def load_model(name: str, head=transformers.AutoModel, flag="--model", **options) -> nn.Module:
@@ -2586,7 +2604,7 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
     if poolers and not whole:
         say(f"{flag}: has no pooler; a random one is added, which --lora does not train")
     if mismatched:
-        say(f"{flag}: the classifier of another size is not used ({', '.join(mismatched)})")
+        say(f"{flag}: tensors of another size are replaced by random ones: {', '.join(mismatched)}")
     elif not whole and all(key.startswith(prefix) for key in info["missing_keys"]):
         say(f"{flag}: its own classifier is used; the order of its labels must be this task's")
     return model
@@ -2612,7 +2630,7 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
         with as_user_error("--checkpointing: not possible with this model"):
             model.activation_checkpointing_enable({"use_reentrant": False})
     size = f"{model.num_parameters() / 1e6:.1f}M parameters on {device}"
-    say(f"{settings.model}: {size}; strategy {settings.strategy}")
+    say(f"{settings.model}: {size}; strategy {settings.strategy}, learning rate {settings.lr:g}")
     return model
 
 
@@ -2667,8 +2685,9 @@ def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
         require(not is_tied, flag, "changes the head, which is tied to the embeddings")
         product = high @ low  # in float32
         layer.weight.data += weight * scale * product.to(layer.weight.device)
-    is_rounded = layer.weight.dtype == torch.bfloat16
-    say(f"{flag}: merged with weight {weight:g}" + ", rounded to bfloat16" * is_rounded)
+    rounding = ", rounded to bfloat16" if layer.weight.dtype == torch.bfloat16 else ""
+    base = config.get("base_model_name_or_path")
+    say(f"{flag}: merged with weight {weight:g}{rounding}; made for {base}")
 
 
 def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
@@ -2796,8 +2815,10 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
         part = {name: tensor[start : start + 32] for name, tensor in batch.inputs.items()}
         states.append(model.base_model(**part, output_hidden_states=True).hidden_states)
         embedded = hidden_state(model.base_model, part, 0)  # Mamba leaves it out of its states
+        is_first = torch.equal(embedded[:, 0], states[-1][0][:, 0])
+        has_one_each = len(states[-1]) == model.config.num_hidden_layers + 1  # no layer runs twice
         message = "numbers its hidden states in another way; leave out --probe"
-        require(torch.equal(embedded[:, 0], states[-1][0][:, 0]), type(model).__name__, message)
+        require(is_first and has_one_each, type(model).__name__, message)
     results = defaultdict(list)
     for layer in zip(*states):
         vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).float()

@@ -15,6 +15,7 @@ from pathlib import Path
 import architectures
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from architectures import DECODERS, ENCODERS, LAYERS, SENTENCES
@@ -542,8 +543,51 @@ def test_a_multimodal_model_is_refused(model_type, generates, tmp_path):
 )  # fmt: skip
 def test_a_model_of_the_wrong_kind_is_refused(model_type, generates, tmp_path):
     config = transformers.AutoConfig.for_model(model_type)
-    needed = "a decoder-only language model" if generates else "an encoder"
+    needed = "a decoder that does not look ahead" if generates else "an encoder"
     refused_when_loaded(config, architectures.xlmr(), generates, needed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model_type, option", [("gemma3_text", "use_bidirectional_attention"), ("llama", "is_causal")]
+)
+def test_a_decoder_that_looks_ahead_is_refused(model_type, option, tmp_path):
+    """The library alone: the last token changes the hidden state of the first one."""
+    looks_ahead = architectures.GROUPED | {option: option != "is_causal"}
+    tokenizer = architectures.gemma()
+    config = architectures.configuration(model_type, looks_ahead, tokenizer)
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        rows = model(input_ids=torch.tensor([[10, 11, 12], [10, 11, 13]])).last_hidden_state
+    assert (rows[0, 0] - rows[1, 0]).abs().max() > 1e-4
+    refused_when_loaded(config, tokenizer, True, "a decoder that does not look ahead", tmp_path)
+
+
+def test_a_tokenizer_of_mistral_that_the_library_calls_wrong_is_repaired(tmp_path):
+    """It splits `theX` between small and capital letters, so that its subword `eX` is not used."""
+    backend = architectures.byte_level(["<s>", "</s>", "<unk>"], architectures.GPT2)
+    state = json.loads(backend.to_str())["model"]
+    vocabulary = state["vocab"] | {"eX": len(state["vocab"])}
+    vocabulary |= {f"rest{k}": len(vocabulary) + k for k in range(100_000)}  # large ones alone
+    merges = [("e", "X"), *map(tuple, state["merges"])]
+    backend.model = tokenizers.models.BPE(vocabulary, merges)
+    ends = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
+    architectures.general(backend, "<s> $A", **ends).save_pretrained(tmp_path)
+    config = transformers.AutoConfig.for_model("mistral", vocab_size=len(vocabulary))
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_bytes()) | {"transformers_version": "4.50.0"}
+    path.write_text(json.dumps(old))
+    assert "eX" in transformers.AutoTokenizer.from_pretrained(tmp_path).tokenize("theX")
+    tokenizer, _ = af.load_tokenizer(str(tmp_path), generates=True)
+    assert tokenizer.tokenize("theX")[-1] == "X"
+
+
+def test_a_model_with_adapters_in_its_folder_is_refused(tmp_path):
+    settings = save_other("llama", {}, architectures.gemma(), tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(af.UserError, match=r"holds adapters; .* by --adapter"):
+        realign(settings)
 
 
 def save_other(model_type: str, options: dict, tokenizer, folder: Path) -> af.Settings:
@@ -595,6 +639,31 @@ def test_several_hidden_states_for_each_subword_are_refused(layer):
     settings = settings_of(name, unit="sentence", realign_batch_size=2, layer=layer)
     with pytest.raises(af.UserError, match="several hidden states"):
         realign(settings)
+
+
+def test_concatenated_hidden_states_are_refused(tmp_path):
+    options = architectures.GROUPED | {"hc_count": 2, "hc_lowrank": 8, "moe_intermediate_size": 8}
+    options |= {"num_experts": 2, "num_experts_per_tok": 1, "shared_expert_intermediate_size": 8}
+    options |= {"linear_num_key_heads": 1, "linear_num_value_heads": 1, "indexer_head_dim": 16}
+    options |= dict.fromkeys(("indexer_n_heads", "indexer_kv_heads"), 1)
+    options |= {"indexer_budget": 4, "indexer_compress_ratio": 2}
+    settings = save_other("qwen4_exp_text", options, architectures.gemma(), tmp_path)
+    settings.layer = 1
+    with pytest.raises(af.UserError, match="several hidden states"):
+        realign(settings)
+
+
+def test_the_probe_refuses_layers_that_run_twice(tmp_path):
+    """The library alone: it returns more hidden states than layers."""
+    loops = {"n_input_layers": 1, "n_output_layers": 1, "n_recurrent_loops": 2}
+    settings = save_other("dory", architectures.GROUPED | loops, architectures.gemma(), tmp_path)
+    tokenizer, _ = af.load_tokenizer(settings.model, generates=True)
+    model = af.build_model(settings, tokenizer, CPU)
+    output = model.base_model(torch.tensor([[10, 11]]), output_hidden_states=True)
+    assert len(output.hidden_states) > LAYERS + 1
+    pairs = [af.Pair("fr", "a cat", "la Ελλάδα"), af.Pair("fr", "the dog sees", "xã hội")]
+    with pytest.raises(af.UserError, match="numbers its hidden states in another way"):
+        af.retrieval(model, tokenizer, pairs, settings)
 
 
 DEEPSEEK = architectures.GROUPED | {"q_lora_rank": 12, "qk_rope_head_dim": 8, "n_group": 1}

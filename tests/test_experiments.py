@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -659,6 +660,16 @@ def test_xsid_until_the_validation_loss_stops_falling():
     assert "a higher validation loss in two seeds, and with about the same in the third." in text
     assert f"a pair of runs takes {min(hours):.1f} to {max(hours):.1f} hours" in text
     assert f"after longer training {intervals[0]}." in README
+
+
+def test_an_english_sentence_often_stands_twice_in_a_batch_of_massive():
+    """Simulated: five languages in turn, each with the same 500 sentences in its own order."""
+    rng, twice = random.Random(0), 0
+    for _ in range(300):
+        orders = [rng.sample(range(500), 7) for _ in range(5)]
+        batch = [order[k] for k in range(7) for order in orders][:32]
+        twice += len(set(batch)) < len(batch)
+    assert twice > 150 and "more than half of the batches have such a pair" in section(SMALLER)
 
 
 def strict_intervals_of_massive() -> list[tuple[str, str]]:
