@@ -29,6 +29,7 @@ PUBLISHED = "paper.csv"
 FOLDERS = sorted(path.name for path in RESULTS.iterdir() if [*path.glob("*.json")])
 E5, GEMMA, FIVE_SEEDS = "e5-small-34-languages", "gemma3-270m-xsid", "e5-small-five-seeds"
 RISING, LONGER = "e5-small-rising-rate", "Longer realignment on that encoder"
+SMALLER = "Smaller differences from the authors' code"
 LONG_WARMUP = "e5-small-long-warmup"
 WORDS_OR_SENTENCES = "Words against sentences on that encoder"
 STRATEGIES = ("baseline", "full", "front", "back")
