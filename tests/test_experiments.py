@@ -673,6 +673,25 @@ def test_an_english_sentence_often_stands_twice_in_a_batch_of_massive():
     assert twice > 150 and "more than half of the batches have such a pair" in section(SMALLER)
 
 
+def test_what_the_digits_of_records_stand_for():
+    names = defaultdict(set)
+    for path in (RESULTS / E5).glob("*.json"):
+        run = json.loads(path.read_bytes())
+        settings = run["config"]
+        unit = "sentences" if settings.get("unit") == "sentence" else "words"
+        layer = settings.get("layer") or -2  # early records of baselines do not name it
+        steps = run["steps"].get("realign", 786)
+        length = f", {steps:,} steps" if (unit, layer) == ("words", -2) else ""
+        names[f"{unit} at layer {layer}{length}"].add((path.stem[-6:], "probe" in run))
+    text = " ".join(TEXT[TEXT.index("## Provenance") :].split())
+    assert len(names) == 5
+    for name, digits in names.items():
+        with_probe = {number for number, is_probed in digits if is_probed}
+        (usual,) = {number for number, is_probed in digits if not is_probed}
+        note = f" (with the probe `{with_probe.pop()}`)" if with_probe else ""
+        assert f"{name} `{usual}`{note}" in text and not with_probe
+
+
 def strict_intervals_of_massive() -> list[tuple[str, str]]:
     """Return (change, interval) of Persian and of English."""
     table = report("gemma3-270m-massive").split("### MASSIVE strict F1\n")[1]
