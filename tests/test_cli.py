@@ -721,6 +721,12 @@ def test_a_classifier_of_the_same_size_is_named_when_it_is_used(run, model):
     assert "its own classifier is used; the order of its labels must be this task's" in result.out
 
 
+def test_scores_of_a_classifier_that_was_not_trained_are_named(run):
+    note = "0 epochs; the scores are those of a classifier that was not trained here"
+    assert note in run(strategy="baseline", epochs=0).out
+    assert note not in run(strategy="baseline").out
+
+
 @pytest.mark.parametrize("flag", ["model", "aligner"])
 def test_a_folder_whose_name_is_not_utf_8_causes_no_traceback(finished, monkeypatch, flag):
     monkeypatch.undo()
