@@ -88,7 +88,7 @@ class Settings:
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: [*TARGETS], "test languages besides those with labels")
     realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
-    # Alignment. A new setting belongs in OF_ALIGNMENT, too: a baseline's record leaves these out.
+    # Alignment. List a new setting in OF_ALIGNMENT too: a baseline without --probe ignores it.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -480,7 +480,7 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             require(first <= last < depth, f"--strategy {spec}", message)
             numbers.update(range(first, last + 1))
         else:
-            names = f"none, full, baseline, {', '.join(groups)}, or a list such as emb,0-2,11"
+            names = f"{', '.join(groups)} or numbers (emb,0-2,11); or one of none, full, baseline"
             require(part in groups, f"--strategy {spec}", f"cannot use '{part}'; give {names}")
             has_halves = depth > 1 or part == "emb"
             require(has_halves, f"--strategy {spec}", "one layer cannot be halved")
@@ -572,7 +572,8 @@ def grouped_hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: i
     for rows, group in by_length(encoder, inputs):
         hidden = hidden_state(encoder, group, layer)
         message = "has several hidden states for each subword; choose another model"
-        require(hidden.shape[2:] == (encoder.config.hidden_size,), type(encoder).__name__, message)
+        is_one = hidden.ndim == 3 and hidden.shape[2] <= encoder.config.hidden_size
+        require(is_one, type(encoder).__name__, message)
         states.append(F.pad(hidden, (0, 0, 0, length - hidden.shape[1])))
         order.append(rows)
     return torch.cat(states)[torch.cat(order).argsort()]
@@ -1763,8 +1764,10 @@ def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, 
     english, other = {}, {}
     for code, texts in ((SOURCE, english), (language, other)):
         for where, row in slot_rows(code, split, settings):
-            require("id" in row, where, "no column 'id', which joins translations")
-            texts[str(row["id"])], _ = read_slots(where, row, code)
+            key = str(row.get("id"))
+            message = "needs an 'id' of its own, which joins it with its translations"
+            require("id" in row and key not in texts, where, message)
+            texts[key], _ = read_slots(where, row, code)
     yield from ((english[key], text) for key, text in other.items() if key in english)
 
 
@@ -2115,8 +2118,8 @@ realign_batch_size realign_max_length realign_lr realign_decay""".split()
 MAY_BE_ZERO = ("seed", "clip", "warmup", "lora", "lora_dropout", "epochs", "aligner_layer")
 NOT_PLAIN = """use_dora use_rslora rank_pattern alpha_pattern alora_invocation_tokens lora_bias
 layer_replication use_qalora target_parameters""".split()  # settings of PEFT
-MODEL_FILES = """config.json generation_config.json tokenizer* *tokens*.json vocab.* merges.txt
-tekken.json *.safetensors* pytorch_model* *.model *.jinja""".split()
+MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_map.json vocab.*
+merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
 IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
 xlstm yoso""".split()  # in the library, padding changes the results of these architectures
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
@@ -2530,12 +2533,9 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     flag = f"{flag} {name}"
     with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder of a model"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        # Some tokenizers of Mistral split text wrongly; the library repairs them only if asked.
-        options = {"fix_mistral_regex": True} if "istral" in config.model_type else {}
-        options["trust_remote_code"] = False
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         has_adapter = transformers.utils.find_adapter_config_file(name) is not None
-        message = "holds adapters; give its base model, and the adapters by --adapter"
+        message = "holds adapters, too; remove adapter_config.json, or give them by --adapter"
         require(not has_adapter, flag, message)
         validate_architecture(config, generates, flag)
         has_words = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
@@ -2553,7 +2553,7 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
 
 
 def validate_architecture(config, generates: bool, flag: str) -> None:
-    """Raise UserError if the script cannot compute this kind of model, or if the task cannot."""
+    """Raise UserError unless the script can compute this kind of model, and the task needs it."""
     is_text = config.is_encoder_decoder or config.get_text_config() is config
     require(is_text, flag, "is a multimodal model; give a model of text alone")
     is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
@@ -2561,7 +2561,8 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
     is_encoder = is_encoder and not getattr(config, "is_decoder", False)
     looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
     is_decoder = is_decoder and getattr(config, "is_causal", True) and not looks_ahead
-    needed = "a decoder that does not look ahead" if generates else "an encoder"
+    decoder = "a decoder-only language model that does not look ahead"
+    needed = decoder if generates else "an encoder"
     message = f"{config.model_type} does not fit this task, which needs {needed}"
     fits = is_decoder if generates else is_encoder
     require(fits and not config.is_encoder_decoder, flag, message)
@@ -2571,6 +2572,8 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
 
 def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
     """Raise UserError if a tokenizer cannot be that of a model with `size` embeddings."""
+    if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
+        say(f"{flag}: the library warns that it may split text wrongly (see fix_mistral_regex)")
     knows_all = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes
     is_complete = tokenizer.pad_token_id is not None
     is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
@@ -2688,7 +2691,7 @@ def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
         product = high @ low  # in float32
         layer.weight.data += weight * scale * product.to(layer.weight.device)
     rounding = ", rounded to bfloat16" if layer.weight.dtype == torch.bfloat16 else ""
-    base = config.get("base_model_name_or_path")
+    base = config.get("base_model_name_or_path") or "an unknown model"
     say(f"{flag}: merged with weight {weight:g}{rounding}; made for {base}")
 
 
@@ -2816,7 +2819,7 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
     for start in range(0, 2 * len(pairs), 32):
         part = {name: tensor[start : start + 32] for name, tensor in batch.inputs.items()}
         states.append(model.base_model(**part, output_hidden_states=True).hidden_states)
-        embedded = hidden_state(model.base_model, part, 0)  # Mamba leaves it out of its states
+        embedded = grouped_hidden_state(model.base_model, part, 0)  # Mamba's states lack it
         is_first = torch.equal(embedded[:, 0], states[-1][0][:, 0])
         has_one_each = len(states[-1]) == model.config.num_hidden_layers + 1  # no layer runs twice
         message = "numbers its hidden states in another way; leave out --probe"

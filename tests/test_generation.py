@@ -741,16 +741,33 @@ def test_parallel_text_of_massive_may_come_from_the_hub(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("problem", ["no id", "the id of another line"])
 @pytest.mark.parametrize("language", ["en", "cy"])
-def test_utterances_without_an_id_are_an_error_that_names_their_line(tmp_path, language):
+def test_utterances_without_an_id_are_an_error_that_names_their_line(tmp_path, language, problem):
     for code in ("en", "cy"):
         rows = utterances(code, ENGLISH)
         if code == language:
             del rows[2]["id"]
+            rows[2] |= {"id": rows[1]["id"]} if problem == "the id of another line" else {}
         put(tmp_path / f"massive/{code}/train.jsonl", rows)
     settings = af.Settings(task="massive", unit="sentence", data_dir=tmp_path)
     with pytest.raises(af.UserError, match=rf"{language}/train\.jsonl:3: .*'id'"):
         af.ParallelText("cy", settings)
+
+
+def test_how_often_batches_of_massive_hold_an_english_sentence_twice(tmp_path):
+    """By default, all five languages have the first 500 English utterances."""
+    argv = ["--method", "mid-align", "--data-dir", str(tmp_path)]
+    settings = af.parse_args(argv)
+    for code in ("en", *settings.realign_languages):
+        rows = utterances(code, [str(k) for k in range(600)])
+        put(tmp_path / f"massive/{code}/train.jsonl", rows)
+    batches = af.in_chunks(af.load_pairs(settings)[0], settings.realign_batch_size)
+    english = [{pair.source for pair in batch} for batch in itertools.islice(batches, 1000)]
+    twice = sum(len(sentences) < settings.realign_batch_size for sentences in english)
+    assert 500 < twice < 620
+    text = Path(af.__file__).with_name("results").joinpath("README.md").read_text("utf-8")
+    assert "more than half of the batches have such a pair" in " ".join(text.split())
 
 
 def test_at_most_500_utterances_of_a_language_are_aligned_by_default(tmp_path):

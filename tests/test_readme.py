@@ -222,7 +222,7 @@ def patched(diff: str) -> str:
 def weak(tmp_path_factory):
     (diff,) = DIFF
     assert sum(row.startswith("+") for row in diff.splitlines()) == 6
-    assert "these lines of `Settings` and `alignment_loss`, and `weak` in `OF_ALIGNMENT`" in README
+    assert "these lines to `Settings` and `alignment_loss`, `weak` to `OF_ALIGNMENT`" in README
     script = patched(diff).replace('OF_ALIGNMENT = """', 'OF_ALIGNMENT = """weak ')
     return load(script, tmp_path_factory.mktemp("weak"))
 
@@ -276,9 +276,8 @@ def test_recipes_have_the_width_of_the_script():
 
 
 def test_a_freezing_rule(world, tmp_path):
-    line = (
-        '    groups = {"front": range(half), "back": range(half, depth)} | nothing  # named schemes'
-    )
+    (line,) = (line for line in SCRIPT.splitlines() if line.endswith("  # named schemes"))
+    assert line.startswith("    groups = ") and "below `groups =` in `layer_numbers`" in README
     (addition,) = re.findall(r"`(groups\[.*?)`", README)
     fork = load(after(SCRIPT, line, f"    {addition}\n"), tmp_path)
     assert fork.layer_numbers("even", 12) == [0, 2, 4, 6, 8, 10]
