@@ -2122,6 +2122,7 @@ MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_ma
 merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
 IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
 xlstm yoso""".split()  # in the library, padding changes the results of these architectures
+SAMPLE = " in 2023, 650841823 don't 中文字 हिन्दी ﬁ  a"  # flags of BERT decide on capitals
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 
 
@@ -2533,7 +2534,7 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     flag = f"{flag} {name}"
     with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder of a model"):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name, flag)
         has_adapter = transformers.utils.find_adapter_config_file(name) is not None
         message = "holds adapters, too; remove adapter_config.json, or give them by --adapter"
         require(not has_adapter, flag, message)
@@ -2552,6 +2553,22 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
     return tokenizer, config
 
 
+def read_tokenizer(name: str, flag: str):
+    """Load a tokenizer that splits text as its file `tokenizer.json` says.
+
+    Several classes of the library split digits and the like in their own way, whatever the file
+    says: https://github.com/huggingface/transformers/issues/45920
+    """
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    options = {"_raise_exceptions_for_missing_entries": False}
+    if transformers.utils.cached_file(name, "tokenizer.json", **options):
+        exact = transformers.PreTrainedTokenizerFast.from_pretrained(name)
+        if exact.tokenize(SAMPLE) != tokenizer.tokenize(SAMPLE):
+            say(f"{flag}: splits text as tokenizer.json says, unlike {type(tokenizer).__name__}")
+            return exact
+    return tokenizer
+
+
 def validate_architecture(config, generates: bool, flag: str) -> None:
     """Raise UserError unless the script can compute this kind of model, and the task needs it."""
     is_text = config.is_encoder_decoder or config.get_text_config() is config
@@ -2561,8 +2578,7 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
     is_encoder = is_encoder and not getattr(config, "is_decoder", False)
     looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
     is_decoder = is_decoder and getattr(config, "is_causal", True) and not looks_ahead
-    decoder = "a decoder-only language model that does not look ahead"
-    needed = decoder if generates else "an encoder"
+    needed = "a decoder-only model that does not look ahead" if generates else "an encoder"
     message = f"{config.model_type} does not fit this task, which needs {needed}"
     fits = is_decoder if generates else is_encoder
     require(fits and not config.is_encoder_decoder, flag, message)

@@ -543,7 +543,7 @@ def test_a_multimodal_model_is_refused(model_type, generates, tmp_path):
 )  # fmt: skip
 def test_a_model_of_the_wrong_kind_is_refused(model_type, generates, tmp_path):
     config = transformers.AutoConfig.for_model(model_type)
-    needed = "a decoder-only language model" if generates else "an encoder"
+    needed = "a decoder-only model" if generates else "an encoder"
     refused_when_loaded(config, architectures.xlmr(), generates, needed, tmp_path)
 
 
@@ -561,6 +561,30 @@ def test_a_decoder_that_looks_ahead_is_refused(model_type, option, tmp_path):
         rows = model(input_ids=torch.tensor([[10, 11, 12], [10, 11, 13]])).last_hidden_state
     assert (rows[0, 0] - rows[1, 0]).abs().max() > 1e-4
     refused_when_loaded(config, tokenizer, True, "does not look ahead", tmp_path)
+
+
+def test_text_is_split_as_the_tokenizer_s_file_says(tmp_path, capsys):
+    """The library's class for GPT-2 splits text in its own way, whatever the file says."""
+    config = architectures.configuration("gpt2", {}, architectures.gpt_neox())
+    config.vocab_size += 100
+    config.save_pretrained(tmp_path)
+    backend = architectures.byte_level(["<|endoftext|>", "<|pad|>"], architectures.LLAMA)
+    state = json.loads(backend.to_str())["model"]
+    merges = [("2", "0"), ("20", "2"), ("202", "3"), *map(tuple, state["merges"])]
+    vocabulary = state["vocab"] | {one + two: len(state["vocab"]) + k
+                                   for k, (one, two) in enumerate(merges[:3])}  # fmt: skip
+    backend.model = tokenizers.models.BPE(vocabulary, merges)
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+    architectures.general(backend, "$A", **ends).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    written = json.loads(path.read_bytes()) | {"tokenizer_class": "GPT2Tokenizer"}
+    path.write_text(json.dumps(written))
+    text = "in 2023 650841823"
+    expected = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"] != expected
+    tokenizer, _ = af.load_tokenizer(str(tmp_path), generates=True)
+    assert tokenizer(text)["input_ids"] == expected
+    assert "as tokenizer.json says, unlike GPT2Tokenizer" in capsys.readouterr().out
 
 
 def test_the_library_s_warning_about_a_tokenizer_of_mistral_is_printed(tmp_path, capsys):
