@@ -480,7 +480,7 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             require(first <= last < depth, f"--strategy {spec}", message)
             numbers.update(range(first, last + 1))
         else:
-            names = f"{', '.join(groups)} or numbers (emb,0-2,11); or one of none, full, baseline"
+            names = f"{', '.join(groups)} or numbers (emb,0-2,11); alone: none, full, baseline"
             require(part in groups, f"--strategy {spec}", f"cannot use '{part}'; give {names}")
             has_halves = depth > 1 or part == "emb"
             require(has_halves, f"--strategy {spec}", "one layer cannot be halved")
