@@ -2190,7 +2190,7 @@ def train(
             say(f"validation: kept the weights after {best['step']} updates, {best['loss']:.4f}")
         measure(probed, "finetuned", settings, model, tokenizer, probe_sets)
     elif not is_generative(settings):
-        say("fine-tune: 0 epochs; the scores are those of a classifier that was not trained here")
+        say("--epochs 0: the scores are those of a classifier that was not trained here")
     if settings.save_model and is_generative(settings):
         save_model(settings, model, tokenizer)
     results = {"steps": steps, "losses": losses, "pairs": aligned}

@@ -722,7 +722,7 @@ def test_a_classifier_of_the_same_size_is_named_when_it_is_used(run, model):
 
 
 def test_scores_of_a_classifier_that_was_not_trained_are_named(run):
-    note = "0 epochs; the scores are those of a classifier that was not trained here"
+    note = "--epochs 0: the scores are those of a classifier that was not trained here"
     assert note in run(strategy="baseline", epochs=0).out
     assert note not in run(strategy="baseline").out
 
