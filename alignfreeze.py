@@ -2122,7 +2122,7 @@ MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_ma
 merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
 IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
 xlstm yoso""".split()  # in the library, padding changes the results of these architectures
-SAMPLE = " in 2023, 650841823 don't 中文字 हिन्दी ﬁ  a"  # flags of BERT decide on capitals
+SAMPLE = " in 2023, 650841823 don't 中文字 हिन्दी ﬁ  a"  # no capitals: BERT's flags decide on them
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 
 
@@ -2560,9 +2560,11 @@ def read_tokenizer(name: str, flag: str):
     says: https://github.com/huggingface/transformers/issues/45920
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    exact_class = transformers.PreTrainedTokenizerFast
     options = {"_raise_exceptions_for_missing_entries": False}
-    if transformers.utils.cached_file(name, "tokenizer.json", **options):
-        exact = transformers.PreTrainedTokenizerFast.from_pretrained(name)
+    has_file = transformers.utils.cached_file(name, "tokenizer.json", **options)
+    if has_file and type(tokenizer) is not exact_class:
+        exact = exact_class.from_pretrained(name)
         if exact.tokenize(SAMPLE) != tokenizer.tokenize(SAMPLE):
             say(f"{flag}: splits text as tokenizer.json says, unlike {type(tokenizer).__name__}")
             return exact
@@ -2835,11 +2837,12 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
     for start in range(0, 2 * len(pairs), 32):
         part = {name: tensor[start : start + 32] for name, tensor in batch.inputs.items()}
         states.append(model.base_model(**part, output_hidden_states=True).hidden_states)
-        embedded = grouped_hidden_state(model.base_model, part, 0)  # Mamba's states lack it
+        embedded = hidden_state(model.base_model, part, 0)  # Mamba leaves it out of its states
         is_first = torch.equal(embedded[:, 0], states[-1][0][:, 0])
-        has_one_each = len(states[-1]) == model.config.num_hidden_layers + 1  # no layer runs twice
+        is_one = embedded.ndim == 3 and embedded.shape[2] <= model.config.hidden_size
+        is_one = is_one and len(states[-1]) == model.config.num_hidden_layers + 1  # of each layer
         message = "numbers its hidden states in another way; leave out --probe"
-        require(is_first and has_one_each, type(model).__name__, message)
+        require(is_first and is_one, type(model).__name__, message)
     results = defaultdict(list)
     for layer in zip(*states):
         vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).float()

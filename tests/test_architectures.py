@@ -685,7 +685,7 @@ def test_the_probe_refuses_several_hidden_states():
     settings = settings_of(SEVERAL_STREAMS, unit="sentence")
     tokenizer, _ = af.load_tokenizer(settings.model, generates=True)
     model = af.build_model(settings, tokenizer, CPU)
-    with pytest.raises(af.UserError, match="several hidden states"):
+    with pytest.raises(af.UserError, match="leave out --probe"):
         af.retrieval(model, tokenizer, [af.Pair("fr", "a cat", "la Ελλάδα")], settings)
 
 
