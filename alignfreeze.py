@@ -2118,8 +2118,8 @@ realign_batch_size realign_max_length realign_lr realign_decay""".split()
 MAY_BE_ZERO = ("seed", "clip", "warmup", "lora", "lora_dropout", "epochs", "aligner_layer")
 NOT_PLAIN = """use_dora use_rslora rank_pattern alpha_pattern alora_invocation_tokens lora_bias
 layer_replication use_qalora target_parameters""".split()  # settings of PEFT
-MODEL_FILES = """config.json generation_config.json tokenizer* special_tokens_map.json vocab.*
-merges.txt *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
+MODEL_FILES = """config.json generation_config.json tokenizer* *_tokens*.json vocab.* merges.txt
+*.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
 IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
 xlstm yoso""".split()  # in the library, padding changes the results of these architectures
 SAMPLE = " in 2023, 650841823 don't 中文字 हिन्दी ﬁ  a"  # no capitals: BERT's flags decide on them
@@ -2911,7 +2911,7 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
     if len(targets):
         table.loc["average"] = targets.mean()
     say(f"\npercent\n{table.to_string(float_format='%.1f')}")
-    say(f"(average: over the {len(targets)} languages without labels)\n\nrecord: {path}")
+    say(f"(average: of the languages without labels)\n\nrecord: {path}")
 
 
 # ---- 12. Command line ----------------------------------------------------------------------------

@@ -774,7 +774,7 @@ MATTERS = {  # file: the flags of a run that reads it
     "data/xsid/en/valid.jsonl": f"{SLOTS} xsid", "data/uner/en/dev.jsonl": f"{SLOTS} uner",
     "data/translation/de-en/test.tsv": f"{DIRECTIONS} --task translation",
     "model/generation_config.json": WORDS, "model/chat_template.jinja": WORDS,
-    "model/special_tokens_map.json": WORDS,
+    "model/special_tokens_map.json": WORDS, "model/added_tokens.json": WORDS,
     "model/tokenizer_config.json": WORDS, "model/model.safetensors.index.json": WORDS,
 }  # fmt: skip
 
