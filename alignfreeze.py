@@ -853,14 +853,15 @@ def encode_words(
 ) -> list[Window]:
     """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
 
-    The subwords are those of the words joined by blanks. XLM-R's tokenizer can put a lone `▁` in
-    front of a word (`▁ ，`); the authors delete it, so that the first *visible* subword represents
-    the word. What does not fit is cut off, or goes into further windows if `windows` is true.
+    The subwords are those of the words joined by blanks. The first *visible* one represents a word:
+    XLM-R's tokenizer can put a lone `▁` in front (`▁ ，`), which is deleted as in the authors' code.
+    What does not fit is cut off, or goes into further windows if `windows` is true.
     """
     backend = tokenizer.backend_tokenizer
     frame = tokenizer("a a", return_special_tokens_mask=True)  # such as <s> ▁a ▁a </s>
     marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # of a blank before a word
     lone_mark = backend.token_to_id(marks[0]) if marks else None
+    is_unigram = type(backend.model).__name__ == "Unigram"  # such as XLM-R's
     inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)  # where the text stands
     start, _, end = np.split(np.array(frame["input_ids"]), [inside[0], inside[-1] + 1])
     room = max_length - len(start) - len(end)
@@ -871,8 +872,10 @@ def encode_words(
         words = words_at(sentences[k], encoding.offsets)
         is_last = np.diff(words, append=-1) != 0  # of the subwords of its word
         is_visible = (ids != lone_mark) | is_last
-        ids, words = ids[is_visible], words[is_visible]
-        first = np.diff(words, prepend=-1) != 0
+        first = np.zeros_like(is_visible)
+        first[is_visible] = np.diff(words[is_visible], prepend=-1) != 0
+        if is_unigram:  # of BPE, it stays: Gemma's has it in front of every number (▁ 5, ▁ 1 0)
+            ids, words, first = ids[is_visible], words[is_visible], first[is_visible]
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
             framed_ids = np.concatenate([start, ids[part], end])

@@ -142,7 +142,7 @@ def show(tokenizer, window: af.Window) -> str:
         ("roberta", ["the", "cats"], "<s> Ġthe:0* Ġcat:1* s:1 </s>"),
         # no blank in front of the first word, but in front of every other one
         ("modernbert", ["cats", "the", "cat"], "<s> cat:0* s:0 Ġthe:1* Ġcat:2* </s>"),
-        ("modernbert", ["cat", "，"], "<s> cat:0* ï:1* ¼:1 Į:1 </s>"),
+        ("modernbert", ["cat", "，"], "<s> cat:0* Ġ:1 ï:1* ¼:1 Į:1 </s>"),
         ("modernbert", ["，", "cat"], "<s> ï:0* ¼:0 Į:0 Ġcat:1* </s>"),
         ("modernbert", ["the cat", "cat"], "<s> t:0* h:0 e:0 Ġcat:0 Ġcat:1* </s>"),
         ("xlmr", ["unbelievable"], "<s> ▁un:0* believ:0 able:0 </s>"),
@@ -150,18 +150,18 @@ def show(tokenizer, window: af.Window) -> str:
         ("xlmr", ["cat", "cat"], "<s> ▁cat:0* ▁cat:1* </s>"),
         ("xlmr", [], "<s> </s>"),
         ("bert", [], "[CLS] [SEP]"),
-        # a lone blank in front of a word is removed; the first visible subword represents it
+        # a lone blank in front of a word is removed, except by BPE, where numbers have it
         ("xlmr", ["，"], "<s> ，:0* </s>"),
         ("xlmr", ["cats", "，", "cat"], "<s> ▁cat:0* s:0 ，:1* ▁cat:2* </s>"),
         ("xlmr", ["▁▁，", "cat"], "<s> ，:0* ▁cat:1* </s>"),
-        ("roberta", ["，", "cat"], "<s> ï:0* ¼:0 Į:0 Ġcat:1* </s>"),
-        ("roberta", ["cat", "a"], "<s> Ġcat:0* a:1* </s>"),
+        ("roberta", ["，", "cat"], "<s> Ġ:0 ï:0* ¼:0 Į:0 Ġcat:1* </s>"),
+        ("roberta", ["cat", "a"], "<s> Ġcat:0* Ġ:1 a:1* </s>"),
         # it is kept if the word has no other subword
         ("xlmr", ["▁"], "<s> ▁:0* </s>"),
         ("xlmr", [" ", "cat"], "<s> ▁:0* ▁cat:1* </s>"),
         ("xlmr", ["▁", "，"], "<s> ▁:0* ，:1* </s>"),
         ("xlmr", ["▁", "▁"], "<s> ▁:0* ▁:1* </s>"),
-        ("roberta", [" ", "cat", " "], "<s> Ġ:0* Ġcat:1* Ġ:2* </s>"),
+        ("roberta", [" ", "cat", " "], "<s> Ġ:0* Ġcat:1* Ġ:2 Ġ:2* </s>"),
         # an unknown word is one unknown subword, which represents the word
         ("xlmr", ["☃", "cat"], "<s> <unk>:0* ▁cat:1* </s>"),
         ("bert", ["☃", "cat"], "[CLS] [UNK]:0* cat:1* [SEP]"),
@@ -272,6 +272,21 @@ def visible_subwords(tokenizer, word: str) -> list[int]:
     ]
 
 
+def subwords_of(tokenizer, word: str) -> list[tuple[int, bool]]:
+    """Return (id, whether it represents the word) of what is left of a word; BPE keeps blanks."""
+    encoding, rows, is_represented = encode_alone(tokenizer, word), [], False
+    for k, (i, token) in enumerate(zip(encoding.ids, encoding.tokens)):
+        is_lone = k < len(encoding.ids) - 1 and token in "▁Ġ"
+        if not is_lone or not is_unigram(tokenizer):
+            rows.append((i, not is_lone and not is_represented))
+            is_represented |= not is_lone
+    return rows
+
+
+def is_unigram(tokenizer) -> bool:
+    return type(tokenizer.backend_tokenizer.model).__name__ == "Unigram"
+
+
 def ends(tokenizer) -> tuple[int, int]:
     return tokenizer.cls_token_id, tokenizer.sep_token_id
 
@@ -311,7 +326,7 @@ def library_tokenizer(model: str) -> PreTrainedTokenizerFast:
 def test_the_subwords_of_words_are_those_of_the_text_with_blanks_between_them(model):
     """What the text of one more word adds to its subwords are the subwords of this word.
 
-    A blank alone is left out if other subwords of its word follow.
+    A blank alone, if other subwords of its word follow, does not represent it. Unigram omits it.
     """
     tokenizer, rng = library_tokenizer(model), random.Random(model)
     start_and_end, vocabulary = tokenizer.encode(""), tokenizer.get_vocab()
@@ -328,8 +343,11 @@ def test_the_subwords_of_words_are_those_of_the_text_with_blanks_between_them(mo
             ids = tokenizer.encode(text, add_special_tokens=False)
             assert ids[: len(before)] == before
             added, before = ids[len(before) :], ids
-            visible = [i for n, i in enumerate(added, 1) if n == len(added) or i not in blanks]
-            expected += [(i, k, n == 0) for n, i in enumerate(visible)]
+            visible = [n for n, i in enumerate(added, 1) if n == len(added) or i not in blanks]
+            kept = [*enumerate(added, 1)]
+            if is_unigram(tokenizer):
+                kept = [(n, i) for n, i in kept if n in visible]
+            expected += [(i, k, n == visible[0]) for n, i in kept]
             seen.update(blanks=len(added) - len(visible), several=len(visible) > 1)
         rows = list(zip(window.ids.tolist(), window.words.tolist(), window.first.tolist()))
         assert [row for row in rows if row[1] >= 0] == expected
@@ -351,9 +369,9 @@ def test_windows_lose_no_subword_and_represent_every_word_once(tokenizer, max_le
         for part in parts:
             assert not part.first[[0, -1]].any() and (part.words[[0, -1]] == -1).all()
         subwords = [
-            (i, k, n == 0)
-            for k, w in enumerate(sentence)
-            for n, i in enumerate(visible_subwords(tokenizer, w))
+            (i, k, is_first)
+            for k, word in enumerate(sentence)
+            for i, is_first in subwords_of(tokenizer, word)
         ]
         found = [
             row for part in parts for row in zip(part.ids[1:-1], part.words[1:-1], part.first[1:-1])
@@ -411,8 +429,9 @@ def slow_sentence(tokenizer, words: list[str], max_length: int) -> tuple[list[in
     """Return a sentence's ids, and where each word that is not cut off starts."""
     ids, starts = [], []
     for word in words:
-        starts.append(len(ids) + 1)
-        ids += visible_subwords(tokenizer, word)
+        subwords = subwords_of(tokenizer, word)
+        starts.append(len(ids) + 1 + [is_first for _, is_first in subwords].index(True))
+        ids += [i for i, _ in subwords]
     start, end = ends(tokenizer)
     room = max_length - 2
     return [start, *ids[:room], end], [at for at in starts if at <= room]
