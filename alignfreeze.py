@@ -104,7 +104,7 @@ class Settings:
     # Fine-tuning.
     epochs: int = setting(5, "passes over the examples of the task")
     batch_size: int = setting(32, "examples in a batch")
-    accumulate: int = setting(1, "batches in an update; with `alternate`, half hold translations")
+    accumulate: int = setting(1, "batches in an update, of pairs as well; `alternate`: half each")
     lr: float = setting(2e-5, "peak learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates in which the rate rises; >1: it never peaks")
@@ -926,6 +926,10 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
 # ---- 7. Text -> words -> links -------------------------------------------------------------------
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")  # written without blanks
+LONG_CODES = {  # of languages that need an own way of counting words
+    "zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo",
+    "khm": "km", "mya": "my", "bod": "bo", "dzo": "dz",
+}  # fmt: skip
 UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # a character of their scripts
 WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # a combining mark belongs to its word (Hindi)
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
@@ -1043,8 +1047,9 @@ def nfc(text: str) -> str:
 
 
 def base_language(code: str) -> str:
-    """Return the language of a code without script and region: `zh` of `zh-TW` and `zh_Hans`."""
-    return re.split("[-_]", code.lower())[0]
+    """Return the language of a code: `zh` of `zh-TW`, `zh_Hans` and `zho_Hans`."""
+    code = re.split("[-_]", code.lower())[0]
+    return LONG_CODES.get(code, code)
 
 
 def split_words(text: str, lang: str, vocabulary: Collection[str] = ()) -> list[str]:
@@ -1842,7 +1847,8 @@ def render_prompt(tokenizer, system: str, user: str) -> str:
         except Exception:  # templates raise errors of several types
             continue
         if system.strip() in prompt and user.strip() in prompt:
-            return prompt
+            thinks = prompt.rstrip().endswith("<think>")  # whatever `enable_thinking` says
+            return prompt.rstrip() + "\n\n</think>\n\n" if thinks else prompt
     raise UserError("--model: the chat template drops the instruction or the text of the user")
 
 
@@ -2568,7 +2574,9 @@ def read_tokenizer(name: str, flag: str):
     has_file = transformers.utils.cached_file(name, "tokenizer.json", **options)
     if has_file and type(tokenizer) is not exact_class:
         exact = exact_class.from_pretrained(name)
-        if exact.tokenize(SAMPLE) != tokenizer.tokenize(SAMPLE):
+        marks = tokenizer.all_special_tokens[:1]
+        samples = [SAMPLE, SAMPLE.lstrip(), *(f"{mark}a" for mark in marks)]  # each begins its way
+        if [*map(exact.tokenize, samples)] != [*map(tokenizer.tokenize, samples)]:
             say(f"{flag}: splits text as tokenizer.json says, unlike {type(tokenizer).__name__}")
             return exact
     return tokenizer
@@ -2652,6 +2660,8 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
             model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = model.num_parameters(only_trainable=True)
         say(f"adapters of rank {settings.lora}: {count / 1e6:.2f}M parameters train")
+        if any("expert" in name and p.ndim == 3 for name, p in model.named_parameters()):
+            say("--lora: the experts of this model get no adapters")
     if settings.checkpointing:
         with as_user_error("--checkpointing: not possible with this model"):
             model.activation_checkpointing_enable({"use_reentrant": False})

@@ -877,6 +877,9 @@ LLAMA_TURNS += "<|eot_id|>" + HEADER.format("user") + "USER<|eot_id|>" + HEADER.
 PROMPTS = {  # kind: (a model with such a tokenizer, template, prompt)
     "system and user": ("Qwen 2.5", CHATML + CHATML_TURN, TURNS),
     "thinking": ("Qwen 3", CHATML + CHATML_TURN + NO_THOUGHT, f"{TURNS}<think>\n\n</think>\n\n"),
+    "thinks anyway": (
+        "Qwen 3", CHATML + CHATML_TURN + "<think>\n", f"{TURNS}<think>\n\n</think>\n\n"
+    ),
     "date_string": ("Llama 3", LLAMA_31, LLAMA_TURNS),
     "strftime_now": ("SmolLM3", SMOLLM, TURNS_TODAY),
     "refuses a system message": ("Gemma 2", GEMMA_2, GEMMA_TURNS),

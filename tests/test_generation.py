@@ -557,6 +557,8 @@ def test_another_name_of_a_direction_is_an_error(direction):
     ("zh_Hans", "zh"), ("ja", "ja-mecab"), ("ja-JP", "ja-mecab"), ("ko", "ko-mecab"),
     ("ko-KR", "ko-mecab"), ("th", "char"), ("th-TH", "char"), ("lo", "char"), ("km", "char"),
     ("my", "char"), ("bo", "char"), ("dz", "char"),
+    ("zho_Hans", "zh"), ("cmn", "zh"), ("jpn_Jpan", "ja-mecab"), ("kor_Hang", "ko-mecab"),
+    ("tha_Thai", "char"), ("deu_Latn", "13a"),
 ])  # fmt: skip
 def test_bleu_splits_a_translation_as_its_language_needs(target, expected):
     """The scores are those of sacrebleu with the tokenizer of this name."""
