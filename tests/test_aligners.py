@@ -701,16 +701,6 @@ def test_flags_that_give_no_links_are_refused_before_anything_is_written(
     assert before == (sorted(tmp_path.rglob("*")), contents(data / "parallel"))
 
 
-def test_a_language_that_the_hub_does_not_have_is_refused_before_anything_is_written(
-    tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setattr(af, "ParallelText", None)  # no text is read
-    argv = f"--aligner none --realign-languages de tlh --write-links {tmp_path}/links".split()
-    assert af.main(argv) == 2
-    assert "--realign-languages: no data of 'tlh'" in capsys.readouterr().err
-    assert not list(tmp_path.glob("links/*"))
-
-
 # ---- gold alignments
 
 

@@ -623,12 +623,6 @@ def test_a_model_may_have_the_name_of_a_method():
     assert settings == dataclasses.replace(af.parse_args([]), model="models/mid-align")
 
 
-@pytest.mark.parametrize("flag", ["--languages", "--realign-languages", "--train-languages"])
-def test_a_language_that_the_hub_does_not_have_is_named(run, untouched, flag):
-    hub = dict.fromkeys(["data_dir", "languages", "realign_languages"])
-    assert_refused(run(flag, "de", "qax", **hub), flag, "'qax'")
-
-
 # ---- Models that cannot be used ------------------------------------------------------------------
 
 
