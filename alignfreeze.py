@@ -1200,27 +1200,24 @@ def write_links(settings: Settings) -> None:
     origin: dict[str, Any] = {"aligner": settings.aligner}
     if settings.aligner == "awesome":
         name, layer = settings.aligner_model, settings.aligner_layer
-        tokenizer, config = load_tokenizer(name, "--aligner-model")
-        depth = config.num_hidden_layers
-        require(layer <= depth, f"--aligner-layer {layer}", f"the model has 0 to {depth}")
+        tokenizer, _ = load_tokenizer(name, "--aligner-model")
         origin |= {"model": model_identity(name), "layer": layer}
         encoder = load_model(name, flag="--aligner-model").eval().to(set_up_device(settings.device))
     for language in settings.realign_languages:
         path, start = settings.write_links / f"{SOURCE}-{language}.txt", time.time()
+        words_path, origin_path = path.with_suffix(".words.txt"), path.with_suffix(".json")
         text = ParallelText(language, settings)
         words = [text.words(line) for line in text.lines()]
         content = "".join(tokenised(pair) + "\n" for pair in words).encode()
         origin["words"] = hashlib.sha256(content).hexdigest()
-        if settings.aligner == "dictionary":
-            entries = {word: sorted(others) for word, others in text.forward.items()}
-            origin["dictionary"] = hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-        if links_exist(path, origin):
+        stored = json.dumps(origin, indent=1).encode()
+        if origin_path.is_file() and origin_path.read_bytes() == stored:
             say(f"{path.with_suffix('')}.* exist: nothing to do")
             continue
-        write_whole(path.with_suffix(".json"), json.dumps(origin, indent=1).encode())
-        if settings.aligner == "dictionary":
-            links = [dictionary_links(*pair, text.forward, text.backward) for pair in words]
-        elif settings.aligner == "fastalign":
+        is_free = not any(map(os.path.lexists, (path, words_path, origin_path)))
+        message = "is incomplete, or of another text or aligner; choose another folder"
+        require(is_free, path, message)
+        if settings.aligner == "fastalign":
             links = fast_align([[w.lower() for w in side] for side in pair] for pair in words)
         elif settings.aligner == "awesome":
             chunks = in_chunks(words, 32)
@@ -1229,21 +1226,9 @@ def write_links(settings: Settings) -> None:
         if settings.aligner != "none":
             lines = [" ".join(f"{i}-{j}" for i, j in row) + "\n" for row in links]
             write_whole(path, "".join(lines).encode())
-        write_whole(path.with_suffix(".words.txt"), content)  # at last: then all is written
+        write_whole(words_path, content)
+        write_whole(origin_path, stored)  # at last: then all is written
         say(f"{path.name}: {len(words)} sentence pairs, {time.time() - start:.1f} s")
-
-
-def links_exist(path: Path, origin: dict) -> bool:
-    """Return whether links of this origin are written. Raises UserError for those of another."""
-    origin_path, words_path = path.with_suffix(".json"), path.with_suffix(".words.txt")
-    if not any(os.path.lexists(name) for name in (path, origin_path, words_path)):
-        return False
-    problem = f"{path}: no {origin_path.name} says how it was made; choose another folder"
-    with as_user_error(problem):
-        stored = json.loads(origin_path.read_bytes())
-    message = "was made from other text or by another aligner; choose another folder"
-    require(stored == origin, path, message)
-    return words_path.exists()
 
 
 def fast_align(pairs: Iterable[Words]) -> list[Links]:
@@ -2456,16 +2441,15 @@ def validate_alignment(settings: Settings) -> None:
     has_negatives = is_word or settings.realign_batch_size > 1
     message = "one sentence pair has no other sentence to be compared with; use 2 or more"
     require(has_negatives or not is_aligned, "--realign-batch-size 1", message)
-    aligner, names = settings.aligner, ", ".join(ALIGNERS)
+    aligner, writers = settings.aligner, ALIGNERS[1:]
     if settings.write_links:
-        is_possible = is_word and aligner in ALIGNERS
-        require(is_possible, "--write-links", f"needs --unit word and --aligner {names}")
+        message = f"needs --unit word and --aligner {', '.join(writers)}"
+        require(is_word and aligner in writers, "--write-links", message)
     elif is_aligned and is_word and aligner != "dictionary":
-        message = "write the links first, by --write-links DIR (none: by hand); then --aligner DIR"
-        require(aligner not in ALIGNERS, f"--aligner {aligner}", message)
-        message = f"must be {names}, or a folder of links that is not named dictionary or none"
+        is_folder = aligner not in writers and Path(aligner).is_dir()
         is_named = Path(os.path.abspath(aligner)).name in ("dictionary", "none")  # in a record
-        require(Path(aligner).is_dir() and not is_named, f"--aligner {aligner}", message)
+        message = "must be dictionary, or a folder from --write-links not named dictionary or none"
+        require(is_folder and not is_named, f"--aligner {aligner}", message)
     has_steps = settings.epochs or settings.realign_steps or not is_aligned
     require(has_steps, "--epochs 0", "to align only, give --schedule before and --realign-steps")
 

@@ -378,6 +378,7 @@ def write_links(data: Path, folder: Path, *more: str) -> int:
     """Run the command line that writes links, of qaa by default; return its exit status."""
     argv = ["--data-dir", data, "--device", "cpu"]
     argv += [] if "--realign-languages" in more else ["--realign-languages", "qaa"]
+    argv += [] if "--aligner" in more else ["--aligner", "fastalign"]
     return af.main([str(word) for word in [*argv, "--write-links", folder, *more]])
 
 
@@ -410,16 +411,13 @@ def encoder_of_links(world, monkeypatch):
 AWESOME = "--aligner awesome --aligner-layer 1 --aligner-model".split()
 
 
-@pytest.mark.parametrize("aligner", ["dictionary", "fastalign", "awesome"])
+@pytest.mark.parametrize("aligner", ["fastalign", "awesome"])
 def test_stored_links_give_the_same_pairs_again(world, data, tmp_path, encoder_of_links, aligner):
     more = [*AWESOME, world / "models/bert"] if aligner == "awesome" else ["--aligner", aligner]
     assert write_links(data, tmp_path / "links", *more) == 0
     assert sorted(bytes_of(tmp_path / "links")) == NAMES
     words = toy_words(data.parent, "qaa", 30)
-    if aligner == "dictionary":
-        dictionaries = af.read_dictionary("qaa", data)
-        links = [af.dictionary_links(*pair, *dictionaries) for pair in words]
-    elif aligner == "fastalign":
+    if aligner == "fastalign":
         links = fast_align([([w.lower() for w in s], [w.lower() for w in t]) for s, t in words])
     else:
         links = [awesome_links(*encoder_of_links, [pair], 1)[0] for pair in words]
@@ -431,8 +429,6 @@ def test_stored_links_give_the_same_pairs_again(world, data, tmp_path, encoder_o
     expected = [pair for pair in expected if pair[2]]
     assert len(expected) > 5
     assert sorted(tuple(pair[1:4]) for pair in pairs) == sorted(expected)
-    if aligner == "dictionary":  # the order is also the same
-        assert pairs == first_reading(data, "dictionary")
 
 
 def test_links_of_another_program_are_made_from_the_words_that_are_stored(data, tmp_path):
@@ -461,11 +457,10 @@ def test_thai_words_are_stored_as_the_dictionary_splits_them(tmp_path):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(line, "utf-8")
     folder = tmp_path / "links"
-    flags = ["--aligner", "dictionary", "--realign-languages", "th", "--device", "cpu"]
+    flags = ["--aligner", "none", "--realign-languages", "th", "--device", "cpu"]
     places = ["--data-dir", str(tmp_path), "--write-links", str(folder)]
     assert af.main([*flags, *places]) == 0
     assert (folder / "en-th.words.txt").read_text("utf-8") == "I love you ||| ฉั น รัก เธอ\n"
-    assert (folder / "en-th.txt").read_text("utf-8") == "1-2 2-3\n"
 
 
 def test_links_of_the_whole_text_can_be_used_for_a_part_of_it(data, tmp_path):
@@ -501,29 +496,21 @@ def test_the_case_of_letters_does_not_matter_to_fast_align_in_a_run(data, tmp_pa
 
 
 def test_links_that_exist_are_left_as_they_are(data, tmp_path, monkeypatch, capsys):
-    folder, calls, align = tmp_path / "links", [], af.dictionary_links
-    monkeypatch.setattr(af, "dictionary_links", lambda *args: calls.append(1) or align(*args))
+    folder, seen = tmp_path / "links", seen_by_fast_align(monkeypatch)
     assert write_links(data, folder) == 0
     before = contents(folder)
-    assert len(calls) == 30
+    assert len(seen) == 1
     assert write_links(data, folder) == 0
     assert "exist: nothing to do" in capsys.readouterr().out
-    assert len(calls) == 30 and contents(folder) == before
+    assert len(seen) == 1 and contents(folder) == before
 
 
-@pytest.mark.parametrize(
-    "aligner, files",
-    [("dictionary", 0), ("dictionary", 1), ("dictionary", 2), ("none", 0), ("none", 1)],
-)
-def test_after_a_kill_between_two_files_everything_is_written_again(
-    data, tmp_path, monkeypatch, aligner, files
+@pytest.mark.parametrize("aligner, files", [("fastalign", 1), ("fastalign", 2), ("none", 1)])
+def test_what_a_kill_between_two_files_leaves_is_refused(
+    data, tmp_path, monkeypatch, capsys, aligner, files
 ):
     """files: how many of the files are written before the kill."""
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
-    assert write_links(data, whole, "--aligner", aligner) == 0
-    expected = bytes_of(whole)
-    assert files < len(expected)
-    written, write_whole = [], af.write_whole
+    folder, written, write_whole = tmp_path / "links", [], af.write_whole
 
     def killed(path, content):
         if len(written) == files:
@@ -534,13 +521,10 @@ def test_after_a_kill_between_two_files_everything_is_written_again(
     with monkeypatch.context() as patch:
         patch.setattr(af, "write_whole", killed)
         assert write_links(data, folder, "--aligner", aligner) == 130
-    assert len(written) == files
-    for path in folder.glob("en-qaa.txt"):
-        path.write_text("0-0\n")  # to show that it is not trusted
-    assert write_links(data, folder, "--aligner", aligner) == 0
-    assert bytes_of(folder) == expected
     before = contents(folder)
-    assert write_links(data, folder, "--aligner", aligner) == 0
+    assert len(before) == files
+    assert write_links(data, folder, "--aligner", aligner) == 2
+    assert "is incomplete" in capsys.readouterr().err
     assert contents(folder) == before
 
 
@@ -564,30 +548,27 @@ def break_origin(data, folder):
     (folder / "en-qaa.json").write_text("{", "utf-8")
 
 
-@pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize(
     "aligner, change",
     [
-        ("fastalign", None),
+        ("awesome", None),
         ("none", None),
-        ("dictionary", change_text),
-        ("dictionary", shorten_text),
-        ("dictionary", lose_origin),
-        ("dictionary", break_origin),
+        ("fastalign", change_text),
+        ("fastalign", shorten_text),
+        ("fastalign", lose_origin),
+        ("fastalign", break_origin),
     ],
 )
 def test_links_of_another_aligner_text_or_origin_are_refused_and_left_as_they_are(
-    data, tmp_path, capsys, aligner, change, is_killed
+    world, data, tmp_path, capsys, aligner, change
 ):
-    """is_killed: whether the run that wrote them was killed before its last file."""
     folder = tmp_path / "links"
-    assert write_links(data, folder, "--aligner", "dictionary") == 0
-    if is_killed:
-        (folder / "en-qaa.words.txt").unlink()
+    assert write_links(data, folder) == 0
     if change:
         change(data, folder)
     before = contents(folder)
-    assert write_links(data, folder, "--aligner", aligner) == 2
+    more = [*AWESOME, world / "models/bert"] if aligner == "awesome" else ["--aligner", aligner]
+    assert write_links(data, folder, *more) == 2
     message = capsys.readouterr().err
     assert "links/en-qaa.txt: " in message and "choose another folder" in message
     assert contents(folder) == before
@@ -609,24 +590,24 @@ def test_links_of_another_encoder_or_layer_are_refused(
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
     assert write_links(data, folder, *AWESOME, other) == 2
-    assert capsys.readouterr().err.count("by another aligner") == 2
+    assert capsys.readouterr().err.count("of another text or aligner") == 2
     assert contents(folder) == before
 
 
 def test_a_layer_that_the_encoder_does_not_have_is_refused(world, data, tmp_path, capsys):
     more = [*AWESOME, world / "models/bert", "--aligner-layer", 99]
     assert write_links(data, tmp_path / "links", *more) == 2
-    assert "--aligner-layer 99" in capsys.readouterr().err
+    assert "layer 99" in capsys.readouterr().err
     assert not list((tmp_path / "links").iterdir())
 
 
-@pytest.mark.parametrize("aligner", ["dictionary", "fastalign", "none"])
+@pytest.mark.parametrize("aligner", ["fastalign", "none"])
 def test_the_folder_of_the_dictionary_is_refused_and_left_as_it_is(data, capsys, aligner):
     """Its file has the name that links would have."""
     folder = data / "dictionary"
     before = contents(folder)
     assert write_links(data, folder, "--aligner", aligner) == 2
-    assert "dictionary/en-qaa.txt: no en-qaa.json" in capsys.readouterr().err
+    assert "dictionary/en-qaa.txt: is incomplete" in capsys.readouterr().err
     assert contents(folder) == before
 
 
@@ -642,7 +623,7 @@ def link_to_nothing(path):
     path.symlink_to("nothing")
 
 
-@pytest.mark.parametrize("aligner", ["dictionary", "fastalign", "none"])
+@pytest.mark.parametrize("aligner", ["fastalign", "none"])
 @pytest.mark.parametrize(
     "put", [write_foreign_file, write_foreign_origin, Path.mkdir, link_to_nothing]
 )
@@ -661,22 +642,11 @@ def test_files_of_another_program_are_refused_and_left_as_they_are(
     assert [path.name for path in folder.iterdir()] == [name]
 
 
-def test_links_of_another_dictionary_are_refused(data, tmp_path):
-    """The words of the text are the same, but the links may differ."""
-    folder = tmp_path / "links"
-    assert write_links(data, folder) == 0
-    before = contents(folder)
-    path = data / "dictionary/en-qaa.txt"
-    lines = path.read_text("utf-8").splitlines(keepends=True)
-    path.write_text("".join(lines[::2]), "utf-8")
-    assert write_links(data, folder) == 2
-    assert contents(folder) == before
-
-
 @pytest.mark.parametrize(
     "flags, named",
     [
         ("--aligner STORED", "--write-links"),
+        ("--aligner dictionary", "--write-links"),
         ("--unit sentence", "--unit word"),
         ("--method mid-align", "--unit word"),
         ("--aligner none --unit sentence", "--unit word"),

@@ -492,7 +492,7 @@ BAD_LINKS = {
     "--aligner links": "--aligner",  # has links of its own
     "--method mid-align": "--aligner",  # its sentences have no links
     "--limit-links -1": "--limit-links", "--limit-links 0": "--limit-links",
-    "--aligner awesome --aligner-layer 99": "--aligner-layer 99",
+    "--aligner awesome --aligner-layer 99": "layer 99",
     "--aligner awesome --aligner-layer -1": "--aligner-layer",
     "--aligner awesome --aligner-model ./no/where": "--aligner-model ./no/where",
     "--realign-languages ../udpos": "../udpos", "--write-links file": "file",
