@@ -1131,7 +1131,7 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
     such lines are counted and skipped.
     """
     if data_dir:
-        path = dictionary_path(language, data_dir)
+        path = data_dir / "dictionary" / f"{SOURCE}-{language}.txt"
     else:
         path = fetch(MUSE_URL.format(SOURCE, base_language(language)))
     forward, backward, skipped = defaultdict(set), defaultdict(set), 0
@@ -1147,13 +1147,6 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
     if skipped:
         say(f"{path.name}: skipped {skipped} lines that do not hold two words")
     return forward, backward
-
-
-def dictionary_path(language: str, data_dir: Path) -> Path:
-    """Return the local dictionary of a language, such as `zh-TW`, or else of its base, `zh`."""
-    path = data_dir / "dictionary" / f"{SOURCE}-{language}.txt"
-    base = path.with_name(f"{SOURCE}-{base_language(language)}.txt")
-    return path if path.exists() else base
 
 
 def tokenised(words: Words) -> str:
@@ -2344,7 +2337,7 @@ def content_hash(settings: Settings) -> str:
                 paths.append(Path(settings.aligner) / f"{SOURCE}-{code}.txt")
             if settings.data_dir:
                 paths += settings.data_dir.glob(f"parallel/{SOURCE}-{code}.*tsv")
-                paths.append(dictionary_path(code, settings.data_dir))
+                paths.append(settings.data_dir / "dictionary" / f"{SOURCE}-{code}.txt")
     identities.append(hash_files(path for path in paths if path.exists()))
     return hashlib.sha256(" ".join(identities).encode()).hexdigest()[:16]
 
