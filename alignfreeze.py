@@ -21,11 +21,6 @@ pair of words that translate each other; a *baseline* learns the task without al
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__":  # no traceback when Ctrl-C is pressed during the slow imports
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import dataclasses
 import hashlib
@@ -695,12 +690,8 @@ def learning_rate_schedule(optimizer, settings: Settings, steps: int):
 
 def say(line: str) -> None:
     """Print a line at once, in the first process only."""
-    if processes()[0] > 0:
-        return
-    try:
+    if processes()[0] == 0:
         print(line, flush=True)
-    except BrokenPipeError:  # nobody reads any more; the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def progress(items: Iterable, stage: str) -> tqdm:
@@ -2976,7 +2967,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = main()
     if dist.is_initialized():  # gloo's threads can crash the interpreter while it ends:
         sys.stdout.flush()  # https://github.com/pytorch/pytorch/pull/179291
