@@ -845,7 +845,7 @@ def encode_words(
     """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
 
     The subwords are those of the words joined by blanks. The first *visible* one represents a word:
-    XLM-R's tokenizer can put a lone `▁` in front (`▁ ，`), which is deleted as in the authors' code.
+    XLM-R's tokenizer can put a lone `▁` in front (`▁ ，`), which the authors' code deletes, too.
     What does not fit is cut off, or goes into further windows if `windows` is true.
     """
     backend = tokenizer.backend_tokenizer

@@ -252,7 +252,7 @@ run_line() {
 
 # Wait until a command ends, report it, and note it if it failed.
 finish_one() {
-  local pid command code
+  local pid command code state
   while :; do
     for pid in "${!running[@]}"; do
       if kill -0 $pid 2>/dev/null; then continue; fi
@@ -262,7 +262,14 @@ finish_one() {
       unset "running[$pid]"
       : $((left--))
       if [ $code -eq 0 ]; then
-        echo "[$left left] finished: $command"
+        state=finished
+        if [ $JOBS -gt 1 ]; then
+          case $(tail -n 1 "$(log_of "$command")") in
+            *"; another revision of alignfreeze.py made it") state="NOT RUN, its record is by other code" ;;
+            *" exists: nothing to do ("*) state="done before" ;;
+          esac
+        fi
+        echo "[$left left] $state: $command"
       else
         echo "[$left left] failed with exit code $code: $command"
         [ $JOBS -eq 1 ] || command+=$'\n'"    see $(log_of "$command")"

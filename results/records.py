@@ -33,6 +33,10 @@ LOSSES = ["loss", "validation"]  # the kinds that are no percentages, and whose 
 PROBED = """unit layer temperature pool_first limit_links realign_languages realign_steps
 realign_batch_size realign_max_length realign_lr realign_decay""".split()
 LIMITS = ["limit_train", "limit_test", "validate"]  # which are not set in some runs
+# Settings that records of earlier revisions lack, as those revisions had them.
+EARLIER = {"method": "alignfreeze", "unit": "word", "train_languages": ["en"], "accumulate": 1}
+EARLIER |= {"warmup": 0.1, "decay": "linear", "realign_decay": "constant", "limit_links": 100_000}
+EARLIER |= {"pool_first": True}
 # Settings that do not distinguish the rows of a table.
 IGNORED = "seed languages data_dir probe fingerprint checkpointing".split()
 
@@ -73,11 +77,15 @@ def parse(record: dict) -> pd.DataFrame:
     """Return one row per value of a record.
 
     The columns are the fields of the run and those of VALUE; `settings`, a set of (flag, value);
-    `known_flags`, the set of all flags that the record mentions; and `off`, of those that are 0,
-    false or empty, or limits that are not set. The setting `validate` becomes a number of batches
-    of the task, of which an alternating run has half as many as updates.
+    and `off`, the set of flags that are 0, false or empty, or limits that are not set. The setting
+    `validate` becomes a number of batches of the task, of which an alternating run has half as many
+    as updates.
     """
     settings, values = set(), []
+    if "config" in record:
+        record = record | {"config": EARLIER | record["config"]}
+        first = record["config"]["pool_first"]  # "yes" or "no" in records of earlier revisions
+        record["config"]["pool_first"] = {"yes": True, "no": False}.get(first, first)
     for key, content in pd.json_normalize(record, sep="\t").to_dict("records")[0].items():
         match key.split("\t"):
             case ["config", flag] if content and flag not in [*NAMES, *IGNORED]:
@@ -102,7 +110,7 @@ def parse(record: dict) -> pd.DataFrame:
     config = record.get("config", {})
     off = {flag for flag in config if config[flag] in (0, []) or flag in LIMITS}
     off -= {flag for flag, _ in settings}
-    run |= {"known_flags": [frozenset(config)] * len(values), "off": [frozenset(off)] * len(values)}
+    run["off"] = [frozenset(off)] * len(values)
     return pd.DataFrame(values, columns=VALUE).assign(**run)
 
 
@@ -111,7 +119,7 @@ def read_file(file: Path) -> pd.DataFrame:
     if file.suffix == ".csv":
         data = pd.read_csv(file, keep_default_na=False).rename(columns={"metric": "name"})
         data = data.assign(kind="score", x=0, settings=[frozenset()] * len(data))
-        data["known_flags"] = data["off"] = data.settings
+        data["off"] = data.settings
     else:
         data = parse(json.loads(file.read_text("utf-8")))
     highest = np.where(data.kind.isin([*LOSSES, "drift"]), np.inf, 1)
@@ -185,31 +193,6 @@ def group(settings: frozenset, language: str) -> str:
     return "supervised" if trained else "aligned" if aligned else "other transfer"
 
 
-def comparable(data: pd.DataFrame) -> pd.DataFrame:
-    """Return the values with settings that are comparable across revisions of alignfreeze.py.
-
-    Records of earlier revisions lack some flags. If all other records agree on the value of such a
-    flag, it is dropped. Runs that lack `unit` aligned words, which is added where others aligned
-    sentences. Only the first method is affected: all records of the second have all flags.
-    """
-    first = [("method", "mid-align") not in settings for settings in data.settings]
-    if not any(first):
-        return data
-    values = {}  # flag: all of its settings
-    for setting in frozenset().union(*data.settings[first]):
-        values.setdefault(setting[0], []).append(setting)
-    complete = frozenset.intersection(*data.known_flags[first])  # flags that all records have
-
-    def clean(settings: frozenset, known: frozenset, strategy: str) -> frozenset:
-        if len(values.get("unit", [])) > 1 and "unit" not in known and strategy != "baseline":
-            settings = settings | {("unit", "word")}
-        return frozenset(one for one in settings if one[0] in complete or len(values[one[0]]) > 1)
-
-    rows = [*zip(data.settings, data.known_flags, data.strategy)]
-    cleaned = [clean(*row) if is_first else row[0] for is_first, row in zip(first, rows)]
-    return data.assign(settings=cleaned)
-
-
 def frame(data: pd.DataFrame) -> pd.DataFrame:
     """Return the values with two more columns, `row` and `group`.
 
@@ -220,6 +203,8 @@ def frame(data: pd.DataFrame) -> pd.DataFrame:
 
     def fits(baseline: frozenset, off: frozenset, row: frozenset, kind: str) -> bool:
         ignored = PROBED if kind in ["score", *LOSSES] else []
+        if "validate" in dict(baseline) and "validate" in dict(row):
+            ignored = [*ignored, "validate"]  # how often each looks for its best weights
         own = {(flag, value) for flag, value in baseline if flag not in ignored}
         return own <= row and not off.difference(ignored) & dict(row).keys()
 
@@ -255,7 +240,7 @@ def load(files: list[pd.DataFrame], published: bool) -> pd.DataFrame:
 
     With `published`, the published scores of the same runs and languages are added as more rows.
     """
-    data = frame(comparable(pd.concat(files, ignore_index=True)))
+    data = frame(pd.concat(files, ignore_index=True))
     if published:
         paper = frame(read(PAPER)[0]).merge(data[[*ROW[:4], "language"]].drop_duplicates())
         paper["name"] += np.where(paper.task == "xquad", "_authors", "")  # their own F1 and EM

@@ -30,7 +30,8 @@ LEGEND = """Scores are percentages: mean ± sample standard deviation over seeds
 against the baseline. ▲ and ▼ mark changes larger than one standard deviation (the larger of the
 two), · marks smaller ones. "5/1" counts the languages marked ▲ and ▼. Averages leave out the source
 language and languages that some run of the row lacks. Layer 0 is the embeddings. A loss is the
-mean of 20 steps; a step is one batch of the task or of sentence pairs.
+mean of 20 steps; a step is one batch of the task or of sentence pairs. "2-5" seeds: one strategy
+has 2, another 5; a change is over the seeds of both.
 
 Paired tables compare runs of the same seed: the mean difference, its 95% bootstrap interval over
 seeds and languages, and the number of languages that are up and down by paired t-tests at 5% with
@@ -184,10 +185,11 @@ def averages(summaries: dict[tuple[str, str], SimpleNamespace]) -> list[str]:
         strategies = [*summary.mean.index]
         compared = {one: (one, "baseline") for one in strategies[1:]}
         compared["front - full"] = ("front", "full")
-        seeds = summary.points.index.unique("seed").size
+        runs = summary.points.groupby("strategy", observed=True).size()
+        seeds = "-".join(map(str, sorted({runs.min(), runs.max()})))
         for average, languages in summary.groups.items():
             size = f"{len(languages)} {average}".removesuffix(" average")
-            line = {"model": model, "runs": row, "seeds": str(seeds), "languages": size}
+            line = {"model": model, "runs": row, "seeds": seeds, "languages": size}
             ups = summary.cells[average].str.extract(r" (\d+)/")[0].astype(float)
             lead = f"{ups['front'] - ups['full']:+.0f}".replace("+nan", "-")
             rows.append(line | summary.cells[average].to_dict() | {"up, front - full": lead})

@@ -10,6 +10,7 @@ its seeds and the models independently. With one model of five seeds, p is at le
 """
 
 import itertools
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -41,6 +42,8 @@ def exchanged(part: pd.DataFrame, other: str) -> Iterator[tuple[np.ndarray, ...]
     index = ["task", "name", "aligner", "strategy", "language"]
     tables = part.pivot(index=index, columns="seed", values="value")
     seeds = tables.shape[1]
+    if tables.isna().any(axis=None):
+        raise SystemExit(f"{sys.argv[0]}: a run of one of the seeds {[*tables]} is missing")
     is_exchanged = np.array([*itertools.product([False, True], repeat=seeds)])[:, None]
     aligned = part[part.strategy == "full"]
     for task, name, aligner in aligned.groupby(["task", "name", "aligner"]).groups:

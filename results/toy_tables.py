@@ -6,10 +6,11 @@ The sentences are computed from the records. Changes are against the baseline of
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
-from records import read
+from records import read, warn
 
 GROUPS = {  # model: (name of a group of languages, the languages)
     "bert": (("close (qaa qab)", ["qaa", "qab"]), ("distant (qac)", ["qac"])),
@@ -26,12 +27,14 @@ def changes(data: pd.DataFrame, model: str) -> pd.DataFrame:
     """Return the scores of each seed, averaged over groups of languages, in percent.
 
     The rows are (strategy, seed), the columns the groups. All rows but those of the baseline are
-    changes against it. Seeds without a baseline are left out.
+    changes against it. Seeds that lack a strategy are left out.
     """
-    table = data.pivot_table("value", ["strategy", "seed"], "language", sort=False) * 100
+    table = data.pivot(index=["strategy", "seed"], columns="language", values="value") * 100
+    table = table[table.groupby("seed").transform("size") == data.strategy.nunique()]
+    if table.empty:
+        return table
     scores = pd.DataFrame({name: table[codes].mean(axis=1) for name, codes in GROUPS[model]})
     base = scores.loc["baseline"]
-    scores = scores[scores.index.get_level_values("seed").isin(base.index)]
     order = [name for name in ("baseline", "full", "front", "back") if name in table.index]
     parts = {}
     for strategy in order:
@@ -90,23 +93,34 @@ def print_summary(data: pd.DataFrame, model: str) -> None:
         print(f"\n{model}: there are no records of {', '.join(missing)}; run it again.")
         return
     table = changes(data, model)
+    if table.empty:
+        print(f"\n{model}: no seed has runs of all strategies; run it again.")
+        return
     print(f"\n{HEADS[model]} mean ± deviation of {len(table.loc['full'])} seeds")
     print_table(table, model)
     print(words_say(table) if model == "bert" else sentences_say(table))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Return 0, or 2 if the records cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of the records")
     folder = parser.parse_args(argv).folder
-    data = pd.concat(read(folder), ignore_index=True)
+    tables = read(folder)
+    if not tables:
+        return 2  # `read` said why
+    data = pd.concat(tables, ignore_index=True)
     data = data[(data.kind == "score") & data.name.isin(["accuracy", "f1"])]
+    same = data.duplicated(["model", "task", "strategy", "seed", "language"])
+    if same.any():
+        warn(f"{data.file[same].iloc[0]}: another record has the same seed; remove one of the two")
+        return 2
     for model in GROUPS:
         print_summary(data[(data.model == model) & (data.task == TASKS[model])], model)
     print(f"\nAll scores: python results/report.py {folder}")
     print("This world was made to show the effect; it proves nothing about real languages.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

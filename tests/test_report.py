@@ -407,7 +407,8 @@ def test_settings_stand_below_the_folder_once_and_then_what_differs(tmp_path, ca
     )
     _, out, err = main(capsys, folder)
     rows = {row["runs"]: row for row in tables(out)["PoS accuracy"]}
-    assert "Settings of all runs: layer -2, method alignfreeze." in out
+    (line,) = (line for line in out.splitlines() if line.startswith("Settings of all runs:"))
+    assert " layer -2, " in line and " method alignfreeze, " in line and "lr " not in line
     own = []
     for lr, n in (("1e-05", 300), ("5e-05", 100), ("5e-05", 300)):
         own.append(f"before, dictionary, lr {lr}, realign_steps {n}")
@@ -433,7 +434,8 @@ def test_settings_that_are_too_long_for_a_row_are_numbered(tmp_path, capsys):
 def test_a_folder_of_one_setting_has_short_rows_and_no_complaint(tmp_path, capsys):
     _, out, err = main(capsys, write(tmp_path, record("baseline"), record(), record("front")))
     assert [row["runs"] for row in tables(out)["PoS accuracy"]] == ["before, dictionary"]
-    assert "lr 5e-05, method alignfreeze, realign_steps 300." in out and not err
+    (line,) = (line for line in out.splitlines() if line.startswith("Settings of all runs:"))
+    assert " lr 5e-05, " in line and " realign_steps 300, " in line and not err
 
 
 def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path, capsys):
@@ -451,6 +453,37 @@ def test_a_flag_that_an_earlier_revision_lacked_makes_no_row_of_its_own(tmp_path
         "before, dictionary, unit sentence",
         "before, dictionary, unit word",
     ]
+
+
+def test_what_an_earlier_revision_did_counts_as_a_setting(tmp_path, capsys):
+    """It had 10% of warm-up, so its baseline is none for runs with 80%."""
+    for seed in (1, 2):
+        write(tmp_path, record("baseline", seed), record("full", seed, config={"warmup": 0.8}))
+    rows = tables(main(capsys, tmp_path)[1])["PoS accuracy"]
+    assert all("-" in (row.get("baseline", "-"), row.get("full", "-")) for row in rows)
+
+
+def test_runs_that_keep_their_best_weights_are_compared_however_often_they_look(tmp_path, capsys):
+    """With 200 updates, a baseline has seen 800 batches of its task, and an aligned run 400."""
+    second = {"method": "mid-align", "validate": 200, "accumulate": 4, "train_languages": ["en"]}
+    validation = {"losses": [1.0], "loss": 1.0, "step": 200}
+    for seed in (1, 2):
+        for strategy, score in (("baseline", 0.5), ("full", 0.6)):
+            one = record(strategy, seed, {"fr": score}, config=second, validation=validation)
+            write(tmp_path, one | {"schedule": "none" if strategy == "baseline" else "alternate"})
+    found = tables(main(capsys, tmp_path)[1])
+    (row,) = found["PoS accuracy"]
+    assert row["full"].split()[:4] == ["60.0", "±", "0.0", "+10.0"]
+    (row,) = found["PoS accuracy, paired"]
+    assert row["full"].startswith("+10.0 [+10.0, +10.0]")
+
+
+def test_seeds_that_a_strategy_lacks_are_told(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        write(tmp_path, record("baseline", seed), record("full", seed))
+    write(tmp_path, record("front", 1))
+    found = tables(main(capsys, tmp_path)[1])
+    assert found["PoS accuracy"][0]["seeds"] == found["PoS accuracy, paired"][0]["seeds"] == "1-3"
 
 
 def test_averages_use_only_languages_that_all_runs_have(tmp_path, capsys):

@@ -283,6 +283,16 @@ def test_a_killed_run_is_reported_and_does_not_stop_the_others(run_all):
         assert sum("--model" in line for line in result.log) == 2
 
 
+def test_a_run_that_is_not_repeated_is_not_said_to_be_finished(run_all):
+    """With several jobs, its own line goes to a log."""
+    line = "a.json exists: nothing to do (--overwrite repeats the run)"
+    states = {line: "done before", f"{line}; another revision of alignfreeze.py made it": "NOT RUN"}
+    for printed, state in states.items():
+        result = run_all(RUN=f'echo "{printed}"', JOBS=2, **GRID)
+        assert result.code == 0 and f" left] {state}" in result.out
+        assert "finished:" not in result.out
+
+
 # --- several jobs
 
 MANY = GRID | {"SEEDS": "1 2 3 4"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -245,6 +246,32 @@ def write_records(folder: Path, model: str, task: str, scores: dict[str, list[di
 def closing_lines(folder: Path) -> list[str]:
     command = [sys.executable, ROOT / "results/toy_tables.py", folder]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_toy_tables_of_nothing_say_so(tmp_path):
+    command = [sys.executable, ROOT / "results/toy_tables.py", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "no records in" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_toy_tables_refuse_two_records_of_one_seed(tmp_path):
+    """They may differ in their settings, so that a mean of both would be of neither."""
+    write_records(tmp_path, "bert", "udpos", word_scores(-10, -3))
+    shutil.copy(tmp_path / "bert_full_0.json", tmp_path / "bert_full_other.json")
+    command = [sys.executable, ROOT / "results/toy_tables.py", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "another record has the same seed" in result.stderr
+
+
+def test_toy_tables_compare_the_seeds_that_all_strategies_have(tmp_path):
+    write_records(tmp_path, "bert", "udpos", word_scores(-10, -3))
+    (tmp_path / "bert_front_1.json").unlink()
+    assert any("deviation of 1 seeds" in line for line in closing_lines(tmp_path))
+    path = tmp_path / "bert_front_0.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"seed": 5}))
+    text = "\n".join(closing_lines(tmp_path))
+    assert "bert: no seed has runs of all strategies" in text
 
 
 def word_scores(full: float, front: float) -> dict[str, list[dict]]:
