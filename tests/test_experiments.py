@@ -507,6 +507,28 @@ def test_xsid():
         assert line(str(run["seed"]), name, *in_groups(run)) in section(GEMMA)
 
 
+SHARED = "gemma3-270m-xsid-accumulate"  # updates that hold batches of both losses
+
+
+def test_xsid_with_both_losses_in_an_update():
+    text, scores = section(SHARED), {}
+    for run in runs(SHARED):
+        align, accumulate = run["losses"].get("align"), run["config"]["accumulate"]
+        batches, updates = 250 * run["config"]["epochs"], run["steps"]["finetune"]
+        in_all = 2 * batches if align else batches
+        assert run["seed"] == 1 and updates == -(-in_all // accumulate)
+        loss = f"{align[0]:.2f} to {align[-1]:.2f}" if align else ""
+        name = "alternating" if align else "baseline"
+        cells = str(batches), name, str(accumulate), str(updates), loss
+        assert line(*cells, *in_groups(run)) in text
+        scores[batches, name, accumulate] = [average(run, group.split()) for group in GROUPS]
+    assert len(scores) == 5
+    for batches, accumulate in ((250, 4), (250, 2), (500, 2)):
+        base, aligned = scores[batches, "baseline", accumulate], scores[batches, "alternating", 4]
+        changes = [f"{there - here:+.1f}" for here, there in zip(base, aligned)]
+        assert "{}, {} and {}".format(*changes) in text
+
+
 def texts(task: str, language: str, split: str) -> list[str]:
     """Return the texts of a file of real data in small letters."""
     path = Path(os.environ["ALIGNFREEZE_DATA"], task, language, f"{split}.jsonl")
