@@ -865,7 +865,7 @@ def encode_words(
         is_visible = (ids != lone_mark) | is_last
         first = np.zeros_like(is_visible)
         first[is_visible] = np.diff(words[is_visible], prepend=-1) != 0
-        if is_unigram:  # of BPE, it stays: Gemma's has it in front of every number (▁ 5, ▁ 1 0)
+        if is_unigram:  # BPE keeps it: Gemma's has it in front of every number (▁ 5, ▁ 1 0)
             ids, words, first = ids[is_visible], words[is_visible], first[is_visible]
         for at in range(0, max(len(ids), 1) if windows else 1, room):
             part = slice(at, at + room)
@@ -917,7 +917,7 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
 # ---- 7. Text -> words -> links -------------------------------------------------------------------
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")  # written without blanks
-LONG_CODES = {  # of languages that need an own way of counting words
+LONG_CODES = {  # of languages whose words are counted in their own way
     "zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo",
     "khm": "km", "mya": "my", "bod": "bo", "dzo": "dz",
 }  # fmt: skip
@@ -2534,7 +2534,7 @@ def read_tokenizer(name: str, flag: str):
     if has_file and type(tokenizer) is not exact_class:
         exact = exact_class.from_pretrained(name)
         marks = tokenizer.all_special_tokens[:1]
-        samples = [SAMPLE, SAMPLE.lstrip(), *(f"{mark}a" for mark in marks)]  # each begins its way
+        samples = [SAMPLE, SAMPLE.lstrip(), *(f"{mark}a" for mark in marks)]  # three beginnings
         if [*map(exact.tokenize, samples)] != [*map(tokenizer.tokenize, samples)]:
             say(f"{flag}: splits text as tokenizer.json says, unlike {type(tokenizer).__name__}")
             return exact
