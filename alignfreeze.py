@@ -99,7 +99,7 @@ class Settings:
     # Fine-tuning.
     epochs: int = setting(5, "passes over the examples of the task")
     batch_size: int = setting(32, "examples in a batch")
-    accumulate: int = setting(1, "batches in an update, of pairs as well; `alternate`: half each")
+    accumulate: int = setting(1, "batches in an update; `alternate`: half of them are pairs")
     lr: float = setting(2e-5, "peak learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates in which the rate rises; >1: it never peaks")
@@ -114,9 +114,9 @@ class Settings:
     checkpointing: bool = setting(False, "compute activations twice to save memory")
     # Data and output.
     data_dir: Path | None = setting(None, "folder of local data; by default, data are downloaded")
-    limit_train: int | None = setting(None, "maximum per language, to train on and to validate on")
-    limit_test: int | None = setting(None, "maximum number of test examples per language")
-    limit_links: int = setting(100_000, "maximum number of sentence pairs per language")
+    limit_train: int | None = setting(None, "train and validate on the first N of each language")
+    limit_test: int | None = setting(None, "test on the first N examples of each language")
+    limit_links: int = setting(100_000, "align the first N sentence pairs of each language")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; by default a GPU if there is one")
     save_model: Path | None = setting(None, "new folder for the realigned encoder, LLM or adapters")
     probe: bool = setting(False, "also measure retrieval of translations at every layer")
