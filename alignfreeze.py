@@ -502,12 +502,13 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
 def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
     """Return the names and modules that adapters go beside. Raises UserError if there are none.
 
-    Mamba layers are refused, because their fused kernels bypass adapters.
+    Refused are Mamba layers, whose fused kernels bypass adapters, and layers that have adapters.
     """
     linear = [(name, module) for name, module in layer.named_modules() if type(module) is nn.Linear]
-    is_mamba = any(hasattr(module, "A_log") for module in layer.modules())
+    parts = [*layer.modules()]
+    is_other = any(hasattr(part, "A_log") or isinstance(part, LoraLinear) for part in parts)
     message = "not possible: the layers of this model are not made of plain linear layers"
-    require(linear and not is_mamba, "--lora", message)
+    require(linear and not is_other, "--lora", message)
     return linear
 
 
@@ -2589,6 +2590,10 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
         model, info = head.from_pretrained(name, **options)
     whole = head in (transformers.AutoModel, Generator)
     prefix = "" if whole else f"{model.base_model_prefix}."
+    unused = [key for key in info["unexpected_keys"] if re.search(r"\.\d+\.", key)]
+    if unused:
+        number = f"{len(unused)} tensors of layers in its files, such as {unused[0]}"
+        say(f"{flag}: the model that config.json describes does not use {number}")
     mismatched = [key for key, *_ in info["mismatched_keys"]]
     missing = [key for key in [*info["missing_keys"], *mismatched] if key.startswith(prefix)]
     poolers = [key for key in missing if "pooler" in key]

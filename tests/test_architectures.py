@@ -814,6 +814,22 @@ def test_adapters_are_refused_where_no_layer_takes_them(tmp_path):
     settings.lora = 4
     with pytest.raises(af.UserError, match="--lora"):
         realign(settings)
+    adapted = af.build_model(settings_of("Llama 3", lora=2), tokenizer_of("Llama 3"), CPU)
+    with pytest.raises(af.UserError, match="--lora"):  # a cell of a notebook that runs twice
+        af.add_lora(adapted, 2, 16, 0.0)
+
+
+def test_weights_of_layers_that_the_configuration_leaves_out_are_named(tmp_path, capsys):
+    settings = save_other("bert", {}, architectures.bert(), tmp_path)
+    af.load_model(settings.model)
+    assert "does not use" not in capsys.readouterr().out  # the head of a masked language model
+    config = json.loads((tmp_path / "config.json").read_bytes())
+    config["num_hidden_layers"] -= 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    af.load_model(settings.model)
+    first = f"bert.encoder.layer.{LAYERS - 1}."
+    line = f"does not use 16 tensors of layers in its files, such as {first}"
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["XLM-R", "ModernBERT", "Llama 3", "Cohere 2"])
