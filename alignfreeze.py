@@ -369,9 +369,8 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     """The training loop of both methods: make `steps` Adam updates to the model, in place.
 
     batches: as `scheduled` yields them; an update takes `settings.accumulate` of them. Alignment
-    does not train the layers named by `settings.strategy`. stop: called after every update; if it
-    returns true, training ends. Returns ({"task" or "align": [mean of 20 losses, ...]},
-    {language: counts of pairs}).
+    does not train the layers named by `settings.strategy`. stop: called after every update; true
+    ends training. Returns ({"task" or "align": [mean of 20 losses, ...]}, {language: pair counts}).
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
@@ -387,6 +386,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     for step in progress(range(1, steps + 1), stage):
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
         log.begin_update(step, group)
+        optimizer.zero_grad()
         for number, (examples, translations) in group[rank::world]:  # this process's share
             torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # its dropout
             if examples:
@@ -406,9 +406,9 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
             nn.utils.clip_grad_norm_(parameters, settings.clip)
         optimizer.step()
         rate.step()
-        optimizer.zero_grad()
         if stop and stop(step):
             break
+    model.eval()
     return log.result()
 
 
@@ -796,8 +796,11 @@ def pair_batches(tokenizer, pairs: Iterable[Pair], settings, device="cpu") -> It
     Raises UserError if the pairs are not of the unit that is aligned.
     """
     encode, kind = (encode_pairs, list) if settings.unit == "word" else (encode_texts, str)
-    pairs = itertools.cycle(pairs) if isinstance(pairs, Sequence) else iter(pairs)
     size = settings.realign_batch_size
+    is_list = isinstance(pairs, Sequence)
+    is_short = is_list and 0 < len(pairs) < size  # a batch would hold the same pair twice
+    require(not is_short, "sentence pairs", f"fewer than realign_batch_size, {size}")
+    pairs = itertools.cycle(pairs) if is_list else iter(pairs)
     while len(chunk := list(itertools.islice(pairs, size))) == size:
         kinds = {type(side) for pair in chunk for side in (pair.source, pair.target)}
         message = f"with the unit {settings.unit}, both sides must be a {kind.__name__}"
@@ -815,6 +818,8 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
             vector[window.sentence, word] = len(vector)
     linked, cut = [], []
     for k, pair in enumerate(pairs):
+        fits = all(i < len(pair.source) and j < len(pair.target) for i, j in pair.links)
+        require(fits, "sentence pairs", "a link points beyond the words, which count from 0")
         links = [((k, i), (k + len(pairs), j)) for i, j in pair.links]
         kept = [(vector[s], vector[t]) for s, t in links if s in vector and t in vector]
         cut.append(len(links) - len(kept))

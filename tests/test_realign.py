@@ -402,7 +402,7 @@ def test_each_seed_has_a_projection_of_its_own(tokenizer):
 
 
 def test_training_turns_dropout_on(tokenizer, monkeypatch):
-    """It is off in a model that was loaded from files, or evaluated."""
+    """It is off in a model that was loaded from files, or evaluated; and again afterwards."""
     modes = []
     for name in ("task_loss", "alignment_loss"):
 
@@ -411,10 +411,42 @@ def test_training_turns_dropout_on(tokenizer, monkeypatch):
             return loss(model, *rest)
 
         monkeypatch.setattr(af, name, watched)
-    realign(tiny.build("bert").eval(), tokenizer, tiny.word_pairs(), 1, SETTINGS)
+    models = [tiny.build("bert").eval() for _ in range(2)]
+    realign(models[0], tokenizer, tiny.word_pairs(), 1, SETTINGS)
     settings = replace(SETTINGS, schedule="during")
-    finetune(tiny.build("bert").eval(), tokenizer, tiny.tagged(4), settings, tiny.word_pairs())
+    finetune(models[1], tokenizer, tiny.tagged(4), settings, tiny.word_pairs())
     assert modes == [True] * 3
+    assert not any(module.training for model in models for module in model.modules())
+
+
+def test_gradients_from_before_the_training_do_not_count(tokenizer):
+    """In a notebook, a cell that was interrupted leaves them behind."""
+    results = []
+    for is_interrupted in (False, True):
+        model = tiny.build("bert")
+        if is_interrupted:
+            model(**tokenizer("the cat", return_tensors="pt")).logits.sum().backward()
+        realign(model, tokenizer, tiny.word_pairs(), 2, SETTINGS)
+        results.append(tiny.weights(model))
+    tiny.assert_same(*results, tolerance=0)
+
+
+def test_a_list_of_pairs_fills_a_batch(tokenizer):
+    """A batch that held a pair twice would pull a word away from its own translation."""
+    pairs = tiny.word_pairs()
+    settings = replace(SETTINGS, realign_batch_size=len(pairs) + 1)
+    with pytest.raises(af.UserError, match="fewer than realign_batch_size, 6"):
+        realign(tiny.build("bert"), tokenizer, pairs, 1, settings)
+    realign(tiny.build("bert"), tokenizer, iter(pairs * 2), 1, settings)  # a stream may repeat
+
+
+@pytest.mark.parametrize("link", [(8, 0), (0, 8)])
+def test_a_link_beyond_the_words_is_an_error(link, tokenizer):
+    """Such as one that counts words from 1."""
+    (pair,) = tiny.word_pairs()[:1]
+    pair = pair._replace(links=[*pair.links, link])
+    with pytest.raises(af.UserError, match="a link points beyond the words, which count from 0"):
+        af.encode_pairs(tokenizer, [pair], 96)
 
 
 def test_dropout_differs_between_seeds_and_between_batches(tokenizer, monkeypatch):
