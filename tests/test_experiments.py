@@ -549,6 +549,42 @@ def test_sentences_that_are_trained_on_and_tested():
     assert f"In English it is {counts[5]} of 100." in text
 
 
+def types_in(task: str, language: str, split: str, limit: int | None = None) -> int:
+    """Return how many types of slots the first lines of a file have."""
+    path = Path(os.environ["ALIGNFREEZE_DATA"], task, language, f"{split}.jsonl")
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()[:limit]]
+    return len({slot["type"] for row in rows for slot in row["slots"]})
+
+
+@pytest.mark.skipif("ALIGNFREEZE_DATA" not in os.environ, reason="needs real data")
+def test_the_first_lines_of_a_file_have_few_types_of_slots():
+    different = len({*texts("xsid", "en", "train")[:300]})
+    english = [types_in("xsid", "en", "train", limit) for limit in (300, None)]
+    (others,) = {types_in("xsid", code, "valid") for code in "de it zh ar".split()}
+    sentence = (
+        "the 300 English training sentences are {} different ones with {} of {} types of slots "
+    )
+    sentence += "(de, it, zh and ar have {} types)"
+    assert sentence.format(different, *english, others) in section(GEMMA)
+    codes = [code for group in GROUPS for code in group.split()]
+    first = {code: types_in("xsid", code, "test", 100) for code in codes}
+    norwegian = first.pop("no")
+    (few,), most = {*first.values()}, max(types_in("xsid", code, "test") for code in codes)
+    assert f"100 test sentences have {few} of {most} types (Norwegian: {norwegian})" in section(
+        GEMMA
+    )
+    assert f"{different} different sentences" in section("gemma3-270m-xsid-validated")
+    training = [types_in("massive", "en", "train", limit) for limit in (1500, None)]
+    (test,) = {
+        (types_in("massive", code, "test", 100), types_in("massive", code, "test"))
+        for code in ("en", "fa")
+    }
+    sentence = (
+        "training sentences have {} of {} types of slots, the first 100 test sentences {} of {}."
+    )
+    assert sentence.format(*training, *test) in section("gemma3-270m-massive")
+
+
 def test_the_baselines_of_xsid_differ_by_seed():
     differences = []
     for group in GROUPS:
