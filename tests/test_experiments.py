@@ -1238,6 +1238,10 @@ def test_what_the_grids_take():
     table = (RESULTS / "bench/README.md").read_text("utf-8")
     shared = round(float(row_of(table, "| all | ").split("|")[4]))
     assert f"None of the {first + second} runs of `run_all.sh` was trained here" in README
+    (row,) = re.findall(r"- Row 1: `([^`]*) \./run_all.sh`", README)
+    assert (
+        grid(**dict(setting.split("=") for setting in row.split())) == 20
+    )  # 4 strategies, 5 seeds
     sentence = f"{first} would take [{hours} hours on an H200](results/bench), perhaps {shared} if"
     assert sentence in README
 
