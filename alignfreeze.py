@@ -502,13 +502,12 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
 def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
     """Return the names and modules that adapters go beside. Raises UserError if there are none.
 
-    Refused are Mamba layers, whose fused kernels bypass adapters, and layers that have adapters.
+    Layers that have adapters are refused, and those of Mamba, whose fused kernels bypass them.
     """
     linear = [(name, module) for name, module in layer.named_modules() if type(module) is nn.Linear]
-    parts = [*layer.modules()]
-    is_other = any(hasattr(part, "A_log") or isinstance(part, LoraLinear) for part in parts)
+    is_refused = any(isinstance(m, LoraLinear) or hasattr(m, "A_log") for m in layer.modules())
     message = "not possible: the layers of this model are not made of plain linear layers"
-    require(linear and not is_other, "--lora", message)
+    require(linear and not is_refused, "--lora", message)
     return linear
 
 
@@ -818,8 +817,9 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
             vector[window.sentence, word] = len(vector)
     linked, cut = [], []
     for k, pair in enumerate(pairs):
-        fits = all(i < len(pair.source) and j < len(pair.target) for i, j in pair.links)
-        require(fits, "sentence pairs", "a link points beyond the words, which count from 0")
+        n, m = len(pair.source), len(pair.target)
+        fits = all(0 <= i < n and 0 <= j < m for i, j in pair.links)
+        require(fits, "sentence pairs", "a link points beyond the words, counted from 0")
         links = [((k, i), (k + len(pairs), j)) for i, j in pair.links]
         kept = [(vector[s], vector[t]) for s, t in links if s in vector and t in vector]
         cut.append(len(links) - len(kept))
@@ -2597,8 +2597,8 @@ def load_model(name: str, head=transformers.AutoModel, flag="--model", **options
     prefix = "" if whole else f"{model.base_model_prefix}."
     unused = [key for key in info["unexpected_keys"] if re.search(r"\.\d+\.", key)]
     if unused:
-        number = f"{len(unused)} tensors of layers in its files, such as {unused[0]}"
-        say(f"{flag}: the model that config.json describes does not use {number}")
+        tensors = f"{len(unused)} tensors of layers in its files, such as {unused[0]}"
+        say(f"{flag}: the model that config.json describes does not use {tensors}")
     mismatched = [key for key, *_ in info["mismatched_keys"]]
     missing = [key for key in [*info["missing_keys"], *mismatched] if key.startswith(prefix)]
     poolers = [key for key in missing if "pooler" in key]

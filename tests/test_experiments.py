@@ -541,7 +541,7 @@ def test_xsid_with_both_losses_in_an_update():
         interval = "[{:+.1f}, {:+.1f}]".format(*bootstrap_interval(group))
         intervals.append(f"{group.mean():+.1f} {interval}")
     assert line("500", "all", "change, paired", "", "", "", *intervals) in text
-    assert f"both losses in an update {intervals[0]}." in README
+    assert f"both losses at once {intervals[0]}." in README
     assert (paired[0].mean(1) < 0).all()  # "the aligned languages lose in 3 of 3 seeds"
 
 
@@ -1216,7 +1216,7 @@ def test_transfer_to_aligned_languages():
     claim = "MASSIVE: aligned languages gain"
     strict = " ".join(strict_intervals_of_massive()[0])
     assert cell(claim) == f"Persian {change} F1 {interval} (Gemma, 3 seeds)"
-    assert f"MASSIVE, if slots not in the text are errors: {strict}." in README
+    assert f"MASSIVE, counting invented slots: {strict}." in README
     (xsid,) = [
         row
         for row in paired_rows(GEMMA, "|")

@@ -440,12 +440,12 @@ def test_a_list_of_pairs_fills_a_batch(tokenizer):
     realign(tiny.build("bert"), tokenizer, iter(pairs * 2), 1, settings)  # a stream may repeat
 
 
-@pytest.mark.parametrize("link", [(8, 0), (0, 8)])
+@pytest.mark.parametrize("link", [(8, 0), (0, 8), (-1, 0)])
 def test_a_link_beyond_the_words_is_an_error(link, tokenizer):
     """Such as one that counts words from 1."""
     (pair,) = tiny.word_pairs()[:1]
     pair = pair._replace(links=[*pair.links, link])
-    with pytest.raises(af.UserError, match="a link points beyond the words, which count from 0"):
+    with pytest.raises(af.UserError, match="a link points beyond the words, counted from 0"):
         af.encode_pairs(tokenizer, [pair], 96)
 
 
