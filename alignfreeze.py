@@ -845,9 +845,7 @@ def encode_texts(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
     return PairBatch(inputs, None, other, english, english, pairs, cut)
 
 
-def encode_words(
-    tokenizer, sentences: list[list[str]], max_length: int, windows: bool = False
-) -> list[Window]:
+def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> list[Window]:
     """Tokenise sentences that are lists of words, into at most `max_length` subwords each.
 
     The subwords are those of the words joined by blanks. The first *visible* one represents a word:
@@ -1692,7 +1690,7 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
     Local data without a training file are trained on their validation file, and cannot validate.
     https://arxiv.org/abs/2204.08582, https://arxiv.org/abs/2311.09122
     """
-    ambiguous, file = 0, split
+    file = split
     folder = settings.data_dir and settings.data_dir / settings.task / language
     if folder and split != "test" and not (folder / "train.jsonl").exists():
         message = "without train.jsonl, its validation file is for training; leave out --validate"
@@ -1711,14 +1709,9 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
             example["target"] = json.dumps({"Results": results}, ensure_ascii=False)
             is_known = {slot["type"] for slot in slots} <= {"PER", "ORG", "LOC"}
             require(is_known, where, "expected names of the types PER, ORG and LOC")
-        elif parse_slots(example["target"]) != [[slot["type"], slot["value"]] for slot in slots]:
-            ambiguous += 1
         if split != "train":
             tag_slots(example, where)  # raises an error if an example cannot be scored
         yield example
-    if ambiguous:
-        message = "have a value or a type with '; ', ': ' or a line break, which no answer can have"
-        say(f"{settings.task} {language}: {ambiguous} texts {message}")
 
 
 def slot_rows(language: str, split: str, settings) -> Iterator:
@@ -1873,6 +1866,12 @@ def parse_slots(output: str) -> list[list[str]]:
     """Return [type, value] of each part of the first line `type: value; ...`."""
     line = output.strip().split("\n")[0].strip()
     return [] if line.lower() == "none" else [part.split(": ") for part in line.split("; ")]
+
+
+def is_unreadable(example: dict) -> bool:
+    """Return whether `parse_slots` misreads the correct answer."""
+    slots = [[slot["type"], slot["value"]] for slot in example.get("slots", ())]
+    return example.get("system") == ASK_SLOTS and parse_slots(example["target"]) != slots
 
 
 def parse_json(output: str) -> list[tuple[str, ...]]:
@@ -2738,31 +2737,37 @@ def load_data(settings: Settings, tokenizer) -> tuple[list, list, dict]:
     training = load_features(settings, tokenizer, "train") if settings.epochs else []
     validation = load_features(settings, tokenizer, "valid") if settings.validate else []
     length = min(task.test_length, tokenizer.model_max_length)
-    for code in dict.fromkeys([*settings.train_languages, *settings.languages]):
-        examples = list(task.load(code, "test", settings))[: settings.limit_test]
+    codes = dict.fromkeys([*settings.train_languages, *settings.languages])
+    for code, examples in load_examples(settings, "test", codes).items():
         name = f"{settings.task}, {code}"
         tests[code] = examples, encode(task, tokenizer, examples, length, False, name)
-    counts = [f"{code} {len(examples)}" for code, (examples, _) in tests.items()]
-    say(f"test examples: {', '.join(counts)}")
     return training, validation, tests
 
 
 def load_features(settings: Settings, tokenizer, split: str) -> list[dict]:
     """Return the features of a split, of all languages that have labels."""
-    task, examples, name = TASKS[settings.task], [], f"{settings.task}, {split}"
-    for code in settings.train_languages:
+    parts = load_examples(settings, split, settings.train_languages)
+    examples, name = [*itertools.chain(*parts.values())], f"{settings.task}, {split}"
+    return encode(TASKS[settings.task], tokenizer, examples, settings.max_length, True, name)
+
+
+def load_examples(settings: Settings, split: str, codes: Iterable[str]) -> dict[str, list[dict]]:
+    """Return {language: its examples of a split, up to the limit}, and say how many they are."""
+    examples, name, unreadable = {}, f"{settings.task}, {split}", 0
+    limit = settings.limit_test if split == "test" else settings.limit_train
+    for code in codes:
         if split == "valid" and code in WITHOUT_VALIDATION and not settings.data_dir:
             say(f"{name}: {code} has no validation examples")
             continue
-        part = list(task.load(code, split, settings))[: settings.limit_train]
-        say(f"{name}: {code} {len(part)} examples")
-        examples += part
-    return encode(task, tokenizer, examples, settings.max_length, True, name)
+        examples[code] = list(TASKS[settings.task].load(code, split, settings))[:limit]
+        unreadable += sum(map(is_unreadable, examples[code]))
+    say(f"{name}: " + ", ".join(f"{code} {len(part)}" for code, part in examples.items()))
+    if unreadable:
+        say(f"{name}: {unreadable} answers have '; ', ': ' or a line break within a slot")
+    return examples
 
 
-def encode(
-    task: Task, tokenizer, examples: list[dict], max_length: int, training: bool, name: str = "data"
-) -> list[dict]:
+def encode(task: Task, tokenizer, examples: list, max_length: int, training: bool, name="data"):
     """Return the task's features of a set of examples.
 
     Raises UserError if there is nothing to learn or to score.

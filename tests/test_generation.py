@@ -489,10 +489,14 @@ def test_a_name_with_an_escape_that_json_lacks_is_read_without_it():
     assert af.parse_json(r'[{"TypeName": "LOC", "Text": "St\. Ives\q"}]') == [("LOC", "St. Ivesq")]
 
 
-def texts_that_are_counted(capsys) -> int:
-    """Return how many texts were said to have a value that no answer can have."""
-    numbers = re.findall(r"massive en: (\d+) texts have a value", capsys.readouterr().out)
-    return int(numbers[0]) if numbers else 0
+def load_and_count(data: Path, capsys, split: str, **options) -> tuple[list[dict], int]:
+    """Return English examples, and how many of their answers are said to be misread."""
+    settings = af.Settings(task="massive", data_dir=data, **options)
+    examples = af.load_examples(settings, split, ["en"])["en"]
+    output = capsys.readouterr().out
+    assert f"massive, {split}: en {len(examples)}\n" in output
+    numbers = re.findall(rf"massive, {split}: (\d+) answers have '; '", output)
+    return examples, int(numbers[0]) if numbers else 0
 
 
 def scores_of_targets(examples: list[dict]) -> list[float]:
@@ -509,12 +513,11 @@ def test_values_that_contain_the_signs_of_the_format_are_counted_and_said(tmp_pa
         rows.append({"text": " | ".join(values), "slots": slots[: rng.randint(0, 2)]})
     put(tmp_path / "massive/en/train.jsonl", rows)
     put(tmp_path / "massive/en/test.jsonl", [rows[0] | {"slots": []}])
-    load(tmp_path, "massive", "en")
-    assert texts_that_are_counted(capsys) == 0
-    examples = load(tmp_path, "massive", "en", "train")
-    assert len(examples) == 300
-    wrong = sum(value < 1 for value in scores_of_targets(examples))
-    assert texts_that_are_counted(capsys) == wrong > 30
+    assert load_and_count(tmp_path, capsys, "test")[1] == 0
+    for limit, least in ((None, 30), (100, 5)):
+        examples, count = load_and_count(tmp_path, capsys, "train", limit_train=limit)
+        assert len(examples) == (limit or 300)
+        assert count == sum(value < 1 for value in scores_of_targets(examples)) > least
 
 
 @pytest.mark.parametrize("kind, value", [
@@ -525,8 +528,20 @@ def test_other_slots_that_the_format_cannot_express_are_counted_and_said(
 ):
     slots = [{"type": kind, "value": value}, {"type": "date", "value": "now"}]
     put(tmp_path / "massive/en/test.jsonl", [{"text": f"{value} now", "slots": slots}])
-    assert scores_of_targets(load(tmp_path, "massive", "en")) != [1]
-    assert texts_that_are_counted(capsys) == 1
+    examples, count = load_and_count(tmp_path, capsys, "test")
+    assert scores_of_targets(examples) != [1]
+    assert count == 1
+
+
+def test_the_languages_of_a_split_share_a_line_and_a_count(data, capsys):
+    slots = [{"type": "time", "value": "five; six"}]
+    for code in ("de", "fr"):
+        put(data / f"massive/{code}/test.jsonl", [{"text": "five; six", "slots": slots}] * 2)
+    af.load_examples(af.Settings(task="massive", data_dir=data), "test", ["de", "en", "fr"])
+    assert capsys.readouterr().out.splitlines() == [
+        "massive, test: de 2, en 2, fr 2",
+        "massive, test: 4 answers have '; ', ': ' or a line break within a slot",
+    ]
 
 
 def test_translations_into_chinese_are_scored_in_characters():
