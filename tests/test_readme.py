@@ -47,7 +47,9 @@ def test_its_tables_can_be_scanned():
 def test_every_verdict_is_short():
     verdicts = re.findall(r"\| \[(.*?)\]\[.\] \|$", README, re.M)
     assert len(verdicts) > 5
-    assert set(verdicts) == {"yes", "with XLM-R", "in NER, NLI", "no", "not seen"}
+    assert set(verdicts) == {
+        "yes", "with XLM-R", "mostly XLM-R", "in NER, NLI", "in NLI", "no", "not seen",
+    }  # fmt: skip
 
 
 def anchors(path: Path) -> set[str]:
