@@ -38,7 +38,7 @@ import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -70,20 +70,20 @@ Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
 
 @dataclasses.dataclass
 class Settings:
-    """All settings of a run, with AlignFreeze's defaults for PoS; `parse_args` adds others."""
+    """All settings of a run. AlignFreeze's defaults for PoS; PRESETS and TASKS hold the others."""
 
     # What to run.
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "freeze front, back or 0-2; full aligns all, baseline nothing")
+    strategy: str = setting("front", "frozen: front, back, 0-2; full: none; baseline: no alignment")
     schedule: Literal["before", "during", "alternate"] = setting(
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "AlignFreeze's five seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: [*TARGETS], "test languages besides those with labels")
     realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
-    # Alignment. List a new setting in OF_ALIGNMENT too: a baseline without --probe ignores it.
+    # Alignment. Add a new setting to OF_ALIGNMENT too, so that it does not rename the baselines.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -91,7 +91,7 @@ class Settings:
     aligner_model: str = setting("bert-base-multilingual-cased", "encoder for --aligner awesome")
     aligner_layer: int = setting(8, "which of its hidden states to compare")
     pool_first: bool = setting(True, "include the first token in the mean of a sentence")
-    realign_steps: int | None = setting(None, "updates with `before`; by default as in fine-tuning")
+    realign_steps: int | None = setting(None, "updates with `before`; default: as in fine-tuning")
     realign_batch_size: int = setting(16, "sentence pairs in a batch")
     realign_max_length: int = setting(96, "subwords of a sentence, special tokens included")
     realign_lr: float = setting(2e-5, "peak learning rate with `before`")
@@ -105,7 +105,7 @@ class Settings:
     warmup: float = setting(0.1, "share of the updates in which the rate rises; >1: it never peaks")
     clip: float = setting(0.0, "maximum norm of the gradient; 0: no clipping")
     max_length: int = setting(96, "subwords of a training example, special tokens included")
-    precision: Literal["fp32", "bf16"] | None = setting(None, "bf16 where fast, if no --adapter")
+    precision: Literal["fp32", "bf16"] | None = setting(None, "bf16 if fast and no --adapter")
     lora: int = setting(0, "rank of the adapters; 0: no adapters, all weights train")
     lora_alpha: float = setting(16.0, "scales the adapters by alpha / rank")
     lora_dropout: float = setting(0.1, "dropout in front of the adapters")
@@ -125,7 +125,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # what overrides what: flag, task (TASKS), model, method, Settings
+PRESETS = {  # a flag overrides the task (TASKS), then the model, the method, and `Settings`
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -253,13 +253,14 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     class LayerReached(Exception): ...
 
     def stop(module, args, kwargs):
-        raise LayerReached(args[0] if args else kwargs["hidden_states"])
+        layer_input = args[0] if args else kwargs["hidden_states"]
+        raise LayerReached(layer_input)
 
     with layers[layer].register_forward_pre_hook(stop, with_kwargs=True):
         try:
             encoder(**inputs)
         except LayerReached as reached:
-            return reached.args[0]
+            return reached.args[0]  # the layer_input
     raise UserError(f"{type(encoder).__name__}: its layers cannot be reached by a hook")
 
 
@@ -309,7 +310,7 @@ def projection_head(hidden_size: int, unit: str) -> nn.Module:
 
 def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) -> Tensor:
     """Return the contrastive loss of a batch of sentence pairs at one layer of the encoder."""
-    # This is `hidden_state`, computed in groups of sentences of similar length to save padding.
+    # The result is that of `hidden_state`; sentences of similar length are computed together.
     hidden = grouped_hidden_state(encoder, batch.inputs, settings.layer)  # (2B, T, d)
     require(hidden.requires_grad, f"--layer {settings.layer}", "nothing below it trains")
     vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
@@ -321,9 +322,9 @@ def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) ->
 def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Settings) -> tuple:
     """Align the encoder of a model in place, before it learns a task.
 
-    The layers named by `settings.strategy` are frozen, by `optimize`. pairs: `Pair`s, in a list
-    that is repeated as often as needed, or in an iterator. Returns (losses, counts of pairs) as
-    `optimize` does. Raises UserError if an iterator ends before the last update.
+    The layers named by `settings.strategy` stay frozen. pairs: a list of `Pair`s, repeated as often
+    as needed, or an iterator. Returns ({"align": [mean of 20 losses, ...]}, {language: counts}).
+    Raises UserError if an iterator ends before the last update.
     """
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
     batches = ((None, batch) for batch in aligned)  # without batches of the task
@@ -351,8 +352,8 @@ def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tupl
 def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(), stop=None):
     """Train a model on a task in place, and align it at the same time if the schedule says so.
 
-    features: from `task.encode`. pairs: as in `realign`; unused by a baseline and by the schedule
-    `before`. stop, and what is returned: as in `optimize`.
+    features: from `task.encode`. pairs: as in `realign`; a baseline and the schedule `before` need
+    none. stop: called after every update; true ends training. Returns what `optimize` returns.
     """
     schedule = "none" if settings.strategy == "baseline" else settings.schedule
     examples = task_batches(tokenizer, features, settings, model.device)
@@ -385,10 +386,10 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     numbered = prefetched(itertools.islice(enumerate(batches), steps * settings.accumulate))
     for step in progress(range(1, steps + 1), stage):
         group = list(itertools.islice(numbered, settings.accumulate))  # the batches of an update
-        log.begin_update(step, group)
+        log.begin_update(step, group)  # raises UserError if no batch is left, or for NaN
         optimizer.zero_grad()
         for number, (examples, translations) in group[rank::world]:  # this process's share
-            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # its dropout
+            torch.manual_seed((settings.seed + 1_000_003 * number) % 2**32)  # for dropout
             if examples:
                 with autocast(model.device, settings.precision):
                     loss = task_loss(model, examples)
@@ -422,7 +423,7 @@ def task_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     for _, inputs in by_length(model, batch):  # groups of rows, to save padding
         labels = inputs.pop("labels")
         if is_classifier(model):
-            logits = task_logits(model, inputs).flatten(0, -2)  # (B*T or B, classes) or (2B, T)
+            logits = task_logits(model, inputs).flatten(0, -2)  # a row for each label
         else:  # the labels are shifted already: each is the token that follows its position
             logits = token_logits(model, inputs, labels != IGNORE)
             labels = labels[labels != IGNORE]
@@ -500,9 +501,10 @@ def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
 
 
 def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """Return the names and modules that adapters go beside. Raises UserError if there are none.
+    """Return (name, module) of each linear module. Raises UserError if the layer cannot be adapted.
 
-    Layers that have adapters are refused, and those of Mamba, whose fused kernels bypass them.
+    That is the case if it has no linear module, has adapters already, or is a layer of Mamba, whose
+    fused kernels would bypass them.
     """
     linear = [(name, module) for name, module in layer.named_modules() if type(module) is nn.Linear]
     is_refused = any(isinstance(m, LoraLinear) or hasattr(m, "A_log") for m in layer.modules())
@@ -550,13 +552,16 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
     for rows, vectors in zip(order.chunk(8), embedded.chunk(8)):
         longest = int(lengths[rows[-1]])
         group = {name: tensor[rows, :longest] for name, tensor in batch.items()}
-        # By a hook, as some models count positions in another way if they get `inputs_embeds`.
+        # A hook inserts them, because some models count positions differently with `inputs_embeds`.
         with table.register_forward_hook(replace_by(vectors[:, :longest])):
             yield rows, group
 
 
 def replace_by(vectors: Tensor) -> Callable:
-    """Return a hook that replaces a module's output by vectors, if both have the same shape."""
+    """Return a hook that replaces a module's output by vectors; not if the model padded its input.
+
+    Longformer does that: then the shapes differ, and the output stays.
+    """
     return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
 
 
@@ -632,14 +637,13 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = sorted({tokenizer.eos_token_id, *ends} - {None})
     # A model's own configuration may sample, or penalise repetition, which copies need.
-    model.generation_config = transformers.GenerationConfig(
-        do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
-    )
+    options = {"do_sample": False, "eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
+    model.generation_config = transformers.GenerationConfig(**options)
     try:
         with model.get_output_embeddings().register_forward_pre_hook(require_numbers):
             ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
     finally:
-        model.generation_config = config  # which --save-model writes
+        model.generation_config = config  # --save-model writes it
     return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
 
 
@@ -696,7 +700,8 @@ def say(line: str) -> None:
 
 def progress(items: Iterable, stage: str) -> tqdm:
     """Return a progress bar; disabled when stderr is not a terminal."""
-    return tqdm(items, stage, leave=False, disable=None if processes()[0] == 0 else True)
+    disable = True if processes()[0] > 0 else None  # None: only if stderr is not a terminal
+    return tqdm(items, stage, leave=False, disable=disable)
 
 
 def prefetched(items: Iterator, count: int = 8) -> Iterator:
@@ -733,8 +738,8 @@ class TrainingLog:
         if self.step % 20 == 0:  # look for NaN in the last losses; seldom, as this waits for a GPU
             loss_curves(self.stage, self.losses[-20:])
         self.step = step
-        for _, (_, batch) in group:
-            for pair, cut in zip(batch.pairs, batch.cut) if batch else ():
+        for batch in [translations for _, (_, translations) in group if translations]:
+            for pair, cut in zip(batch.pairs, batch.cut):
                 counts = self.aligned.setdefault(pair.language, Counter())
                 words = max(0, len(pair.links) - cut)  # 0 with sentences
                 counts.update(sentences=1, words=words, cut=cut, skipped=pair.skipped)
@@ -753,14 +758,13 @@ class TrainingLog:
 def loss_curves(stage: str, losses: list[tuple[int, str, Tensor]]) -> dict[str, list[float]]:
     """Return {name: mean of every 20 losses} over all processes. Raises UserError for NaN."""
     values = torch.stack([loss for *_, loss in losses]).float().tolist() if losses else []
-    own = [(number, name, value) for (number, name, _), value in zip(losses, values)]
+    local = [(number, name, value) for (number, name, _), value in zip(losses, values)]
     curves = defaultdict(list)
-    for _, name, value in sorted(itertools.chain(*gather_objects(own))):
+    for _, name, value in sorted(itertools.chain(*gather_objects(local))):
         require(math.isfinite(value), stage, f"the loss is {value}; lower the learning rate")
         curves[name].append(value)
     for name, values in curves.items():
-        means = [float(np.mean(part)) for part in in_chunks(values, 20)]
-        curves[name] = [round(mean, 6) for mean in means]
+        curves[name] = [round(float(np.mean(part)), 6) for part in in_chunks(values, 20)]
     return dict(curves)
 
 
@@ -776,7 +780,7 @@ class Pair(NamedTuple):
     source: list[str] | str
     target: list[str] | str
     links: Links = ()
-    skipped: int = 0  # pairs that were not usable and were passed over before this one
+    skipped: int = 0  # unusable pairs between the previous pair and this one
     reading: int = 1  # 2 when the text of this language is read for the second time, and so on
 
 
@@ -790,11 +794,12 @@ class Window(NamedTuple):
 
 
 def pair_batches(tokenizer, pairs: Iterable[Pair], settings, device="cpu") -> Iterator[PairBatch]:
-    """Yield full batches of sentence pairs; a rest is dropped. A list is repeated without end.
+    """Yield full batches of pairs; an incomplete last one is dropped. A list repeats without end.
 
     Raises UserError if the pairs are not of the unit that is aligned.
     """
-    encode, kind = (encode_pairs, list) if settings.unit == "word" else (encode_texts, str)
+    encode = encode_pairs if settings.unit == "word" else encode_texts
+    kind = list if settings.unit == "word" else str
     size = settings.realign_batch_size
     is_list = isinstance(pairs, Sequence)
     is_short = is_list and 0 < len(pairs) < size  # a batch would hold the same pair twice
@@ -811,17 +816,18 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
     """Turn pairs of linked words into a batch; cut sentences off at `max_length` subwords."""
     sentences = [pair.source for pair in pairs] + [pair.target for pair in pairs]
     windows = encode_words(tokenizer, sentences, max_length)
-    vector: dict[tuple[int, int], int] = {}  # (sentence, word) -> index of its vector
+    vector_of: dict[tuple[int, int], int] = {}  # (sentence, word): number of its position below
     for window in windows:
         for word in window.words[window.first].tolist():
-            vector[window.sentence, word] = len(vector)
+            vector_of[window.sentence, word] = len(vector_of)
     linked, cut = [], []
     for k, pair in enumerate(pairs):
         n, m = len(pair.source), len(pair.target)
         fits = all(0 <= i < n and 0 <= j < m for i, j in pair.links)
         require(fits, "sentence pairs", "a link points beyond the words, counted from 0")
         links = [((k, i), (k + len(pairs), j)) for i, j in pair.links]
-        kept = [(vector[s], vector[t]) for s, t in links if s in vector and t in vector]
+        links_left = [(s, t) for s, t in links if s in vector_of and t in vector_of]
+        kept = [(vector_of[s], vector_of[t]) for s, t in links_left]
         cut.append(len(links) - len(kept))
         linked += kept
     inputs = pad_inputs([window.ids for window in windows], tokenizer.pad_token_id, device)
@@ -839,7 +845,7 @@ def encode_texts(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
     is_cut = [bool(text.overflowing) for text in encoded.encodings]
     cut = [int(a or b) for a, b in zip(is_cut, is_cut[len(pairs) :])]
     rows = encoded["input_ids"]
-    ids = [np.array(row or [tokenizer.pad_token_id]) for row in rows]  # a text may be invisible
+    ids = [np.array(row or [tokenizer.pad_token_id]) for row in rows]  # a text may lack subwords
     inputs = pad_inputs(ids, tokenizer.pad_token_id, device)
     english, other = torch.arange(len(texts), device=device).chunk(2)
     return PairBatch(inputs, None, other, english, english, pairs, cut)
@@ -854,21 +860,22 @@ def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> 
     """
     backend = tokenizer.backend_tokenizer
     frame = tokenizer("a a", return_special_tokens_mask=True)  # such as <s> ▁a ▁a </s>
-    marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # of a blank before a word
+    marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # signs for a blank
     lone_mark = backend.token_to_id(marks[0]) if marks else None
     is_unigram = type(backend.model).__name__ == "Unigram"  # such as XLM-R's
-    inside = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)  # where the text stands
-    start, _, end = np.split(np.array(frame["input_ids"]), [inside[0], inside[-1] + 1])
-    room = max_length - len(start) - len(end)
-    around, result = (len(start), len(end)), []
+    text_at = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
+    start, _, end = np.split(np.array(frame["input_ids"]), [text_at[0], text_at[-1] + 1])
+    around = len(start), len(end)  # numbers of special tokens
+    room = max_length - sum(around)
+    result = []
     texts = [" ".join(words) for words in sentences]
     for k, encoding in enumerate(backend.encode_batch(texts, add_special_tokens=False)):
         ids = np.array(encoding.ids, dtype=np.int64)
         words = words_at(sentences[k], encoding.offsets)
-        is_last = np.diff(words, append=-1) != 0  # of the subwords of its word
-        is_visible = (ids != lone_mark) | is_last
+        is_last = np.diff(words, append=-1) != 0  # another word follows
+        is_visible = (ids != lone_mark) | is_last  # the only subword of a word counts as visible
         first = np.zeros_like(is_visible)
-        first[is_visible] = np.diff(words[is_visible], prepend=-1) != 0
+        first[is_visible] = np.diff(words[is_visible], prepend=-1) != 0  # another word precedes
         if is_unigram:  # BPE keeps it: Gemma's has it in front of every number (▁ 5, ▁ 1 0)
             ids, words, first = ids[is_visible], words[is_visible], first[is_visible]
         for at in range(0, max(len(ids), 1) if windows else 1, room):
@@ -881,11 +888,10 @@ def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> 
 
 
 def words_at(words: list[str], spans: list[tuple[int, int]]) -> np.ndarray:
-    """Return in which word each span (start, end) of the joined text ends, (T,)."""
-    # Of a blank, the next word. word_of[i] is the word of character i - 1; no span counts as empty.
-    word_of = [k for k, word in enumerate(words) for _ in f" {word}"]
-    word_of.append(len(words) - 1)
-    return np.array([word_of[max(start + 1, end)] for start, end in spans], dtype=np.int64)
+    """Return the word that holds the last character of each span (start, end), (T,)."""
+    ends = np.cumsum([len(word) + 1 for word in words]) - 1  # of each word in the joined text
+    last = [max(start, end - 1) for start, end in spans]
+    return np.searchsorted(ends[:-1], last, side="right")  # a blank counts for the next word
 
 
 def task_batches(tokenizer, features: list[dict], settings, device="cpu") -> Iterator[dict]:
@@ -921,19 +927,19 @@ def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
 # ---- 7. Text -> words -> links -------------------------------------------------------------------
 
 UNSPACED_LANGUAGES = ("zh", "ja", "th")  # written without blanks
-LONG_CODES = {  # of languages whose words are counted in their own way
+LONG_CODES = {  # ISO 639-3 codes of languages that the tables below name by two letters
     "zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo",
     "khm": "km", "mya": "my", "bod": "bo", "dzo": "dz",
 }  # fmt: skip
 UNSPACED = r"(?!\d)[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}ー]"  # a character of their scripts
 WORD = regex.compile(r"[\w\p{M}]+|[^\w\p{M}\s]+")  # a combining mark belongs to its word (Hindi)
 RUN = regex.compile(rf"(?:{UNSPACED}\p{{M}}*)+|(?:(?!{UNSPACED})[\w\p{{M}}])+|[^\w\p{{M}}\s]+")
-LONGEST_WORD = 32  # characters that the longest match looks ahead, without marks
+LONGEST_WORD = 32  # characters of the longest word that is looked up; marks do not count
 Words = tuple[list[str], list[str]]  # source words, target words of a sentence pair
 
 
 class ParallelText:
-    """English text with its translation into one language, and what links the words.
+    """English text with its translation into one language, and the means to link their words.
 
     part: "train", or "dev" for --probe, whose words the dictionary links. Local files are read to
     their end here, so that errors in them are found before training.
@@ -942,7 +948,7 @@ class ParallelText:
     def __init__(self, language: str, settings: Settings, part: str = "train"):
         self.language, self.settings, self.part = language, settings, part
         self.forward: Dictionary = {}
-        self.backward: Dictionary = {}
+        self.backward: Dictionary = {}  # its keys are also the vocabulary for `split_words`
         self.links: list[Links] | None = None  # of each line, if they come from a folder
         self.utterances: list[tuple[str, str]] = []  # of MASSIVE: read once, because they are few
         is_word = settings.unit == "word"
@@ -953,14 +959,15 @@ class ParallelText:
         if is_word and part == "train" and settings.aligner not in ALIGNERS:
             self.links = read_links(Path(settings.aligner), self)
         elif settings.data_dir:
-            deque(self.lines(), maxlen=0)  # raises the errors of all lines
+            for _ in self.lines():  # raises the errors of all lines
+                pass
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield (English, translation)."""
         lines = self.utterances or parallel_lines(self.language, self.settings, self.part)
-        limit = self.settings.limit_links if self.links is None else len(self.links)
         if self.settings.task == "massive":
             lines = self.utterances = list(lines)
+        limit = self.settings.limit_links if self.links is None else len(self.links)
         return itertools.islice(lines, limit)
 
     def words(self, line: tuple[str, str]) -> Words:
@@ -1000,7 +1007,7 @@ class ParallelText:
 
 
 def is_usable(pair: Pair) -> bool:
-    """Return whether a pair of words has a link, or a pair of sentences two sides."""
+    """Return whether a pair of words has a link, or both sentences of a pair have text."""
     is_text = isinstance(pair.source, str)
     return bool(pair.source.strip() and pair.target.strip() if is_text else pair.links)
 
@@ -1008,7 +1015,7 @@ def is_usable(pair: Pair) -> bool:
 def parallel_lines(language: str, settings: Settings, part: str) -> Iterator[tuple[str, str]]:
     """Yield (English, translation) from `parallel/en-XX.tsv` of --data-dir, or from OPUS-100.
 
-    For the task `massive`, they are its own utterances. The part "dev" is `en-XX.dev.tsv`, or the
+    The task `massive` uses its own utterances. The part "dev" is `en-XX.dev.tsv`, or the
     validation split of OPUS-100 or MASSIVE.
     """
     if settings.task == "massive":
@@ -1020,7 +1027,7 @@ def parallel_lines(language: str, settings: Settings, part: str) -> Iterator[tup
         return
     hub = {"path": "Helsinki-NLP/opus-100", "name": "-".join(sorted((SOURCE, language)))}
     hub["split"] = "validation" if part == "dev" else "train"
-    for location, row in read_rows(settings, language, "", hub, translation=dict):
+    for location, row in read_rows(settings, language, part, hub, translation=dict):
         yield tuple(typed_columns(location, row["translation"], **{SOURCE: str, language: str}))
 
 
@@ -1037,7 +1044,7 @@ def shuffled(items: Iterable, seed: str, size: int = 10_000) -> Iterator:
 
 
 def nfc(text: str) -> str:
-    """Return text with accents composed, as dictionaries and text are compared."""
+    """Return text in Unicode form NFC, in which dictionaries and texts are compared."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -1145,7 +1152,7 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
 
 
 def tokenised(words: Words) -> str:
-    """Return a line of `en-XX.words.txt`, in the format that other word aligners read."""
+    """Join two lists of words to `a cat ||| un chat`, the format that other word aligners read."""
     return " ".join(words[0]) + " ||| " + " ".join(words[1])
 
 
@@ -1182,7 +1189,7 @@ def write_links(settings: Settings) -> None:
     """--write-links: align the text of every language, and write its words and links.
 
     `en-XX.words.txt` holds the words, `en-XX.txt` their links in Pharaoh format (unless the aligner
-    is `none`), and `en-XX.json` how they were made. Raises UserError if the folder holds others.
+    is `none`), and `en-XX.json` how they were made. Raises UserError for other such files.
     """
     validate_settings(settings)
     origin: dict[str, Any] = {"aligner": settings.aligner}
@@ -1215,7 +1222,7 @@ def write_links(settings: Settings) -> None:
             lines = [" ".join(f"{i}-{j}" for i, j in row) + "\n" for row in links]
             write_whole(path, "".join(lines).encode())
         write_whole(words_path, content)
-        write_whole(origin_path, stored)  # at last: then all is written
+        write_whole(origin_path, stored)  # last: it marks the others as complete
         say(f"{path.name}: {len(words)} sentence pairs, {time.time() - start:.1f} s")
 
 
@@ -1231,8 +1238,9 @@ def fast_align(pairs: Iterable[Words]) -> list[Links]:
     for source, target in pairs:
         if not source or not target:
             source = target = []
-        rows = np.array([ids[word] for word in (None, *source)])
-        codes.append(rows[:, None] << 32 | [ids[word] for word in (None, *target)])
+        source_ids = np.array([ids[word] for word in (None, *source)])
+        target_ids = np.array([ids[word] for word in (None, *target)])
+        codes.append((source_ids[:, None] << 32) | target_ids)
     if len(ids) < 2:  # there are no words
         return [[] for _ in codes]
     shapes = [code.shape for code in codes]
@@ -1250,8 +1258,8 @@ def fast_align(pairs: Iterable[Words]) -> list[Links]:
 def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray) -> list:
     """Fit p(target | source) by EM; return which source word explains each target word of a pair.
 
-    grids: of each pair, (n + 1, m) entries of the t-table. source_word, target_word: the ids of the
-    words of each entry. Returns lists of m indices; -1 is NULL.
+    grids: for each pair, the t-table entry of each word pair, (n + 1, m). source_word, target_word:
+    the word ids of each entry. Returns a list of m indices for each pair; -1 is NULL.
     """
     tension, t_table = FIRST_TENSION, np.ones(len(source_word))
     shapes = Counter(grid.shape for grid in grids)
@@ -1260,7 +1268,7 @@ def train_and_link(grids: list, source_word: np.ndarray, target_word: np.ndarray
         n, m = shape[0] - 1, shape[1]
         far[shape] = np.abs(np.arange(1, n + 1)[:, None] / n - np.arange(m + 1) / max(m, 1))
     for iteration in range(EM_ITERATIONS):
-        priors = {}  # that a target word comes from NULL or from a source position; (n + 1, m)
+        priors = {}  # probability that NULL or source word i explains target word j; (n + 1, m)
         for shape in shapes:
             near = np.exp(-tension * far[shape][:, 1:])  # j = 1 .. m
             null = np.full(shape[1], NULL_PROBABILITY)
@@ -1292,12 +1300,13 @@ def fit_tension(shapes: Counter, far: dict, observed: float, tension: float) -> 
             weighted = (np.exp(-tension * distances) * distances).sum(0)
             normaliser = exchanged_normaliser(shape[0] - 1, shape[1], tension)
             expected += count * (weighted / normaliser).sum()
-        tension = min(max(tension + 20 * (expected - observed) / words, 0.1), 14.0)
+        tension += 20 * (expected - observed) / words  # step and bounds are fast_align's
+        tension = min(max(tension, 0.1), 14.0)
     return tension
 
 
 def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
-    """Return Z of the derivative of log Z, (m,), in which the C++ program exchanges n and m."""
+    """Return Z for the derivative of log Z, (m,); here fast_align's C++ code exchanges n and m."""
     i = np.arange(1, m + 1)
     floor = i * m // n
     ratio = math.exp(-tension / max(m, 1))
@@ -1339,9 +1348,7 @@ def grow_diag_final_and(forward: list[int], reverse: list[int]) -> Links:
 
 
 @torch.inference_mode()
-def awesome_links(
-    encoder: nn.Module, tokenizer, pairs: list[Words], layer: int = 8, threshold: float = 1e-3
-) -> list[Links]:
+def awesome_links(encoder, tokenizer, pairs: list, layer=8, threshold=1e-3) -> list[Links]:
     """Link words by an encoder (Dou and Neubig 2021, https://arxiv.org/abs/2101.08231).
 
     Two subwords are linked if the softmax of their dot product at `layer` exceeds `threshold` both
@@ -1438,13 +1445,13 @@ def load_wikiann(language: str, split: str, settings) -> Iterator[dict]:
         yield tagged_words(where, row)
 
 
-def tagged_words(where: str, row: dict, names: Sequence[str] = NER_TAGS) -> dict[str, list]:
-    """Return the `tokens` of a row, and the numbers of their `tags` among the names of all tags.
+def tagged_words(where: str, row: dict) -> dict[str, list]:
+    """Return the `tokens` of a row, and the numbers of their `tags` in NER_TAGS.
 
     A row has names in the column `tags` or numbers in the column `ner_tags`.
     """
     column = "tags" if "tags" in row else "ner_tags"
-    names = names if "tags" in row else list(range(len(names)))
+    names = NER_TAGS if "tags" in row else list(range(len(NER_TAGS)))
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
@@ -1479,7 +1486,7 @@ def predicted_labels(feature: dict, logits: np.ndarray) -> np.ndarray:
 
 
 def entities(tags: np.ndarray, repair: bool = False) -> set[tuple[int, int, int]]:
-    """Return (first word, last word, type) of each entity; tag 0 is O, 2k - 1 is B and 2k I of k.
+    """Return (first word, last word, type) of each entity; tag 0 is O, 2k - 1 is B-k, 2k is I-k.
 
     An I without an entity before it begins one. An I of another type begins one as well (as in
     conlleval), or, with `repair`, changes the type of the entity (the authors repair predictions).
@@ -1513,7 +1520,7 @@ def score_entities(examples: list, features: list[dict], logits: list) -> dict[s
 
 
 def load_xnli(language: str, split: str, settings) -> Iterator[dict]:
-    """Load sentence pairs of XNLI (https://aclanthology.org/D18-1269); MultiNLI to train."""
+    """Load sentence pairs of XNLI (https://aclanthology.org/D18-1269); train on MultiNLI."""
     hub = {"path": "facebook/xnli", "name": language, "split": split}
     columns = {"premise": str, "hypothesis": str, "label": int}
     for where, row in read_rows(settings, language, split, hub, **columns):
@@ -1535,10 +1542,10 @@ def encode_sentences(tokenizer, examples: list, max_length: int, training: bool)
 
 
 def load_xquad(language: str, split: str, settings) -> Iterator[dict]:
-    """Load questions of XQuAD (https://huggingface.co/datasets/google/xquad); SQuAD to train."""
+    """Load questions of XQuAD (https://huggingface.co/datasets/google/xquad); train on SQuAD."""
     hub = {"path": "google/xquad", "name": f"xquad.{language}", "split": "validation"}
     if split == "train":
-        message = "the hub has questions to train on in English only; use --data-dir"
+        message = "the hub has training questions only in English; use --data-dir"
         require(settings.data_dir or language == SOURCE, f"xquad {language}", message)
         hub = {"path": "rajpurkar/squad", "name": "plain_text", "split": split}
     columns = {"question": str, "context": str, "answers": dict}
@@ -1556,33 +1563,27 @@ def load_xquad(language: str, split: str, settings) -> Iterator[dict]:
 def encode_questions(tokenizer, examples: list, max_length: int, training: bool) -> list[dict]:
     """Encode a question, cut off at half of `max_length`, with each window of its context.
 
-    labels: the first and last subword of the first answer; 0 and 0 if the window lacks a part of
-    it. offsets: (T, 2), the characters of the context that a subword spans; else -1 and -1.
+    labels: from `answer_labels`. offsets: (T, 2), the characters of the context that a subword
+    spans; else -1 and -1.
     """
-    questions, is_cut = [example["question"] for example in examples], []
+    questions = [example["question"] for example in examples]
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    for k, question in enumerate(tokenizer(questions, **options).encodings):
-        is_cut.append(bool(question.overflowing))
-        if question.overflowing:
-            questions[k] = questions[k][: question.overflowing[0].offsets[0][0]]
+    rest = [question.overflowing for question in tokenizer(questions, **options).encodings]
+    for k, parts in enumerate(rest):
+        if parts:
+            end = parts[0].offsets[0][0]  # the first character that does not fit
+            questions[k] = questions[k][:end]
     contexts = [example["context"] for example in examples]
     stride = min(TRAIN_STRIDE if training else TEST_STRIDE, max_length // 2 - 8)
     options = {"truncation": "only_second", "max_length": max_length, "stride": stride}
     options |= {"return_overflowing_tokens": True, "return_attention_mask": False}
     encoded = tokenizer(questions, contexts, **options)
-    has_words = len({*tokenizer("a a", add_special_tokens=False).word_ids()}) > 1  # Gemma's: no
+    has_words = len({*tokenizer("a a", add_special_tokens=False).word_ids()}) > 1  # not Gemma's
     features = []
     for k, number in enumerate(encoded.pop("overflow_to_sample_mapping")):
         in_context = np.array(encoded.sequence_ids(k)) == 1
         offsets = np.where(in_context[:, None], encoded.encodings[k].offsets, -1).astype(np.int32)
-        start = examples[number]["starts"][0]
-        text = examples[number]["texts"][0]
-        end = start + len(text)
-        visible_end = start + len(regex.sub(r"\p{M}+$", "", text))  # an accent may have no subword
-        answer = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))  # its subwords
-        is_whole = len(answer) and offsets[answer[0], 0] <= start
-        is_whole = is_whole and visible_end <= offsets[answer[-1], 1]
-        labels = answer[[0, -1]] if is_whole else np.array([0, 0])
+        labels = answer_labels(examples[number], offsets)
         feature = {name: np.array(encoded[name][k]) for name in encoded}
         words = encoded.encodings[k].word_ids if has_words else range(len(in_context))
         words = np.array(words, dtype=float)  # None becomes NaN
@@ -1591,8 +1592,19 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
         number = feature["example"]
-        feature["cut"] = is_cut[number] or (training and number not in answered)
+        feature["cut"] = bool(rest[number]) or (training and number not in answered)
     return features
+
+
+def answer_labels(example: dict, offsets: np.ndarray) -> np.ndarray:
+    """Return the first and last subword of the first answer; 0 and 0 if the window lacks a part."""
+    start, text = example["starts"][0], example["texts"][0]
+    end = start + len(text)
+    visible_end = start + len(regex.sub(r"\p{M}+$", "", text))  # an accent may have no subword
+    subwords = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))  # of the answer
+    is_whole = len(subwords) and offsets[subwords[0], 0] <= start
+    is_whole = is_whole and visible_end <= offsets[subwords[-1], 1]
+    return subwords[[0, -1]] if is_whole else np.array([0, 0])
 
 
 def normalise_answer(text: str) -> list[str]:
@@ -1604,8 +1616,8 @@ def normalise_answer(text: str) -> list[str]:
 def compare_answers(prediction: str, references: list[str], language: str) -> dict[str, float]:
     """Return F1 and exact match, by SQuAD's measure (the best reference) and by the authors'.
 
-    Theirs takes the first reference; common words as sets, but precision and recall of lists; 2PR /
-    max(1, P + R); exact match of raw strings, except in English.
+    The authors use the first reference alone. They count each common word once, but divide by the
+    lengths of the lists; F1 is 2PR / max(1, P + R). Raw strings must be equal, except in English.
     """
     words = normalise_answer(prediction)
     gold = [normalise_answer(reference) for reference in references]
@@ -1645,8 +1657,8 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
         answers[number] = answer, text_between(context, offsets[first, 0], offsets[last, 1])
     totals = Counter()
     for example, (answer, grown) in zip(examples, answers):
-        references = example["texts"], example["language"]
-        scores, authors = (compare_answers(text, *references) for text in (answer, grown))
+        scores = compare_answers(answer, example["texts"], example["language"])
+        authors = compare_answers(grown, example["texts"], example["language"])
         totals.update(scores | {key: authors[key] for key in ("f1_authors", "em_authors")})
     return {metric: total / len(examples) for metric, total in totals.items()}
 
@@ -1672,13 +1684,12 @@ CHARACTERS = ("ja", "zh")  # languages whose slots are counted in characters
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # the authors use 13a for all
 BLEU_TOKENIZERS |= dict.fromkeys("th lo km my bo dz".split(), "char")  # written without blanks
 CODE = r"[a-z]{2,3}(?:[-_][A-Z]\w*)?"  # a language, perhaps with a region or a script
-ASK_SLOTS = (
-    "List what the command mentions as `type: value`, in the command's own words and order,\n"
-    "separated by `; `. Answer None if it mentions nothing."
-)
+ASK_SLOTS = """\
+List what the command mentions as `type: value`, in the command's own words and order,
+separated by `; `. Answer None if it mentions nothing."""
 ASK_NAMES = """Find the persons (PER), organisations (ORG) and places (LOC) that the text names.
 Answer in JSON: {"Results": [{"TypeName": type, "Text": name}]}"""
-DATE = time.strptime("26 Jul 2024", "%d %b %Y")  # what a chat template takes for today
+DATE = time.strptime("26 Jul 2024", "%d %b %Y")  # chat templates get it as the date of today
 ASK_TODAY = r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1\s*\)"""  # in a chat template
 PLAIN = "{{ messages[0].content }}\n\nInput: {{ messages[1].content }}\nOutput:"  # chat template
 ASK_TRANSLATION = "Translate the text from {} into {}. Answer with the translation alone."
@@ -1715,7 +1726,7 @@ def load_slots(language: str, split: str, settings) -> Iterator[dict]:
 
 
 def slot_rows(language: str, split: str, settings) -> Iterator:
-    """Yield (location, row)."""
+    """Yield (location, row) of a split with slots, from --data-dir or the hub."""
     task, hub = settings.task, {}
     if settings.data_dir:
         split = "dev" if (task, split) == ("uner", "valid") else split
@@ -1738,7 +1749,7 @@ def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, 
     for code, texts in ((SOURCE, english), (language, other)):
         for where, row in slot_rows(code, split, settings):
             key = str(row.get("id"))
-            message = "needs an 'id' of its own, which joins it with its translations"
+            message = "needs a unique 'id', which its translations share"
             require("id" in row and key not in texts, where, message)
             texts[key], _ = read_slots(where, row, code)
     yield from ((english[key], text) for key, text in other.items() if key in english)
@@ -1766,7 +1777,7 @@ def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
 
 
 def load_translation(language: str, split: str, settings) -> Iterator[dict]:
-    """Load a direction such as `en-de`, English into German; ALMA to train, WMT23 to test.
+    """Load a direction such as `en-de`, English into German; trains on ALMA, tests on WMT23.
 
     A direction without data of its own uses those of the opposite direction.
     ALMA: https://arxiv.org/abs/2309.11674
@@ -1798,7 +1809,7 @@ def render_prompt(tokenizer, system: str, user: str) -> str:
     """Return a prompt by the model's chat template, or by `PLAIN` if it has none.
 
     If the template drops or refuses the system message, the instruction is put in front of the
-    user's text. Today's date never enters. Raises UserError if a part is still missing.
+    user's text. A fixed date replaces today's. Raises UserError if a part is still missing.
     """
     options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     template = tokenizer.get_chat_template() if tokenizer.chat_template else PLAIN
@@ -1840,7 +1851,7 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
 
 
 def slot_words(text: str, language: str) -> list[str]:
-    """Split text into the units of slots: words; in ja and zh characters, but ASCII runs whole."""
+    """Split text into words; in Japanese and Chinese, into characters and runs of ASCII."""
     by_character = base_language(language) in CHARACTERS
     return re.findall(r"[!-~]+|\S", text) if by_character else text.split()
 
@@ -1849,7 +1860,8 @@ def tag_slots(example: dict, where: str = "") -> list[tuple[str, str | None]]:
     """Return (word, type of its slot or None). Raises UserError if the text lacks a slot."""
     parts, at, text = [], 0, example["text"]
     for slot in example["slots"]:
-        value, start = slot["value"], f" {text} ".find(f" {slot['value']} ", at)
+        value = slot["value"]
+        start = f" {text} ".find(f" {value} ", at)  # between blanks
         if start < 0 or base_language(example["language"]) in CHARACTERS:
             start = text.find(value, at)
         message = f"the text does not have the slot '{value[:60]}' in this order"
@@ -1896,7 +1908,7 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
     """Return F1 over all examples: of (type, place) as MASSIVE counts, and of (type, value).
 
     For `f1`, a value tags every place where its words occur, in any case, and overwrites earlier
-    tags. A value that does not occur costs only the miss. Neighbours of one type are one slot.
+    tags. A value that does not occur is no false positive. Neighbours of one type are one slot.
     """
     gold_tags, predicted_tags, gold_values, predicted_values = [], [], [], []
     for k, (example, output) in enumerate(zip(examples, outputs)):
@@ -1959,7 +1971,7 @@ class Task(NamedTuple):
     epochs: int = 5
     max_length: int = 96  # subwords in training, special tokens included
     test_length: int = 128  # subwords in evaluation
-    new_tokens: int = 0  # subwords that are generated at most; 0: the task is a classification
+    new_tokens: int = 0  # most subwords of an answer; 0: the task is a classification
 
 
 # Fields of a task that are the defaults of settings.
@@ -1967,7 +1979,7 @@ TASK_SETTINGS = "languages train_languages realign_languages limit_links epochs 
 SPLITS = ("train", "valid", "dev", "test")  # names of local files
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
-# Of the second paper's languages en, zh (labelled), cy and jv (not) are known; we chose the rest.
+# The second paper names en and zh (with labels), cy and jv (without); we chose the others.
 # The languages that are aligned are the first ones in the lists of those without labels.
 MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
 XSID = "tr da ja lt no de-ba de-muc gsw id nl".split(), "en de it zh ar".split()
@@ -2302,7 +2314,7 @@ def record_name(settings: Settings) -> str:
     """
     values = settings_of_run(settings)
     defaults = dataclasses.asdict(default_settings(settings)) | {"precision": "fp32"}
-    defaults["method"] = "mid-align" if is_generative(settings) else "alignfreeze"
+    defaults["method"] = "mid-align" if is_generative(settings) else "alignfreeze"  # the usual one
     changed = {}
     for key, value in values.items():
         if key not in RECORD_KEYS and value not in (None, defaults[key]):
@@ -2360,7 +2372,7 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def is_done(path: Path, settings: Settings, content: str) -> bool:
-    """Return whether the record of this run exists. Raises UserError if the file is another one."""
+    """Return whether the record of this run exists. Raises UserError if it is another file."""
     if settings.overwrite or not gather_objects(os.path.lexists(path))[0]:
         return False
     with as_user_error(f"{path}: is not a record of a run; move it away, or add --overwrite"):
@@ -2376,7 +2388,7 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
     require(not changed, path, f"has other settings ({', '.join(changed)}); {advice}")
     is_same = record.get("content") == content
     require(is_same, path, f"was made from other data or weights; {advice}")
-    message = "exists, so that no model is trained; add --overwrite to train it and to save it"
+    message = "exists, so no model would be trained or saved; add --overwrite to do both"
     require(not settings.save_model, path, message)
     note = "" if revision == SCRIPT else "; another revision of alignfreeze.py made it"
     say(f"{path} exists: nothing to do (--overwrite repeats the run){note}")
@@ -2444,13 +2456,13 @@ def validate_alignment(settings: Settings) -> None:
 
 
 def validate_languages(settings: Settings) -> None:
-    """Raise UserError for what is not a language code, or for a code that cannot be scored."""
+    """Raise UserError for an invalid language code, or for one that cannot be scored."""
     for name in ("languages", "train_languages", "realign_languages"):
         for code in getattr(settings, name):
             is_code = regex.fullmatch(r"[\w-]+", code)
             require(is_code, flag_of(name), f"'{code}' is not a language code")
     is_other = SOURCE not in settings.realign_languages
-    require(is_other, "--realign-languages", f"'{SOURCE}' is aligned with other languages")
+    require(is_other, "--realign-languages", f"'{SOURCE}' is aligned with all of them; omit it")
     if settings.task == "translation":  # sacrebleu may lack a tokenizer
         for direction in [*settings.train_languages, *settings.languages]:
             score_translation([{"language": direction, "target": "a"}], [], ["a"])
@@ -2458,23 +2470,20 @@ def validate_languages(settings: Settings) -> None:
 
 def validate_output(settings: Settings) -> None:
     """Make the folders to write to. Raises UserError if they cannot be written to."""
-    path = settings.save_model
-    folders = {"--write-links": settings.write_links, "--save-model": path and path.parent}
-    for flag, folder in (folders | {"--out": settings.out}).items():
-        if folder and not (settings.write_links and flag == "--out"):
-            with as_user_error(f"{flag} {folder}: cannot be written to; choose another folder"):
-                folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=folder).close()
+    path, links = settings.save_model, settings.write_links
+    folders = {"--write-links": links} if links else {"--out": settings.out}
+    folders |= {"--save-model": path.parent} if path else {}
+    for flag, folder in folders.items():
+        with as_user_error(f"{flag} {folder}: cannot be written to; choose another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
     if path:
         is_new = not os.path.lexists(path) and len(os.fsencode(path.name)) <= 240
-        require(is_new, f"--save-model {path}", "exists, or is too long; name a new folder")
+        require(is_new, f"--save-model {path}", "exists, or has too long a name; name a new folder")
 
 
 def validate_for_model(settings: Settings, config, longest: int) -> None:
-    """Validate the flags that depend on the model. longest: subwords that it reads.
-
-    Raises UserError.
-    """
+    """Raise UserError for flags that do not fit a model that reads `longest` subwords."""
     depth, layer, spec = config.num_hidden_layers, settings.layer, settings.strategy
     shortest = 40 if settings.task == "xquad" else 8
     message = f"{settings.max_length} must be {shortest} to {longest} subwords with this model"
@@ -2488,7 +2497,7 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     require(-depth - 1 <= layer <= depth, f"--layer {layer}", message)
     message = f"{settings.realign_max_length} must be 8 to {longest} subwords with this model"
     require(8 <= settings.realign_max_length <= longest, "--realign-max-length", message)
-    below: set[int | str] = set(range(layer % (depth + 1)))  # what alignment reaches
+    below: set[int | str] = set(range(layer % (depth + 1)))  # the layers that alignment can train
     if not settings.lora:  # adapters leave the embeddings as they are
         below.add("emb")
     message = f"nothing below --layer {layer} trains; align a higher one, or freeze fewer"
@@ -2519,7 +2528,8 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
             tokenizer.pad_token = tokenizer.eos_token
         validate_tokenizer(tokenizer, config.vocab_size, flag)
         positions = getattr(config, "max_position_embeddings", None) or math.inf
-        positions -= 2 * ("roberta" in config.model_type)  # RoBERTa counts positions from 2
+        if "roberta" in config.model_type:
+            positions -= 2  # RoBERTa counts positions from 2
         tokenizer.model_max_length = longest = min(tokenizer.model_max_length, positions)
         message = "has no layer, or reads fewer than 8 subwords; see its configuration"
         require(longest >= 8 and config.num_hidden_layers > 0, flag, message)
@@ -2550,9 +2560,9 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
     """Raise UserError unless the script can compute this kind of model, and the task needs it."""
     is_text = config.is_encoder_decoder or config.get_text_config() is config
     require(is_text, flag, "is a multimodal model; give a model of text alone")
-    is_encoder = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
-    is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_encoder
-    is_encoder = is_encoder and not getattr(config, "is_decoder", False)
+    is_masked = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    is_encoder = is_masked and not getattr(config, "is_decoder", False)
+    is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_masked
     looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
     is_decoder = is_decoder and getattr(config, "is_causal", True) and not looks_ahead
     needed = "a decoder-only model that does not look ahead" if generates else "an encoder"
@@ -2577,7 +2587,7 @@ def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
     message = 'lower-cases text, but its vocabulary does not; set "do_lower_case" to false'
     require(not (is_cased and is_lowered), flag, message)
     ends = [*tokenizer("a")["input_ids"], tokenizer.pad_token_id, tokenizer.eos_token_id or 0]
-    highest = max(*vocab.values(), *ends)  # not ids of images
+    highest = max(*vocab.values(), *ends)  # added tokens, such as of images, may lie above
     message = f"the tokenizer produces ids up to {highest}, but the model has {size} embeddings"
     require(highest < size, flag, message)
 
@@ -2585,36 +2595,37 @@ def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
 def load_model(name: str, head=transformers.AutoModel, flag="--model", **options) -> nn.Module:
     """Load a pretrained model, in float32 by default.
 
-    Raises UserError if weights are missing that are neither of a task's head nor of a pooler.
+    Raises UserError if the files lack weights other than those of a pooler or of a new head.
     """
     flag, options = f"{flag} {name}", {"dtype": torch.float32} | options
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options["trust_remote_code"] = False
     with as_user_error(f"{flag}: its weights cannot be loaded"):
         model, info = head.from_pretrained(name, **options)
-    whole = head in (transformers.AutoModel, Generator)
-    prefix = "" if whole else f"{model.base_model_prefix}."
+    has_new_head = head not in (transformers.AutoModel, Generator)
+    prefix = f"{model.base_model_prefix}." if has_new_head else ""
     unused = [key for key in info["unexpected_keys"] if re.search(r"\.\d+\.", key)]
     if unused:
         tensors = f"{len(unused)} tensors of layers in its files, such as {unused[0]}"
         say(f"{flag}: the model that config.json describes does not use {tensors}")
     mismatched = [key for key, *_ in info["mismatched_keys"]]
-    missing = [key for key in [*info["missing_keys"], *mismatched] if key.startswith(prefix)]
-    poolers = [key for key in missing if "pooler" in key]
-    missing = sorted({*missing} - {*poolers})
+    absent = {*info["missing_keys"], *mismatched}
+    of_encoder = {key for key in absent if key.startswith(prefix)}
+    poolers = {key for key in of_encoder if "pooler" in key}
+    missing = sorted(of_encoder - poolers)
     require(not missing, flag, f"its files lack {len(missing)} tensors, such as {missing[:1]}")
-    if poolers and not whole:
+    if poolers and has_new_head:
         say(f"{flag}: has no pooler; a random one is added, which --lora does not train")
     if mismatched:
         say(f"{flag}: tensors of another size are replaced by random ones: {', '.join(mismatched)}")
-    elif not whole and all(key.startswith(prefix) for key in info["missing_keys"]):
+    elif has_new_head and absent == of_encoder:
         say(f"{flag}: its own classifier is used; the order of its labels must be this task's")
     return model
 
 
 def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Module:
     """Load the model of a run, with the head of its task; merge adapters, and add new ones."""
-    torch.manual_seed(settings.seed)  # for the first weights of the classifier and of adapters
+    torch.manual_seed(settings.seed)  # for the initial weights of the classifier and the adapters
     task = TASKS[settings.task]
     options = {} if task.new_tokens else {"num_labels": task.labels}
     if settings.lora and settings.precision == "bf16":  # frozen weights need no higher precision
@@ -2641,11 +2652,10 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
 def parse_adapter(text: str) -> tuple[str, float]:
     """Return (folder or hub id, weight) of `NAME` or `NAME=WEIGHT`; the weight is 1 by default."""
     name, _, weight = text.rpartition("=")
-    try:
-        has_weight = name and not Path(text).is_dir()  # a folder may be called `r=8`
-        return (name, float(weight)) if has_weight else (text, 1.0)
-    except ValueError:
-        return text, 1.0
+    if name and not Path(text).is_dir():  # a folder may be called `r=8`
+        with suppress(ValueError):
+            return name, float(weight)
+    return text, 1.0
 
 
 def adapter_folder(name: str) -> Path:
@@ -2702,10 +2712,8 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
     trained = model if is_decoder else model.base_model
     is_finite = all(parameter.isfinite().all() for parameter in trained.parameters())
     require(is_finite, "--save-model", "the weights are not finite; lower the learning rate")
-    with (
-        as_user_error(f"--save-model {path}: cannot be written"),
-        tempfile.TemporaryDirectory(dir=path.parent) as scratch,
-    ):
+    problem = f"--save-model {path}: cannot be written"
+    with as_user_error(problem), tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         folder = Path(scratch) / "model"
         if settings.lora:
             folder.mkdir()
@@ -2723,7 +2731,7 @@ def save_model(settings: Settings, model: nn.Module, tokenizer) -> None:
             (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         else:
             trained.save_pretrained(folder)
-            tokenizer.backend_tokenizer.no_truncation()  # of the last batch
+            tokenizer.backend_tokenizer.no_truncation()  # which the last batch has set
             tokenizer.save_pretrained(folder)
         os.replace(folder, path)
     before = "".join(f"{adapter} " for adapter in settings.adapter)
@@ -2768,12 +2776,9 @@ def load_examples(settings: Settings, split: str, codes: Iterable[str]) -> dict[
 
 
 def encode(task: Task, tokenizer, examples: list, max_length: int, training: bool, name="data"):
-    """Return the task's features of a set of examples.
-
-    Raises UserError if there is nothing to learn or to score.
-    """
+    """Return the features of examples; raise UserError if there is nothing to learn or score."""
     features = []
-    for start in range(0, len(examples), 1000):  # tokenizers return large objects
+    for start in range(0, len(examples), 1000):  # in parts, as tokenizers return large objects
         part = task.encode(tokenizer, examples[start : start + 1000], max_length, training)
         features += [feature | {"example": start + feature["example"]} for feature in part]
     if training or not task.new_tokens:
@@ -2817,7 +2822,7 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
     encode_batch = encode_pairs if settings.unit == "word" else encode_texts
     length = settings.realign_max_length
     batch = encode_batch(tokenizer, pairs, length, model.device)
-    size = len(batch.queries) // (2 if settings.unit == "word" else 1)  # words: half are reversed
+    size = len(batch.queries) // (2 if settings.unit == "word" else 1)  # words: half repeat
     require(size, f"--probe, {pairs[0].language}", f"no linked word within {length} subwords")
     model.eval()
     states = []  # of each part of the batch, its hidden states
@@ -2923,15 +2928,13 @@ def flag_of(name: str) -> str:
 def parse_args(argv: list[str] | None = None) -> Settings:
     """Return the settings of a command line. Method, model and task choose the defaults."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(
-        Settings, description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False
-    )
+    options = {"formatter_class": HelpFormatter, "allow_abbrev": False}
+    parser = Parser(Settings, description=__doc__, **options)
     words = [word for word in argv if word not in ("-h", "--help")]
     method = parser.parse_known_args(words)[0].method
     parser.set_defaults(**PRESETS.get(method, {}))
     chosen = parser.parse_known_args(words)[0]
-    message = f"choose from {', '.join(TASKS)}"
-    require(chosen.task in TASKS, f"--task {chosen.task}", message)
+    require(chosen.task in TASKS, f"--task {chosen.task}", f"choose from {', '.join(TASKS)}")
     task = TASKS[chosen.task]
     if Path(chosen.model).name != "mid-align":  # a folder with the name of the method
         parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
