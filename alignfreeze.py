@@ -516,7 +516,8 @@ def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
 def embeddings(encoder: nn.Module) -> nn.Module:
     """Return the module that holds the word embeddings, and most often those of positions.
 
-    GPT-2 and OPT keep positions elsewhere, and a small ELECTRA its projection: these are left out.
+    Left out: positions of GPT-2 and OPT, relative ones of DeBERTa and MPNet, and the projection of
+    a small ELECTRA and RemBERT.
     """
     words, layers = encoder.get_input_embeddings(), transformer_layers(encoder)
     for module in encoder.children():
@@ -558,10 +559,7 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
 
 
 def replace_by(vectors: Tensor) -> Callable:
-    """Return a hook that replaces a module's output by vectors; not if the model padded its input.
-
-    Longformer does that: then the shapes differ, and the output stays.
-    """
+    """Return a hook that replaces a module's output by vectors, unless Longformer has padded it."""
     return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
 
 
@@ -644,7 +642,8 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
             ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
     finally:
         model.generation_config = config  # --save-model writes it
-    return tokenizer.batch_decode(ids[:, longest:], skip_special_tokens=True)
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return tokenizer.batch_decode(ids[:, longest:], **options)
 
 
 # ---- 5. The training loop: processes, learning rate, log -----------------------------------------
@@ -863,6 +862,8 @@ def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> 
     marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # signs for a blank
     lone_mark = backend.token_to_id(marks[0]) if marks else None
     is_unigram = type(backend.model).__name__ == "Unigram"  # such as XLM-R's
+    if is_unigram:  # else it drops accents: https://github.com/huggingface/tokenizers/issues/2116
+        sentences = [[nfc(word) for word in words] for words in sentences]
     text_at = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
     start, _, end = np.split(np.array(frame["input_ids"]), [text_at[0], text_at[-1] + 1])
     around = len(start), len(end)  # numbers of special tokens
@@ -1852,6 +1853,7 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
 
 def slot_words(text: str, language: str) -> list[str]:
     """Split text into words; in Japanese and Chinese, into characters and runs of ASCII."""
+    text = nfc(text)  # Qwen's tokenizer reads prompts in this form, so answers have it, too
     by_character = base_language(language) in CHARACTERS
     return re.findall(r"[!-~]+|\S", text) if by_character else text.split()
 
@@ -1916,14 +1918,14 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
         lower, tags = [word.lower() for word, _ in tagged], [None] * len(tagged)
         slots = [part for part in parse(output) if len(part) == 2]
         for kind, value in slots:
-            phrase = slot_words(value.lower(), example["language"])
+            phrase = [word.lower() for word in slot_words(value, example["language"])]
             for start in range(len(lower) - len(phrase) + 1):
                 if lower[start : start + len(phrase)] == phrase:
                     tags[start : start + len(phrase)] = [kind] * len(phrase)
         gold_tags += [None, *(kind for _, kind in tagged)]  # None between examples
         predicted_tags += [None, *tags]
-        gold_values += [(k, slot["type"], slot["value"]) for slot in example["slots"]]
-        predicted_values += [(k, *slot) for slot in slots]
+        gold_values += [(k, slot["type"], nfc(slot["value"])) for slot in example["slots"]]
+        predicted_values += [(k, kind, nfc(value)) for kind, value in slots]
     types, _ = pd.factorize(np.array(gold_tags + predicted_tags, dtype=object))  # None: -1
     gold, predicted = np.split(2 * (types + 1), 2)  # the tag I of each type
     return {
@@ -1939,8 +1941,8 @@ def score_translation(examples: list, features: list, outputs: list[str]) -> dic
         from sacrebleu.metrics import BLEU, CHRF  # https://github.com/mjpost/sacrebleu
 
         metrics = {"bleu": BLEU(tokenize=bleu_tokenizer(direction)), "chrf": CHRF()}
-    lines = [output.strip() for output in outputs]
-    texts = [[example["target"] for example in examples]]
+    lines = [nfc(output.strip()) for output in outputs]
+    texts = [[nfc(example["target"]) for example in examples]]
     return {name: metric.corpus_score(lines, texts).score / 100 for name, metric in metrics.items()}
 
 
@@ -2577,6 +2579,9 @@ def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
     """Raise UserError if a tokenizer cannot be that of a model with `size` embeddings."""
     if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
         say(f"{flag}: the library warns that it may split text wrongly (see fix_mistral_regex)")
+    unknown = [tokenizer.unk_token_id in tokenizer(text)["input_ids"] for text in ("ﬁ", "fi")]
+    if tokenizer.unk_token_id is not None and unknown == [True, False]:  # DeBERTa, from spm.model
+        say(f"{flag}: the tokenizer does not normalise text: 'ﬁ' is unknown, 'fi' is known")
     knows_all = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes
     is_complete = tokenizer.pad_token_id is not None
     is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
@@ -2837,9 +2842,9 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
         require(is_first and is_one, type(model).__name__, message)
     results = defaultdict(list)
     for layer in zip(*states):
-        vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).float()
-        vectors = F.normalize(vectors, dim=-1)
-        cosine = vectors[batch.queries[:size]] @ vectors[batch.targets[:size]].T
+        vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).cpu()
+        vectors = F.normalize(vectors.double(), dim=-1)  # a GPU would round float32 to TF32
+        cosine = vectors[batch.queries[:size].cpu()] @ vectors[batch.targets[:size].cpu()].T
         results["retrieval"].append(share_retrieved(cosine))
         if settings.unit == "sentence":
             near = min(4, size)

@@ -440,6 +440,19 @@ def test_text_is_decoded_as_it_was_encoded(name):
         assert tokenizer.batch_decode([ids], skip_special_tokens=True)[0].strip() == text
 
 
+@pytest.mark.parametrize("name", ["XLM-R", "Llama 3", "Qwen 2.5"])
+def test_generated_text_keeps_its_blanks_whatever_the_tokenizers_files_say(name, monkeypatch):
+    """The library removes blanks before punctuation if they ask for it, but not with BPE."""
+    tokenizer, model = tokenizer_of(name), model_of("Llama 3")
+    monkeypatch.setattr(tokenizer, "clean_up_tokenization_spaces", True)
+    text = "a b , a . b"
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    monkeypatch.setattr(model, "generate", lambda input_ids, **_: torch.cat([input_ids, ids], 1))
+    assert af.generate(model, tokenizer, [np.array([5, 6])], 20)[0].strip() == text
+    cleaned = tokenizer.batch_decode(ids)[0].strip()
+    assert (cleaned != text) == (name == "XLM-R")
+
+
 # ---- Adapters and frozen layers
 
 

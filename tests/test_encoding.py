@@ -12,6 +12,7 @@ import functools
 import itertools
 import os
 import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -19,7 +20,15 @@ import numpy as np
 import pytest
 import torch
 from tiny import build
-from tokenizers import Encoding, Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Encoding,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     BertTokenizer,
     DebertaV2Tokenizer,
@@ -550,6 +559,33 @@ def test_batches_of_a_list_repeat_it_without_end_and_those_of_an_iterator_end(to
         assert torch.equal(batch.targets, expected.targets)
     whole = list(af.pair_batches(tokenizer, iter(pairs), settings))
     assert [batch.pairs for batch in whole] == [pairs[:2], pairs[2:4]]  # none with a single pair
+
+
+def test_a_unigram_tokenizer_reads_decomposed_words_as_composed_ones(by_hand):
+    """Its normaliser drops accents of decomposed text, which the links of words do not expect."""
+    composed = ["a", "\u1ebf", "\uac00b"]
+    decomposed = [unicodedata.normalize("NFD", word) for word in composed]
+    assert decomposed != composed
+    tokenizer, ids = by_hand["xlmr"], []
+    for words in (composed, decomposed):
+        (window,) = af.encode_words(tokenizer, [words], 20)
+        assert window.words[window.first].tolist() == [0, 1, 2]
+        ids.append(window.ids.tolist())
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFKC()])
+def test_a_tokenizer_without_the_normaliser_of_its_vocabulary_is_named(normalizer, capsys):
+    """The library builds DeBERTa's so from `spm.model`: its table of characters gets lost."""
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", *"\u2581fi"]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    if normalizer:
+        backend.normalizer = normalizer
+    tokenizer = wrapped("xlmr", with_special_tokens("xlmr", backend))
+    af.validate_tokenizer(tokenizer, 7, "--model here")
+    says = "--model here: the tokenizer does not normalise text" in capsys.readouterr().out
+    assert says == (normalizer is None)
 
 
 # ---- groups of similar length

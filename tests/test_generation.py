@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -542,6 +543,36 @@ def test_the_languages_of_a_split_share_a_line_and_a_count(data, capsys):
         "massive, test: de 2, en 2, fr 2",
         "massive, test: 4 answers have '; ', ': ' or a line break within a slot",
     ]
+
+
+@pytest.mark.parametrize("language, value", [
+    ("bn", "\u09b8\u09ae\u09df"),  # NFC takes this letter apart, though it is the usual form
+    ("hi", "\u0938\u095c\u0915"),
+    ("vi", "ti\u00ea\u0301ng"), ("ja", "\u30d5\u3099\u30e9"), ("fr", "E\u0301te\u0301"),
+    ("xx", "J\u030cA"),  # composed in small letters alone
+])  # fmt: skip
+def test_an_answer_is_right_in_whatever_form_a_tokenizer_writes_its_accents(language, value):
+    """Qwen's tokenizer reads prompts and targets in the form NFC, Llama's as they are."""
+    slots = [{"type": "date", "value": value}]
+    example = {"language": language, "text": f"ab {value} ba", "slots": slots}
+    if language == "ja":
+        example["text"] = f"ab{value}ba"
+    for form in ("NFC", "NFD"):
+        written = unicodedata.normalize(form, f"date: {value}")
+        for answer in (written, f"date: {value}"):
+            assert af.score_slots([example], [answer]) == {"f1": 1, "f1_strict": 1}
+    wrong = af.score_slots([example], [f"date: {value}x"])
+    assert wrong == {"f1": 0, "f1_strict": 0}
+
+
+def test_translations_are_compared_in_one_form():
+    pytest.importorskip("sacrebleu")
+    text = "\u0938\u095c\u0915 \u092a\u0930 \u0917\u093e\u095c\u0940 \u0939\u0948"
+    for form in ("NFC", "NFD"):
+        answer = unicodedata.normalize(form, text)
+        assert answer != text
+        scores = af.score_translation([{"language": "en-hi", "target": text}], [], [answer])
+        assert scores == {"bleu": pytest.approx(1), "chrf": pytest.approx(1)}
 
 
 def test_translations_into_chinese_are_scored_in_characters():
