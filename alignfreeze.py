@@ -2579,10 +2579,11 @@ def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
     """Raise UserError if a tokenizer cannot be that of a model with `size` embeddings."""
     if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False:
         say(f"{flag}: the library warns that it may split text wrongly (see fix_mistral_regex)")
+    kind = type(tokenizer.backend_tokenizer.model).__name__
     unknown = [tokenizer.unk_token_id in tokenizer(text)["input_ids"] for text in ("ﬁ", "fi")]
-    if tokenizer.unk_token_id is not None and unknown == [True, False]:  # DeBERTa, from spm.model
+    if kind == "Unigram" and unknown == [True, False]:  # DeBERTa's, made from spm.model
         say(f"{flag}: the tokenizer does not normalise text: 'ﬁ' is unknown, 'fi' is known")
-    knows_all = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"  # of bytes
+    knows_all = kind == "BPE"  # of bytes
     is_complete = tokenizer.pad_token_id is not None
     is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
     require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
