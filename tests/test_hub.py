@@ -549,7 +549,7 @@ def test_generation_data_of_the_hub(monkeypatch, task, language, split, hub, row
 
 def test_questions_to_train_on_are_english_on_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", None)  # the hub is not even asked
-    with pytest.raises(af.UserError, match=r"xquad de: .* English only"):
+    with pytest.raises(af.UserError, match=r"xquad de: .* only in English"):
         list(af.TASKS["xquad"].load("de", "train", af.Settings(task="xquad")))
 
 
