@@ -743,6 +743,37 @@ def test_xsid_until_the_validation_loss_stops_falling():
     assert f"longer {intervals[0]}," in README
 
 
+def test_both_losses_until_the_validation_loss_stops_falling():
+    folder = "gemma3-270m-xsid-accumulate-validated"
+    text, groups = section(folder), (GROUPS[0], "id nl gsw", GROUPS[2])
+    pair = [by_strategy(folder)[strategy][1] for strategy in ("baseline", "full")]
+    for run, name, accumulate in zip(pair, ("baseline", "alternating"), (2, 4)):
+        assert run["config"]["accumulate"] == accumulate
+        best, every = run["validation"], run["config"]["validate"]
+        kept = f"{best['step']} of {every * len(best['losses'])}"
+        align = run["losses"].get("align", [])
+        fall = f"{align[0]:.2f} to {align[-1]:.2f}" if align else ""
+        cells = [f"{average(run, group.split()):.1f}" for group in groups]
+        assert line(name, kept, f"{best['loss']:.3f}", fall, *cells) in text
+        assert min(best["losses"]) < best["losses"][-1]  # it stopped falling
+    assert f"fell from {fall}." in text
+    losses = [run["validation"]["loss"] for run in reversed(pair)]
+    word = "higher" if losses[0] > losses[1] else "lower"
+    assert "is {} than that of the baseline ({:.3f}, {:.3f})".format(word, *losses) in text
+    changes = [average(pair[1], g.split()) - average(pair[0], g.split()) for g in groups]
+    names = "aligned languages by {:+.1f} F1, the other transfer languages by {:+.1f} and the "
+    assert (names + "supervised ones by {:+.1f}").format(*changes) in text
+    assert ("No gain in this pair" in text) == (changes[0] <= 0)
+    hours = sum(sum(run["seconds"].values()) for run in pair) / 3600
+    assert f"a pair takes {hours:.1f} hours" in text
+    spread = []
+    for group in groups:
+        baselines = by_strategy("gemma3-270m-xsid-validated")["baseline"].values()
+        means = [average(run, group.split()) for run in baselines]
+        spread.append(max(means) - min(means))
+    assert "by up to {:.1f}, {:.1f} and {:.1f} points between".format(*spread) in text
+
+
 def test_what_the_digits_of_records_stand_for():
     names = defaultdict(set)
     for path in (RESULTS / E5).glob("*.json"):
