@@ -559,7 +559,7 @@ def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[st
 
 
 def replace_by(vectors: Tensor) -> Callable:
-    """Return a hook that replaces a module's output by vectors, unless Longformer has padded it."""
+    """Return a hook that replaces a module's output, unless a model has padded it (Longformer)."""
     return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
 
 
@@ -1190,7 +1190,7 @@ def write_links(settings: Settings) -> None:
     """--write-links: align the text of every language, and write its words and links.
 
     `en-XX.words.txt` holds the words, `en-XX.txt` their links in Pharaoh format (unless the aligner
-    is `none`), and `en-XX.json` how they were made. Raises UserError for other such files.
+    is `none`), and `en-XX.json` how they were made. Raises UserError if other files stand there.
     """
     validate_settings(settings)
     origin: dict[str, Any] = {"aligner": settings.aligner}
@@ -2777,7 +2777,8 @@ def load_examples(settings: Settings, split: str, codes: Iterable[str]) -> dict[
         unreadable += sum(map(is_unreadable, examples[code]))
     say(f"{name}: " + ", ".join(f"{code} {len(part)}" for code, part in examples.items()))
     if unreadable:
-        say(f"{name}: {unreadable} answers have '; ', ': ' or a line break within a slot")
+        message = "answers cannot be read back: a slot holds '; ', ': ' or a line break"
+        say(f"{name}: {unreadable} {message}")
     return examples
 
 
@@ -2828,7 +2829,7 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
     encode_batch = encode_pairs if settings.unit == "word" else encode_texts
     length = settings.realign_max_length
     batch = encode_batch(tokenizer, pairs, length, model.device)
-    size = len(batch.queries) // (2 if settings.unit == "word" else 1)  # words: half repeat
+    size = len(batch.queries) // (2 if settings.unit == "word" else 1)  # words: both directions
     require(size, f"--probe, {pairs[0].language}", f"no linked word within {length} subwords")
     model.eval()
     states = []  # of each part of the batch, its hidden states

@@ -496,7 +496,7 @@ def load_and_count(data: Path, capsys, split: str, **options) -> tuple[list[dict
     examples = af.load_examples(settings, split, ["en"])["en"]
     output = capsys.readouterr().out
     assert f"massive, {split}: en {len(examples)}\n" in output
-    numbers = re.findall(rf"massive, {split}: (\d+) answers have '; '", output)
+    numbers = re.findall(rf"massive, {split}: (\d+) answers cannot be read", output)
     return examples, int(numbers[0]) if numbers else 0
 
 
@@ -541,7 +541,7 @@ def test_the_languages_of_a_split_share_a_line_and_a_count(data, capsys):
     af.load_examples(af.Settings(task="massive", data_dir=data), "test", ["de", "en", "fr"])
     assert capsys.readouterr().out.splitlines() == [
         "massive, test: de 2, en 2, fr 2",
-        "massive, test: 4 answers have '; ', ': ' or a line break within a slot",
+        "massive, test: 4 answers cannot be read back: a slot holds '; ', ': ' or a line break",
     ]
 
 
