@@ -60,9 +60,10 @@ from tqdm import tqdm
 
 def setting(default, help: str):
     """Return a field of `Settings`, which is also a flag of the command line."""
+    metadata = {"help": f"{help} (default: %(default)s)"}
     if callable(default):
-        return dataclasses.field(default_factory=default, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
@@ -1976,8 +1977,6 @@ class Task(NamedTuple):
     new_tokens: int = 0  # most subwords of an answer; 0: the task is a classification
 
 
-# Fields of a task that are the defaults of settings.
-TASK_SETTINGS = "languages train_languages realign_languages limit_links epochs max_length".split()
 SPLITS = ("train", "valid", "dev", "test")  # names of local files
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
@@ -2916,10 +2915,6 @@ def write_record(path: Path, results: dict, device: torch.device) -> None:
 # ---- 12. Command line ----------------------------------------------------------------------------
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the defaults, and keeps the line breaks of the description."""
-
-
 class Parser(transformers.HfArgumentParser):
     """A parser whose errors are a UserError."""
 
@@ -2935,8 +2930,8 @@ def flag_of(name: str) -> str:
 def parse_args(argv: list[str] | None = None) -> Settings:
     """Return the settings of a command line. Method, model and task choose the defaults."""
     argv = sys.argv[1:] if argv is None else argv
-    options = {"formatter_class": HelpFormatter, "allow_abbrev": False}
-    parser = Parser(Settings, description=__doc__, **options)
+    formatter = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the docstring
+    parser = Parser(Settings, description=__doc__, formatter_class=formatter, allow_abbrev=False)
     words = [word for word in argv if word not in ("-h", "--help")]
     method = parser.parse_known_args(words)[0].method
     parser.set_defaults(**PRESETS.get(method, {}))
@@ -2945,7 +2940,8 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     task = TASKS[chosen.task]
     if Path(chosen.model).name != "mid-align":  # a folder with the name of the method
         parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
-    parser.set_defaults(**{name: getattr(task, name) for name in TASK_SETTINGS})
+    defaults = {name: value for name, value in task._asdict().items() if name in chosen}
+    parser.set_defaults(**defaults)  # the fields of the task that are settings
     for action in parser._actions:
         count = sum(word.split("=")[0] in action.option_strings for word in argv)
         message = "given twice; name all its values behind one"
