@@ -624,12 +624,10 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     room = max(1, tokenizer.model_max_length - longest)
     if room < new_tokens and len(prompts) > 1:  # a long prompt must not shorten other answers
         return [generate(model, tokenizer, [ids], new_tokens)[0] for ids in prompts]
-    inputs = pad_inputs([ids[::-1].copy() for ids in prompts], tokenizer.pad_token_id, model.device)
-    inputs = {name: rows.flip(1) for name, rows in inputs.items()}  # padded on the left
+    inputs = pad_inputs(prompts, tokenizer.pad_token_id, model.device, side="left")
 
     def require_numbers(head, hidden):
-        message = "the model's hidden states are not numbers (NaN)"
-        require(not hidden[0].isnan().any(), "generation", message)
+        require(not hidden[0].isnan().any(), "generation", "hidden states are not numbers (NaN)")
         return (hidden[0].contiguous(),)  # of a view with gaps, a frozen head would be copied
 
     config = model.generation_config
@@ -914,16 +912,16 @@ def task_batch(features: list[dict], pad_id: int, device="cpu") -> dict[str, Ten
     return batch
 
 
-def pad_inputs(ids: list[np.ndarray], pad_id: int, device) -> dict[str, Tensor]:
+def pad_inputs(ids: list[np.ndarray], pad_id: int, device, side="right") -> dict[str, Tensor]:
     """Return the `input_ids` and `attention_mask` of tokenised sentences, (B, T)."""
-    mask = pad([np.ones_like(row) for row in ids], 0)
-    return {"input_ids": pad(ids, pad_id).to(device), "attention_mask": mask.to(device)}
+    mask = pad([np.ones_like(row) for row in ids], 0, side)
+    return {"input_ids": pad(ids, pad_id, side).to(device), "attention_mask": mask.to(device)}
 
 
-def pad(rows: Iterable[np.ndarray], value: int) -> Tensor:
-    """Stack (T,) arrays into a tensor, (B, longest T), filled up with `value`."""
+def pad(rows: Iterable[np.ndarray], value: int, side="right") -> Tensor:
+    """Stack (T,) arrays into a tensor, (B, longest T), filled up with `value` on one side."""
     rows = [torch.from_numpy(row) for row in rows]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
 
 # ---- 7. Text -> words -> links -------------------------------------------------------------------
@@ -1142,8 +1140,7 @@ def read_dictionary(language: str, data_dir: Path | None) -> tuple[Dictionary, D
     for number, line in read_lines(path):
         words = nfc(line).split()
         if len(words) != 2:
-            message = f"expected 'word translation', found {len(words)} words"
-            require(not data_dir, f"{path}:{number}", message)
+            require(not data_dir, f"{path}:{number}", f"expected two words, found {len(words)}")
             skipped += 1
         elif words[0] != words[1]:  # the authors drop these before they look for ambiguity
             forward[words[0]].add(words[1])
@@ -1170,8 +1167,7 @@ def read_links(folder: Path, text: ParallelText) -> list[Links]:
     lines, links = text.lines(), []
     for number, line in itertools.islice(read_lines(path), text.settings.limit_links):
         location, sides = f"{path}:{number}", next(lines, None)
-        message = f"the text has only {number - 1} sentence pairs; were other texts aligned?"
-        require(sides, location, message)
+        require(sides, location, f"the text has only {number - 1} lines; were other texts aligned?")
         message = f"expected links such as '0-0 1-2', found {line[:60]!r}"
         require(PHARAOH.fullmatch(line.strip()), location, message)
         words = text.words(sides)
@@ -1212,8 +1208,7 @@ def write_links(settings: Settings) -> None:
             say(f"{path.with_suffix('')}.* exist: nothing to do")
             continue
         is_free = not any(map(os.path.lexists, (path, words_path, origin_path)))
-        message = "is incomplete, or of another text or aligner; choose another folder"
-        require(is_free, path, message)
+        require(is_free, path, "is incomplete, or of another text or aligner; use another folder")
         if settings.aligner == "fastalign":
             links = fast_align([[w.lower() for w in side] for side in pair] for pair in words)
         elif settings.aligner == "awesome":
@@ -1557,8 +1552,7 @@ def load_xquad(language: str, split: str, settings) -> Iterator[dict]:
         for text, start in zip(texts, starts):
             has_types = type(text) is str and type(start) is int and text and start >= 0
             is_valid = is_valid and has_types and row["context"].startswith(text, start)
-        message = f"the context has no answer {str(texts)[:60]} at {str(starts)[:30]}"
-        require(is_valid, where, message)
+        require(is_valid, where, f"the context lacks {str(texts)[:60]} at {str(starts)[:30]}")
         yield row | {"language": language, "texts": texts, "starts": starts}
 
 
@@ -2690,8 +2684,7 @@ def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
     require(math.isfinite(weight), flag, f"its weight {weight} is not a number")
     names = {key.rsplit(".lora_", 1)[0] for key in tensors}
     paired = tensors.keys() == {f"{name}.lora_{part}.weight" for name in names for part in "AB"}
-    message = "its tensors are not pairs of lora_A.weight and lora_B.weight"
-    require(names and paired, flag, message)
+    require(names and paired, flag, "its tensors are not pairs of lora_A.weight and lora_B.weight")
     modules = dict(model.named_modules())
     for key in sorted(names):
         low, high = (tensors[f"{key}.lora_{part}.weight"].float() for part in "AB")
