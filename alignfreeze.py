@@ -1574,17 +1574,13 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
     options = {"truncation": "only_second", "max_length": max_length, "stride": stride}
     options |= {"return_overflowing_tokens": True, "return_attention_mask": False}
     encoded = tokenizer(questions, contexts, **options)
-    has_words = len({*tokenizer("a a", add_special_tokens=False).word_ids()}) > 1  # not Gemma's
     features = []
     for k, number in enumerate(encoded.pop("overflow_to_sample_mapping")):
         in_context = np.array(encoded.sequence_ids(k)) == 1
         offsets = np.where(in_context[:, None], encoded.encodings[k].offsets, -1).astype(np.int32)
         labels = answer_labels(examples[number], offsets)
         feature = {name: np.array(encoded[name][k]) for name in encoded}
-        words = encoded.encodings[k].word_ids if has_words else range(len(in_context))
-        words = np.array(words, dtype=float)  # None becomes NaN
-        feature |= {"words": np.where(in_context, words, -1), "offsets": offsets}
-        features.append(feature | {"example": number, "labels": labels})
+        features.append(feature | {"example": number, "offsets": offsets, "labels": labels})
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
         number = feature["example"]
@@ -1629,10 +1625,9 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
     """Compare the most probable answer of all windows with the references.
 
     The score of an answer is the product of the probabilities of its ends: the softmax over the
-    window's context and its first position (no answer), as in the pipeline of transformers. For the
-    authors' measure the answer grows to whole words of the pre-tokenizer, as their pipeline did.
+    window's context and its first position (no answer), as in the pipeline of transformers.
     """
-    highest, answers = [-math.inf] * len(examples), [("", "")] * len(examples)
+    highest, answers = [-math.inf] * len(examples), [""] * len(examples)
     for feature, ends in zip(features, logits):  # ends: (2, T or longer)
         offsets, number = feature["offsets"], feature["example"]
         in_context = offsets[:, 0] >= 0
@@ -1647,15 +1642,10 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
             continue
         highest[number] = score[first, last]
         context = examples[number]["context"]
-        answer = text_between(context, offsets[first, 0], offsets[last, 1])
-        first = np.flatnonzero(feature["words"] == feature["words"][first])[0]
-        last = np.flatnonzero(feature["words"] == feature["words"][last])[-1]
-        answers[number] = answer, text_between(context, offsets[first, 0], offsets[last, 1])
+        answers[number] = text_between(context, offsets[first, 0], offsets[last, 1])
     totals = Counter()
-    for example, (answer, grown) in zip(examples, answers):
-        scores = compare_answers(answer, example["texts"], example["language"])
-        authors = compare_answers(grown, example["texts"], example["language"])
-        totals.update(scores | {key: authors[key] for key in ("f1_authors", "em_authors")})
+    for example, answer in zip(examples, answers):
+        totals.update(compare_answers(answer, example["texts"], example["language"]))
     return {metric: total / len(examples) for metric, total in totals.items()}
 
 

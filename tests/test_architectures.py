@@ -803,25 +803,6 @@ def test_models_whose_results_depend_on_padding_are_refused(model_type, tmp_path
     refused_when_loaded(config, tokenizer, generates, message, tmp_path)
 
 
-def test_answers_do_not_grow_where_a_tokenizer_takes_a_text_for_one_word():
-    tokenizer = architectures.mmbert()
-    context = "the dog sees a cat"
-    assert {*tokenizer(context, add_special_tokens=False).encodings[0].word_ids} == {0}
-    example = {"question": "who?", "context": context, "language": "en"}
-    example |= {"texts": ["dog"], "starts": [4]}
-    (feature,) = af.encode_questions(tokenizer, [example], 64, False)
-    logits = 30 * np.eye(len(feature["input_ids"]))[feature["labels"]]
-    assert set(af.score_answers([example], [feature], [logits]).values()) == {1.0}
-
-
-def test_answers_grow_to_a_text_without_blanks_where_a_tokenizer_splits_at_blanks():
-    """As the authors' pipeline did with XLM-R in Chinese."""
-    example = {"question": "?", "context": "thedogseesacat", "language": "zh"}
-    example |= {"texts": ["dog"], "starts": [3]}
-    (feature,) = af.encode_questions(architectures.xlmr(), [example], 64, False)
-    assert {*feature["words"][feature["offsets"][:, 0] >= 0]} == {feature["words"].max()}
-
-
 def test_adapters_are_refused_where_no_layer_takes_them(tmp_path):
     """The weights of GPT-2 are not in linear layers."""
     options = {"n_embd": 32, "n_layer": LAYERS, "n_head": 2, "n_positions": 300}
