@@ -185,11 +185,11 @@ def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
     `none` and `baseline` no layer, `emb,0-2,11` the embeddings and four layers, counted from 0.
     Halves leave out the embeddings, as in the authors' code. Raises UserError for another name.
     """
-    layers = transformer_layers(model.base_model)
-    modules = [layers[k] for k in layer_numbers(spec, len(layers))]
-    if "emb" in spec.split(","):
-        modules.append(embeddings(model.base_model))
-    parameters = itertools.chain(*(module.parameters() for module in modules))
+    encoder, parameters = model.base_model, set()
+    layers = transformer_layers(encoder)
+    for part in layer_numbers(spec, len(layers)):
+        module = embeddings(encoder) if part == "emb" else layers[part]
+        parameters.update(module.parameters())
     return {parameter for parameter in parameters if parameter.requires_grad}
 
 
@@ -463,12 +463,12 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter in parameters]
 
 
-def layer_numbers(spec: str, depth: int) -> list[int]:
-    """Return the numbers of the layers that `spec` names. Raises UserError for unknown ones."""
+def layer_numbers(spec: str, depth: int) -> set[int | str]:
+    """Return the numbers of the layers that `spec` names, and "emb". Raises UserError."""
     half, numbers = depth // 2, set()
-    groups = {"front": range(half), "back": range(half, depth), "emb": ()}  # named schemes
+    groups = {"front": range(half), "back": range(half, depth), "emb": ["emb"]}  # named schemes
     if spec in ("none", "full", "baseline"):
-        return []
+        return numbers
     for part in spec.split(","):
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if span:
@@ -482,7 +482,7 @@ def layer_numbers(spec: str, depth: int) -> list[int]:
             has_halves = depth > 1 or part == "emb"
             require(has_halves, f"--strategy {spec}", "one layer cannot be halved")
             numbers.update(groups[part])
-    return sorted(numbers)
+    return numbers
 
 
 def transformer_layers(encoder: nn.Module) -> nn.ModuleList:
@@ -2473,18 +2473,15 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     shortest = 40 if settings.task == "xquad" else 8
     message = f"{settings.max_length} must be {shortest} to {longest} subwords with this model"
     require(shortest <= settings.max_length <= longest, "--max-length", message)
-    frozen_parts: set[int | str] = set(layer_numbers(spec, depth))
-    if "emb" in spec.split(","):
-        frozen_parts.add("emb")
+    frozen_parts = layer_numbers(spec, depth)
     if spec == "baseline" and not settings.probe:
         return
     message = f"the hidden states of this model are {-depth - 1} to {depth}"
     require(-depth - 1 <= layer <= depth, f"--layer {layer}", message)
     message = f"{settings.realign_max_length} must be 8 to {longest} subwords with this model"
     require(8 <= settings.realign_max_length <= longest, "--realign-max-length", message)
-    below: set[int | str] = set(range(layer % (depth + 1)))  # the layers that alignment can train
-    if not settings.lora:  # adapters leave the embeddings as they are
-        below.add("emb")
+    below = {*range(layer % (depth + 1))}  # what alignment can train
+    below |= set() if settings.lora else {"emb"}  # the embeddings get no adapters
     message = f"nothing below --layer {layer} trains; align a higher one, or freeze fewer"
     require(spec == "baseline" or below - frozen_parts, f"--strategy {spec}", message)
     freezes = spec in ("full", "baseline") or below & frozen_parts

@@ -283,8 +283,8 @@ def test_a_freezing_rule(world, tmp_path):
     assert line.startswith("    groups = ") and "below `groups =` in `layer_numbers`" in README
     (addition,) = re.findall(r"`(groups\[.*?)`", README)
     fork = load(after(SCRIPT, line, f"    {addition}\n"), tmp_path)
-    assert fork.layer_numbers("even", 12) == [0, 2, 4, 6, 8, 10]
-    assert fork.layer_numbers("even,11", 12) == [0, 2, 4, 6, 8, 10, 11]
+    assert fork.layer_numbers("even", 12) == {0, 2, 4, 6, 8, 10}
+    assert fork.layer_numbers("even,11", 12) == {0, 2, 4, 6, 8, 10, 11}
 
 
 def write_lines(path: Path, *lines: str) -> None:

@@ -347,8 +347,8 @@ def test_one_layer_has_no_halves_but_can_be_named():
     for spec in ("front", "back", "emb,front"):
         with pytest.raises(af.UserError, match=f"--strategy {spec}: .*halved"):
             af.layer_numbers(spec, 1)
-    assert af.layer_numbers("emb,0", 1) == [0]
-    assert [af.layer_numbers(spec, 5) for spec in ("front", "back")] == [[0, 1], [2, 3, 4]]
+    assert af.layer_numbers("emb,0", 1) == {"emb", 0}
+    assert [af.layer_numbers(spec, 5) for spec in ("front", "back")] == [{0, 1}, {2, 3, 4}]
 
 
 def test_an_encoder_without_a_list_of_layers_is_an_error():
