@@ -1743,12 +1743,9 @@ def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, 
 
 def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
     """Return the text and the slots of a row of MASSIVE, of tagged words, or of local data."""
-    if "annot_utt" in row:  # MASSIVE on the hub: `wake me at [time : five am]`
-        pattern = r"\[([^][:]+) : ([^][]*)\]"
-        (annotated,) = typed_columns(where, row, annot_utt=str)
-        text = re.sub(pattern, r"\2", annotated)
-        pairs = [(kind.strip(), value.strip()) for kind, value in re.findall(pattern, annotated)]
-        require("[" not in text and "]" not in text, where, f"unclosed slot in {annotated[:60]!r}")
+    if "annot_utt" in row:  # MASSIVE on the hub
+        text, annotated = typed_columns(where, row, utt=str, annot_utt=str)
+        text, pairs = annotated_slots(where, text, annotated)
     elif "slots" in row:
         text, slots = typed_columns(where, row, text=str, slots=list)
         pairs = [typed_columns(where, slot, type=str, value=str) for slot in slots]
@@ -1760,6 +1757,25 @@ def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
             name = NER_TAGS[2 * kind].removeprefix("I-")
             pairs.append((name, space.join(tokens[first : last + 1])))
     return text, [{"type": kind, "value": value} for kind, value in pairs]
+
+
+def annotated_slots(where: str, text: str, annotated: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return a text of MASSIVE and its slots, (type, value), from `wake me at [time : five am]`.
+
+    In Chinese and Japanese, only the annotation has blanks around a slot; the text must not show
+    where the slots are. If they differ in more than blanks, the text is that of the annotation.
+    """
+    parts = re.split(r"\[([^][:]+) : ([^][]*\S[^][]*)\]", annotated)  # text, type, value, text, ...
+    kinds = [kind.strip() for kind in parts[1::3]]
+    del parts[1::3]  # text, value, text, value, ..., text
+    plain = "".join(parts)
+    require(not {"[", "]"} & {*plain}, where, f"unclosed or empty slot in {annotated[:60]!r}")
+    text = text if "".join(text.split()) == "".join(plain.split()) else plain
+    visible = [k for k, character in enumerate(text) if not character.isspace()]
+    ends = np.cumsum([len("".join(part.split())) for part in parts])  # in visible characters
+    spans = zip(ends[0::2], ends[1::2])  # a value begins where the text before it ends
+    values = [text[visible[start] : visible[end - 1] + 1] for start, end in spans]
+    return text, [*zip(kinds, values)]
 
 
 def load_translation(language: str, split: str, settings) -> Iterator[dict]:

@@ -437,22 +437,46 @@ def test_utterances_of_different_files_are_not_taken_for_translations(data):
     assert [*af.utterance_pairs("fa", "train", settings)] == [("wake me", "tea")]
 
 
-def test_a_row_of_massive_on_the_hub_has_its_slots_in_the_text():
-    row = {"annot_utt": "wake me at [time : five am] [date : this week]"}
-    slots = [{"type": "time", "value": "five am"}, {"type": "date", "value": "this week"}]
-    assert af.read_slots("here", row, "en") == ("wake me at five am this week", slots)
+@pytest.mark.parametrize("language, text, annotated, slots", [
+    ("en", "wake me at five am this week", "wake me at [time : five am] [date : this week]",
+     [("time", "five am"), ("date", "this week")]),
+    ("zh", "这周五点叫我起床", "[date : 这周] [time : 五点] 叫我起床",
+     [("date", "这周"), ("time", "五点")]),
+    ("zh", "明天去New York吧", "[date : 明天] 去 [place_name : New York] 吧",
+     [("date", "明天"), ("place_name", "New York")]),
+    ("zh", "播放周杰伦", "播放 [artist_name : 周 杰伦]", [("artist_name", "周杰伦")]),
+    ("ja", "五時に", "[time : 五時] に", [("time", "五時")]),
+    ("en", "a  b c", "a [time : b c]", [("time", "b c")]),
+    ("en", "stop", "stop", []),
+])  # fmt: skip
+def test_a_text_of_massive_on_the_hub_does_not_show_where_its_slots_are(
+    language, text, annotated, slots
+):
+    """In Chinese and Japanese, the annotation has blanks around the slots."""
+    row = {"utt": text, "annot_utt": annotated}
+    read, found = af.read_slots("here", row, language)
+    assert read == text
+    assert found == [{"type": kind, "value": value} for kind, value in slots]
+    af.tag_slots({"text": read, "slots": found, "language": language})  # finds them in the text
 
 
-@pytest.mark.parametrize("row", [
-    {"annot_utt": "wake me at [time : five am"},
-    {"annot_utt": "wake me at time : five am]"},
-    {"annot_utt": "wake [me at [time : five am]"},
-    {"annot_utt": "wake me at [five am]"},
+def test_a_text_of_massive_that_is_not_its_annotated_text_is_not_used():
+    row = {"utt": "wake me at 5 am", "annot_utt": "wake me at [time : five am]"}
+    assert af.read_slots("here", row, "en")[0] == "wake me at five am"
+
+
+@pytest.mark.parametrize("annotated", [
+    "wake me at [time : five am",
+    "wake me at time : five am]",
+    "wake [me at [time : five am]",
+    "wake me at [five am]",
+    "wake me at [time : ]",
 ])  # fmt: skip
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_slot_that_is_not_closed_is_an_error_that_names_its_line(tmp_path, row, split):
-    good = {"annot_utt": "wake me at [time : five am]"}
-    put(tmp_path / f"massive/en/{split}.jsonl", [good, row])
+def test_a_slot_that_is_not_closed_is_an_error_that_names_its_line(tmp_path, annotated, split):
+    text = "wake me at five am"
+    good = {"utt": text, "annot_utt": "wake me at [time : five am]"}
+    put(tmp_path / f"massive/en/{split}.jsonl", [good, {"utt": text, "annot_utt": annotated}])
     with pytest.raises(af.UserError, match=rf"{split}\.jsonl:2: .*unclosed"):
         load(tmp_path, "massive", "en", split)
 

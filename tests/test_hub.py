@@ -498,7 +498,7 @@ GENERATION = [  # task, language, split, arguments of load_dataset, a row, its t
         "massive", "de", "valid",
         {"path": "AmazonScience/massive", "revision": CONVERTED, "split": "validation",
          "data_files": {"validation": "de-DE/validation/0000.parquet"}},
-        {"annot_utt": "weck mich um [time : fünf uhr]", "intent": 3},
+        {"utt": "weck mich um fünf uhr", "annot_utt": "weck mich um [time : fünf uhr]"},
         "time: fünf uhr",
     ),
     (
