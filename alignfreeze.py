@@ -641,8 +641,11 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
             ids = model.generate(**inputs, max_new_tokens=min(new_tokens, room))
     finally:
         model.generation_config = config  # --save-model writes it
+    answers = []
+    for row in ids[:, longest:].tolist():  # an end token need not be flagged as special
+        answers.append(list(itertools.takewhile(lambda token: token not in ends, row)))
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    return tokenizer.batch_decode(ids[:, longest:], **options)
+    return tokenizer.batch_decode(answers, **options)
 
 
 # ---- 5. The training loop: processes, learning rate, log -----------------------------------------
