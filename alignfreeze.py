@@ -1839,9 +1839,10 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
     labels: (T,), shifted by one: for the ids P P T end they are - T end -, where - is `IGNORE`.
     """
     end, chat = tokenizer.eos_token_id, tokenizer.chat_template
+    is_prefixed = chat or tokenizer.tokenize("a")[0][0] == "▁"  # or it adds a blank by itself
     require(end is not None, "--model", "the tokenizer has no end-of-text token")
     prompts = [render_prompt(tokenizer, row["system"], row["user"]) for row in examples]
-    targets = [example["target"] if chat else " " + example["target"] for example in examples]
+    targets = [row["target"] if is_prefixed else " " + row["target"] for row in examples]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     target_ids = tokenizer(targets, add_special_tokens=False)["input_ids"]
     frame = tokenizer("a", return_special_tokens_mask=True)  # perhaps after begin-of-text tokens

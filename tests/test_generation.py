@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 import alignfreeze as af
@@ -966,6 +974,23 @@ def test_a_prompt_is_followed_by_the_target_and_the_end_token(data, begin, chat,
         assert labels == [af.IGNORE] * (size - 1) + ids[size:] + [af.IGNORE]
         assert [feature["example"] for feature in train] == [0, 1]
         assert not train[number]["cut"] and not test[number]["cut"]
+
+
+@pytest.mark.parametrize("normaliser", [None, normalizers.Prepend("▁")])
+def test_the_target_has_the_subwords_that_it_has_behind_the_prompt(data, normaliser):
+    """The tokenizers of Llama 2 and Mistral put a blank in front of every text."""
+    characters = [*"▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ`:;,.0123456789\n"]
+    ids = {token: number for number, token in enumerate(["<e>", "<u>", *characters, "▁t", "▁N"])}
+    backend = Tokenizer(models.BPE(ids, [("▁", "t"), ("▁", "N")], unk_token="<u>"))
+    blanks = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normaliser, blanks]) if normaliser else blanks
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<e>", unk_token="<u>")
+    examples = load(data, "massive", "en")
+    rows = list(af.encode_prompts(tokenizer, examples, 2048, True))
+    for row, example in zip(rows, examples, strict=True):
+        prompt = af.render_prompt(tokenizer, example["system"], example["user"])
+        text = f"{prompt} {example['target']}"
+        assert row["input_ids"].tolist() == [*tokenizer(text)["input_ids"], 0]
 
 
 @pytest.mark.parametrize("chat", [True, False])
