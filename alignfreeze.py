@@ -2526,6 +2526,9 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         has_words = tokenizer.is_fast and len(tokenizer) > len(tokenizer.all_special_ids)
         require(has_words, flag, "has no fast tokenizer with words; are files missing?")
         tokenizer.truncation_side = "right"
+        segments = tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]
+        if 0 < max(segments) < getattr(config, "type_vocab_size", 0):  # its class may forget them
+            tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
         if tokenizer.pad_token_id is None and generates:
             tokenizer.pad_token = tokenizer.eos_token
         validate_tokenizer(tokenizer, config.vocab_size, flag)

@@ -638,6 +638,30 @@ def test_the_first_word_of_a_text_begins_as_tokenizer_json_says(tmp_path, capsys
     assert "as tokenizer.json says, unlike RobertaTokenizer" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("reader", ["BertTokenizer", "PreTrainedTokenizerFast"])
+def test_the_second_sentence_has_the_second_segment_whatever_class_reads_it(tmp_path, reader):
+    """The general class of the library knows no segments, unless the files name them."""
+    for path in Path(folder_of("BERT")).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    path = tmp_path / "tokenizer_config.json"
+    content = json.loads(path.read_bytes()) | {"tokenizer_class": reader}
+    content.pop("model_input_names", None)
+    path.write_text(json.dumps(content))
+    tokenizer, _ = af.load_tokenizer(str(tmp_path))
+    rows = [{"premise": "a cat", "hypothesis": "the dog", "label": 0}]
+    (feature,) = af.encode_sentences(tokenizer, rows, 96, True)
+    second = tokenizer("the dog", add_special_tokens=False)["input_ids"]
+    expected = [0] * (len(feature["input_ids"]) - len(second) - 1) + [1] * (len(second) + 1)
+    assert feature["token_type_ids"].tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["XLM-R", "XLM-R, no class", "mmBERT", "EuroBERT"])
+def test_models_whose_tokenizer_names_no_segments_get_none(name):
+    rows = [{"premise": "a cat", "hypothesis": "the dog", "label": 0}]
+    (feature,) = af.encode_sentences(tokenizer_of(name), rows, 96, True)
+    assert "token_type_ids" not in feature
+
+
 def test_adapters_leave_out_the_experts_of_a_mixture_and_this_is_said(tmp_path, capsys):
     options = architectures.GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}
     options |= {"moe_intermediate_size": 16}
