@@ -111,6 +111,8 @@ check_settings() {
     "dictionary, fastalign, awesome, or an existing folder of links"
   check SEEDS "[0-9]{1,9}" "numbers such as 31"
   [[ $FLAGS != *[$'\n\r']* ]] || die "FLAGS contains a line break: write all flags on one line"
+  [[ ! " $FLAGS " =~ \ --(method|model|task|strategy|seed|out)[=\ ] ]] ||
+    die "FLAGS contains --${BASH_REMATCH[1]}: set METHODS, MODELS, TASKS, STRATEGIES, SEEDS or OUT"
   [[ ${VALIDATE-} =~ ^([1-9][0-9]{0,8})?$ ]] ||
     die "VALIDATE is ${VALIDATE@Q}: give a number of updates, or nothing"
   [[ $JOBS =~ ^[1-9][0-9]{0,3}$ ]] || die "JOBS is ${JOBS@Q}: give a number from 1 to 9999"

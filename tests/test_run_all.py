@@ -201,7 +201,8 @@ def test_empty_and_wrong_settings_are_refused_in_one_line(run_all, arguments):
         "STRATEGIES": ["", "middle", "emb,", "0-", "front,baseline", "full,0-2", "baseline full *"]
     }
     wrong |= {"SCHEDULES": ["", "after"], "ALIGNERS": ["", "fast", "no/such/folder"]}
-    wrong |= {"FLAGS": ["--lr 1\n--epochs 1"], "VALIDATE": ["0", "often", "1 2"]}
+    wrong |= {"FLAGS": ["--lr 1\n--epochs 1", "--seed 7", "--lr 1 --out=runs"]}
+    wrong |= {"VALIDATE": ["0", "often", "1 2"]}
     wrong |= {"METHODS": ["", "alignfreeze mid"]}
     if "quick" in arguments:  # it runs the first method only
         wrong["METHODS"] += ["mid-align", "alignfreeze mid-align"]
