@@ -2569,6 +2569,7 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
     is_encoder = is_masked and not getattr(config, "is_decoder", False)
     is_decoder = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING and not is_masked
     looks_ahead = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    looks_ahead |= config.model_type == "bert-generation" and not config.is_decoder
     is_decoder = is_decoder and getattr(config, "is_causal", True) and not looks_ahead
     needed = "a decoder-only model that does not look ahead" if generates else "an encoder"
     message = f"{config.model_type} does not fit this task, which needs {needed}"
@@ -2576,6 +2577,7 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
     require(fits and not config.is_encoder_decoder, flag, message)
     message = f"padding changes the results of {config.model_type}; choose another model"
     require(config.model_type not in IGNORE_THE_MASK, flag, message)
+    require(config.model_type != "mra", flag, "mra computes no attention without its CUDA kernels")
 
 
 def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
@@ -2586,9 +2588,8 @@ def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
     unknown = [tokenizer.unk_token_id in tokenizer(text)["input_ids"] for text in ("ﬁ", "fi")]
     if kind == "Unigram" and unknown == [True, False]:  # DeBERTa's, made from spm.model
         say(f"{flag}: the tokenizer does not normalise text: 'ﬁ' is unknown, 'fi' is known")
-    knows_all = kind == "BPE"  # of bytes
-    is_complete = tokenizer.pad_token_id is not None
-    is_complete = is_complete and (knows_all or tokenizer.unk_token_id is not None)
+    knows_all = kind == "BPE" or tokenizer.unk_token_id is not None  # BPE: of bytes
+    is_complete = knows_all and tokenizer.pad_token_id is not None
     require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
     vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     is_cased = any(re.match("##[A-Z]", subword) for subword in vocab)  # WordPiece
@@ -2705,8 +2706,7 @@ def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
         require(fits, flag, f"this model has no linear layer {name} of that size and rank")
         is_tied = layer.weight is model.get_input_embeddings().weight
         require(not is_tied, flag, "changes the head, which is tied to the embeddings")
-        product = high @ low  # in float32
-        layer.weight.data += weight * scale * product.to(layer.weight.device)
+        layer.weight.data += weight * scale * (high @ low).to(layer.weight.device)  # in float32
     rounding = ", rounded to bfloat16" if layer.weight.dtype == torch.bfloat16 else ""
     base = config.get("base_model_name_or_path") or "an unknown model"
     say(f"{flag}: merged with weight {weight:g}{rounding}; made for {base}")

@@ -581,19 +581,34 @@ def test_a_model_of_the_wrong_kind_is_refused(model_type, generates, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "model_type, option", [("gemma3_text", "use_bidirectional_attention"), ("llama", "is_causal")]
-)
-def test_a_decoder_that_looks_ahead_is_refused(model_type, option, tmp_path):
+    "model_type, looks_ahead",
+    [("gemma3_text", {"use_bidirectional_attention": True}), ("llama", {"is_causal": False}),
+     ("bert-generation", {})],
+)  # fmt: skip
+def test_a_decoder_that_looks_ahead_is_refused(model_type, looks_ahead, tmp_path):
     """The library alone: the last token changes the hidden state of the first one."""
-    looks_ahead = architectures.GROUPED | {option: option != "is_causal"}
     tokenizer = architectures.gemma()
-    config = architectures.configuration(model_type, looks_ahead, tokenizer)
+    config = architectures.configuration(model_type, architectures.GROUPED | looks_ahead, tokenizer)
+    assert influence_of_the_last_token(config) > 1e-4
+    refused_when_loaded(config, tokenizer, True, "does not look ahead", tmp_path)
+
+
+def influence_of_the_last_token(config) -> float:
+    """Return how much the last token of three changes the hidden state of the first."""
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(config).eval()
     with torch.no_grad():
         rows = model(input_ids=torch.tensor([[10, 11, 12], [10, 11, 13]])).last_hidden_state
-    assert (rows[0, 0] - rows[1, 0]).abs().max() > 1e-4
-    refused_when_loaded(config, tokenizer, True, "does not look ahead", tmp_path)
+    return (rows[0, 0] - rows[1, 0]).abs().max().item()
+
+
+def test_an_encoder_without_attention_is_refused(tmp_path):
+    """On a CPU, the library's MRA computes none: it needs kernels for a GPU."""
+    tokenizer = architectures.bert()
+    config = architectures.configuration("mra", {}, tokenizer)
+    assert influence_of_the_last_token(config) == 0
+    assert influence_of_the_last_token(architectures.configuration("bert", {}, tokenizer)) > 1e-4
+    refused_when_loaded(config, tokenizer, False, "no attention", tmp_path)
 
 
 def test_text_is_split_as_the_tokenizer_s_file_says(tmp_path, capsys):
