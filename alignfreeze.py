@@ -1211,7 +1211,8 @@ def write_links(settings: Settings) -> None:
             say(f"{path.with_suffix('')}.* exist: nothing to do")
             continue
         is_free = not any(map(os.path.lexists, (path, words_path, origin_path)))
-        require(is_free, path, "is incomplete, or of another text or aligner; use another folder")
+        message = "is incomplete, or of another text or aligner; choose another folder"
+        require(is_free, path, message)
         if settings.aligner == "fastalign":
             links = fast_align([[w.lower() for w in side] for side in pair] for pair in words)
         elif settings.aligner == "awesome":
