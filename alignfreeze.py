@@ -464,7 +464,7 @@ def freeze(model: nn.Module, spec: str) -> list[str]:
 
 
 def layer_numbers(spec: str, depth: int) -> set[int | str]:
-    """Return the numbers of the layers that `spec` names, and "emb". Raises UserError."""
+    """Return the layers that `spec` names: numbers, and "emb". Raises UserError for others."""
     half, numbers = depth // 2, set()
     groups = {"front": range(half), "back": range(half, depth), "emb": ["emb"]}  # named schemes
     if spec in ("none", "full", "baseline"):
@@ -642,7 +642,7 @@ def generate(model, tokenizer, prompts: list[np.ndarray], new_tokens: int) -> li
     finally:
         model.generation_config = config  # --save-model writes it
     answers = []
-    for row in ids[:, longest:].tolist():  # an end token need not be flagged as special
+    for row in ids[:, longest:].tolist():  # the decoder would keep ends not flagged as special
         answers.append(list(itertools.takewhile(lambda token: token not in ends, row)))
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     return tokenizer.batch_decode(answers, **options)
@@ -1556,7 +1556,7 @@ def load_xquad(language: str, split: str, settings) -> Iterator[dict]:
         for text, start in zip(texts, starts):
             has_types = type(text) is str and type(start) is int and text and start >= 0
             is_valid = is_valid and has_types and row["context"].startswith(text, start)
-        require(is_valid, where, f"the context lacks {str(texts)[:60]} at {str(starts)[:30]}")
+        require(is_valid, where, f"no answer {str(texts)[:60]} at {str(starts)[:30]} in context")
         yield row | {"language": language, "texts": texts, "starts": starts}
 
 
@@ -1767,7 +1767,7 @@ def annotated_slots(where: str, text: str, annotated: str) -> tuple[str, list[tu
     """Return a text of MASSIVE and its slots, (type, value), from `wake me at [time : five am]`.
 
     In Chinese and Japanese, only the annotation has blanks around a slot; the text must not show
-    where the slots are. If they differ in more than blanks, the text is that of the annotation.
+    where the slots are. If it differs in more than blanks, the annotated words replace it.
     """
     parts = re.split(r"\[([^][:]+) : ([^][]*\S[^][]*)\]", annotated)  # text, type, value, text, ...
     kinds = [kind.strip() for kind in parts[1::3]]
@@ -1840,10 +1840,10 @@ def encode_prompts(tokenizer, examples: list, max_length: int, training: bool) -
     labels: (T,), shifted by one: for the ids P P T end they are - T end -, where - is `IGNORE`.
     """
     end, chat = tokenizer.eos_token_id, tokenizer.chat_template
-    is_prefixed = chat or tokenizer.tokenize("a")[0][0] == "▁"  # or it adds a blank by itself
+    needs_blank = not chat and tokenizer.tokenize("a")[0][0] != "▁"  # Llama 2's adds one itself
     require(end is not None, "--model", "the tokenizer has no end-of-text token")
     prompts = [render_prompt(tokenizer, row["system"], row["user"]) for row in examples]
-    targets = [row["target"] if is_prefixed else " " + row["target"] for row in examples]
+    targets = [" " + row["target"] if needs_blank else row["target"] for row in examples]
     prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     target_ids = tokenizer(targets, add_special_tokens=False)["input_ids"]
     frame = tokenizer("a", return_special_tokens_mask=True)  # perhaps after begin-of-text tokens
@@ -2528,7 +2528,7 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
         require(has_words, flag, "has no fast tokenizer with words; are files missing?")
         tokenizer.truncation_side = "right"
         segments = tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]
-        if 0 < max(segments) < getattr(config, "type_vocab_size", 0):  # its class may forget them
+        if 0 < max(segments) < getattr(config, "type_vocab_size", 0):  # a general class omits them
             tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
         if tokenizer.pad_token_id is None and generates:
             tokenizer.pad_token = tokenizer.eos_token
