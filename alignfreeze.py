@@ -2118,8 +2118,8 @@ NOT_PLAIN = """use_dora use_rslora rank_pattern alpha_pattern alora_invocation_t
 layer_replication use_qalora target_parameters""".split()  # settings of PEFT
 MODEL_FILES = """config.json generation_config.json tokenizer* *_tokens*.json vocab.* merges.txt
 *.safetensors *.safetensors.index.json pytorch_model* *.model *.jinja""".split()
-IGNORE_THE_MASK = """convbert deepseek_v4 fnet mobilebert nystromformer recurrent_gemma rwkv
-xlstm yoso""".split()  # in the library, padding changes the results of these architectures
+IGNORE_THE_MASK = """convbert deepseek_v4 fnet minimax mobilebert nystromformer recurrent_gemma rwkv
+trocr xlstm yoso""".split()  # in the library, padding changes the results of these architectures
 SAMPLE = " in 2023, 650841823 don't 中文字 हिन्दी ﬁ  a"  # no capitals: BERT's flags decide on them
 PROBE_PAIRS = 100  # sentence pairs of each language that --probe compares
 
