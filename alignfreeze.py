@@ -2650,8 +2650,10 @@ def build_model(settings: Settings, tokenizer, device: torch.device) -> nn.Modul
             model.get_parameter(name).data = model.get_parameter(name).data.float()
         count = model.num_parameters(only_trainable=True)
         say(f"adapters of rank {settings.lora}: {count / 1e6:.2f}M parameters train")
-        if any("expert" in name and p.ndim == 3 for name, p in model.named_parameters()):
-            say("--lora: the experts of this model get no adapters")
+        layers = transformer_layers(model.base_model).named_parameters()
+        rest = [n for n, p in layers if p.ndim > 1 and not re.search("base_layer|lora_", n)]
+        if rest:
+            say(f"--lora: {len(rest)} tensors of the layers get no adapters, such as {rest[-1]}")
     if settings.checkpointing:
         with as_user_error("--checkpointing: not possible with this model"):
             model.activation_checkpointing_enable({"use_reentrant": False})

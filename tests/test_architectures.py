@@ -677,20 +677,40 @@ def test_models_whose_tokenizer_names_no_segments_get_none(name):
     assert "token_type_ids" not in feature
 
 
-def test_adapters_leave_out_the_experts_of_a_mixture_and_this_is_said(tmp_path, capsys):
-    options = architectures.GROUPED | {"num_experts": 4, "num_experts_per_tok": 2}
-    options |= {"moe_intermediate_size": 16}
-    settings = save_other("qwen3_moe", options, architectures.qwen(), tmp_path)
+MIXTURES = {  # model type: (its configuration, name of a fused tensor of its experts)
+    "qwen3_moe": (
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        "experts.down_proj",
+    ),
+    "jetmoe": ({"num_local_experts": 4, "kv_channels": 8}, "mlp.output_linear.weight"),
+}
+
+
+@pytest.mark.parametrize("model_type", MIXTURES)
+def test_tensors_without_adapters_are_counted_and_named(model_type, tmp_path, capsys):
+    """Those are the fused experts of a mixture, and what chooses among them."""
+    options, fused = MIXTURES[model_type]
+    options = architectures.GROUPED | options
+    settings = save_other(model_type, options, architectures.qwen(), tmp_path)
     tokenizer, _ = af.load_tokenizer(settings.model, generates=True)
     settings.lora = 2
     model = af.build_model(settings, tokenizer, CPU)
-    experts = [name for name, weight in model.named_parameters() if "experts" in name]
-    assert experts and not any("lora" in name for name in experts)
-    line = "--lora: the experts of this model get no adapters"
+    adapted = [m for m in model.modules() if isinstance(m, af.LoraLinear)]
+    adapters = {id(p) for m in adapted for p in m.parameters()}
+    left = [
+        name
+        for name, weight in af.transformer_layers(model.base_model).named_parameters()
+        if weight.ndim > 1 and id(weight) not in adapters
+    ]
+    assert any(fused in name for name in left)
+    line = f"--lora: {len(left)} tensors of the layers get no adapters, such as {left[-1]}\n"
     assert line in capsys.readouterr().out
+
+
+def test_a_model_whose_matrices_all_get_adapters_is_silent(capsys):
     settings = settings_of("Qwen 3", unit="sentence", lora=2)
     af.build_model(settings, tokenizer_of("Qwen 3"), CPU)
-    assert "experts" not in capsys.readouterr().out
+    assert "get no adapters" not in capsys.readouterr().out
 
 
 def test_the_library_s_warning_about_a_tokenizer_of_mistral_is_printed(tmp_path, capsys):
