@@ -77,14 +77,14 @@ class Settings:
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
     model: str = setting("distilbert-base-multilingual-cased", "hub id or folder")
     task: str = setting("udpos", "udpos, wikiann, xnli, xquad, massive, xsid, uner or translation")
-    strategy: str = setting("front", "frozen: front, back, 0-2; full: none; baseline: no alignment")
+    strategy: str = setting("front", "freeze front, back, 0-2; full: nothing; baseline: unaligned")
     schedule: Literal["before", "during", "alternate"] = setting(
         "before", "align before fine-tuning, in the same updates, or in turn with it")  # fmt: skip
     seed: int = setting(31, "AlignFreeze's five seeds are 31 42 66 23 17")
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: [*TARGETS], "test languages besides those with labels")
     realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
-    # Alignment. Add a new setting to OF_ALIGNMENT too, so that it does not rename the baselines.
+    # Alignment. List a new setting in OF_ALIGNMENT too: the records of baselines omit these.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -100,7 +100,7 @@ class Settings:
     # Fine-tuning.
     epochs: int = setting(5, "passes over the examples of the task")
     batch_size: int = setting(32, "examples in a batch")
-    accumulate: int = setting(1, "batches in an update; `alternate`: half of them are pairs")
+    accumulate: int = setting(1, "batches in an update; `alternate` counts those of pairs, too")
     lr: float = setting(2e-5, "peak learning rate")
     decay: Decay = setting("linear", "schedule of the learning rate after warm-up")
     warmup: float = setting(0.1, "share of the updates in which the rate rises; >1: it never peaks")
@@ -126,7 +126,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # a flag overrides the task (TASKS), then the model, the method, and `Settings`
+PRESETS = {  # order of precedence: flag, task (TASKS), model, method, `Settings`
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -179,9 +179,9 @@ def require(condition, location, message: str) -> None:
 
 
 def parameters_of_layers(model: nn.Module, spec: str) -> set[nn.Parameter]:
-    """Return the parameters of the layers named by `spec`; with LoRA, only their adapters.
+    """Return the parameters that `spec` freezes; with LoRA, only the adapters among them.
 
-    `front` names the lower half of the layers, `back` the upper half, `full` (full realignment),
+    `front` freezes the lower half of the layers, `back` the upper half, `full` (full realignment),
     `none` and `baseline` no layer, `emb,0-2,11` the embeddings and four layers, counted from 0.
     Halves leave out the embeddings, as in the authors' code. Raises UserError for another name.
     """
@@ -284,7 +284,7 @@ class PairBatch(NamedTuple):
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
     pairs: list[Pair]  # the text: (language, English, translation, links)
-    cut: list[int]  # (B,) links lost because a sentence was cut off; sentences: 1 if one was
+    cut: list[int]  # (B,) links lost because a sentence was cut off; whole sentences: 1 if one was
 
 
 def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Tensor:
@@ -376,7 +376,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     """
     torch.manual_seed(settings.seed)
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
-    frozen_layers = parameters_of_layers(model, settings.strategy)  # only the task trains them
+    frozen_layers = parameters_of_layers(model, settings.strategy)  # alignment does not train them
     parameters = [p for p in [*model.parameters(), *projection.parameters()] if p.requires_grad]
     require(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
@@ -397,7 +397,7 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
                 (loss / len(group)).backward()
                 log.losses.append((number, "task", loss.detach()))
             if translations:
-                weight = 0.1 if examples else 1.0  # both: `during`, weighted as by the authors
+                weight = 0.1 if examples else 1.0  # 0.1 with `during`, as in the authors' code
                 with frozen(frozen_layers):  # in backward too: --checkpointing runs layers again
                     with autocast(model.device, settings.precision):
                         loss = alignment_loss(model.base_model, projection, translations, settings)

@@ -106,7 +106,8 @@ def main() -> None:
     of_xlm_r = groups["PoS, XLM-R"]
     groups["PoS, XLM-R, dictionary"] = of_xlm_r[of_xlm_r.aligner.isin(["none", "dictionary"])]
     columns = "full | front - full | p | back - full"
-    print(f"\n| scores | lowered | {columns} | all | {columns} |\n" + "|---" * 11 + "|")
+    print(f"\n| scores | lowered: cases | {columns} | all: cases | {columns} |")
+    print("|---" * 11 + "|")
     for name, data in groups.items():
         lowered, *_, everything = cells_of(data)
         print(f"| {name} |", " | ".join(lowered[:2] + lowered[3:]), "|", end=" ")

@@ -339,7 +339,7 @@ def test_own_word_links(world, tmp_path):
     assert linked == [("t", "nicht"), ("go", "Geh")]
     (links / "en-de.txt").write_text("3-0 2-1 0-0\n", "utf-8")  # `Geh` has two links
     pair = next(af.ParallelText("de", settings).stream())
-    assert pair.links == [(2, 1)] and "a word with two links loses both" in text
+    assert pair.links == [(2, 1)] and "links that share a word are dropped" in text
 
 
 # ---- Local data ----------------------------------------------------------------------------------
