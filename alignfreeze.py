@@ -1646,17 +1646,12 @@ def score_answers(examples: list, features: list[dict], logits: list) -> dict[st
             continue
         highest[number] = score[first, last]
         context = examples[number]["context"]
-        answers[number] = text_between(context, offsets[first, 0], offsets[last, 1])
+        stop = regex.compile(r"\p{M}*").match(context, offsets[last, 1]).end()  # with its accents
+        answers[number] = context[offsets[first, 0] : stop].strip()
     totals = Counter()
     for example, answer in zip(examples, answers):
         totals.update(compare_answers(answer, example["texts"], example["language"]))
     return {metric: total / len(examples) for metric, total in totals.items()}
-
-
-def text_between(text: str, start: int, end: int) -> str:
-    """Return a part of a text; a combining accent behind it is included."""
-    end = regex.compile(r"\p{M}*").match(text, end).end()
-    return text[start:end].strip()
 
 
 # Tasks that generate text. An example has `system` (an instruction), `user` and `target`.

@@ -315,7 +315,10 @@ def test_an_answer_that_ends_in_an_accent_is_learned_and_found_with_its_accent(
     ],
 )
 def test_the_text_of_an_answer_has_its_last_accent(text, start, end, expected):
-    assert af.text_between(text, start, end) == expected
+    example = {"context": text, "texts": [expected], "language": "fr"}
+    feature = {"example": 0, "offsets": np.array([[-1, -1], [start, end]])}  # one subword
+    scores = af.score_answers([example], [feature], [np.zeros((2, 2))])
+    assert scores["em_authors"] == 1.0  # the strings are equal
 
 
 @pytest.mark.parametrize("language, context, answer", ANSWERS)
