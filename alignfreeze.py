@@ -734,8 +734,7 @@ class TrainingLog:
 
     def begin_update(self, step: int, group: list) -> None:
         """Begin an update with these batches. Raises UserError if there are none, or for NaN."""
-        message = f"the sentence pairs end after {step - 1} of {self.steps} steps; give more"
-        require(group, self.stage, message)
+        require(group, self.stage, f"no pairs after {step - 1} of {self.steps} steps; give more")
         if self.step % 20 == 0:  # look for NaN in the last losses; seldom, as this waits for a GPU
             loss_curves(self.stage, self.losses[-20:])
         self.step = step
@@ -1211,8 +1210,7 @@ def write_links(settings: Settings) -> None:
             say(f"{path.with_suffix('')}.* exist: nothing to do")
             continue
         is_free = not any(map(os.path.lexists, (path, words_path, origin_path)))
-        message = "is incomplete, or of another text or aligner; choose another folder"
-        require(is_free, path, message)
+        require(is_free, path, "is incomplete or of another text or aligner; choose another folder")
         if settings.aligner == "fastalign":
             links = fast_align([[w.lower() for w in side] for side in pair] for pair in words)
         elif settings.aligner == "awesome":
@@ -1456,8 +1454,7 @@ def tagged_words(where: str, row: dict) -> dict[str, list]:
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
-    message = f"expected words, each with one of {column} {names}; found {str(tags)[:60]}"
-    require(is_valid, where, message)
+    require(is_valid, where, f"expected words with {column} of {names}; found {str(tags)[:60]}")
     return {"tokens": tokens, "tags": [names.index(tag) for tag in tags]}
 
 
@@ -2389,8 +2386,7 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
     require(not changed, path, f"has other settings ({', '.join(changed)}); {advice}")
     is_same = record.get("content") == content
     require(is_same, path, f"was made from other data or weights; {advice}")
-    message = "exists, so no model would be trained or saved; add --overwrite to do both"
-    require(not settings.save_model, path, message)
+    require(not settings.save_model, path, "exists: no model would be saved; add --overwrite")
     note = "" if revision == SCRIPT else "; another revision of alignfreeze.py made it"
     say(f"{path} exists: nothing to do (--overwrite repeats the run){note}")
     return True
@@ -2687,8 +2683,7 @@ def merge_adapter(model: nn.Module, name: str, weight: float) -> None:
         if config.get("init_lora_weights") not in (None, True, False, "gaussian"):
             unsupported.append("init_lora_weights")  # PiSSA and OLoRA change the base weights
         is_plain = config.get("peft_type") == "LORA" and not unsupported
-        message = f"not plain low-rank adapters ({config.get('peft_type')} {unsupported})"
-        require(is_plain, flag, message)
+        require(is_plain, flag, f"not plain LoRA adapters: {config.get('peft_type')} {unsupported}")
         rank, scale = config["r"], config["lora_alpha"] / config["r"]
     require(math.isfinite(weight), flag, f"its weight {weight} is not a number")
     names = {key.rsplit(".lora_", 1)[0] for key in tensors}
@@ -2878,8 +2873,7 @@ def probe_pairs(text: ParallelText) -> list[Pair]:
             chosen.append(pair._replace(links=links))
         if len(chosen) == PROBE_PAIRS:
             break
-    message = "no line of the text for the probe has a link; check the dictionary"
-    require(chosen, f"--probe, {text.language}", message)
+    require(chosen, f"--probe, {text.language}", "no line has a link; check the dictionary")
     return chosen
 
 

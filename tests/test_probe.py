@@ -160,7 +160,7 @@ def test_the_probe_takes_the_first_hundred_pairs_of_a_text():
 
 
 def test_a_text_without_a_link_is_an_error():
-    with pytest.raises(af.UserError, match="--probe, de: no line of the text"):
+    with pytest.raises(af.UserError, match="--probe, de: no line has a link"):
         af.probe_pairs(stub_text(af.Pair("de", ["bank"], ["Bank"], [])))
 
 

@@ -590,10 +590,10 @@ def test_a_list_of_pairs_is_repeated_and_an_iterator_must_be_long_enough(tokeniz
     assert {code: counts["sentences"] for code, counts in aligned.items()} == {"fr": 12, "de": 8}
     realign(tiny.build("bert"), tokenizer, iter(pairs * 4), 5, SETTINGS)
     for few, steps in ((iter(pairs * 4), 5), ([], 0)):
-        with pytest.raises(af.UserError, match=f"pairs end after {steps} of 6 steps"):
+        with pytest.raises(af.UserError, match=f"no pairs after {steps} of 6 steps"):
             realign(tiny.build("bert"), tokenizer, few, 6, SETTINGS)
     settings = replace(SETTINGS, schedule="during")
-    with pytest.raises(af.UserError, match="pairs end after 1 of 10 steps"):
+    with pytest.raises(af.UserError, match="no pairs after 1 of 10 steps"):
         finetune(tiny.build("bert"), tokenizer, tiny.tagged(40), settings, iter(pairs))
 
 

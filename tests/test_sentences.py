@@ -387,10 +387,10 @@ def test_several_merged_adapters_are_the_weighted_sum_that_peft_computes(tmp_pat
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"use_dora": True}, "not plain low-rank adapters .*use_dora"),
-        ({"use_rslora": True}, "not plain low-rank adapters"),
-        ({"rank_pattern": {"q_proj": 2}}, "not plain low-rank adapters"),
-        ({"peft_type": "LOHA"}, "not plain low-rank adapters .*LOHA"),
+        ({"use_dora": True}, "not plain LoRA adapters: .*use_dora"),
+        ({"use_rslora": True}, "not plain LoRA adapters"),
+        ({"rank_pattern": {"q_proj": 2}}, "not plain LoRA adapters"),
+        ({"peft_type": "LOHA"}, "not plain LoRA adapters: .*LOHA"),
     ],
 )
 def test_adapters_of_another_kind_are_refused(change, message, tmp_path, tokenizer):
@@ -613,7 +613,7 @@ def test_too_few_sentence_pairs_are_an_error(schedule, steps, tokenizer):
     settings = replace(SENTENCES, schedule=schedule, epochs=2, accumulate=2)
     pairs = iter(tiny.text_pairs(8))  # two batches; the task has four
     model, features = tiny.build("llama"), tiny.written(8)
-    with pytest.raises(af.UserError, match=f"pairs end after .* of {steps} steps"):
+    with pytest.raises(af.UserError, match=f"no pairs after .* of {steps} steps"):
         finetune(model, tokenizer, features, settings, pairs)
 
 
