@@ -2927,6 +2927,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     argv = sys.argv[1:] if argv is None else argv
     formatter = argparse.RawDescriptionHelpFormatter  # keeps the line breaks of the docstring
     parser = Parser(Settings, description=__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser.usage = "%(prog)s [flags]"  # a list of all of them would hide the description
     words = [word for word in argv if word not in ("-h", "--help")]
     method = parser.parse_known_args(words)[0].method
     parser.set_defaults(**PRESETS.get(method, {}))
@@ -2943,6 +2944,7 @@ def parse_args(argv: list[str] | None = None) -> Settings:
         require(count < 2 or action.nargs != "+", action.option_strings[-1], message)
         if "--no-pool-first" in action.option_strings:  # its help would be that of --pool-first
             action.help = argparse.SUPPRESS
+        action.option_strings = action.option_strings[-1:]  # --help shows the spelling with "-"
     settings = Settings(**vars(parser.parse_args(argv)))
     for name in ("languages", "train_languages", "realign_languages"):
         setattr(settings, name, list(dict.fromkeys(getattr(settings, name))))

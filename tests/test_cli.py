@@ -213,7 +213,8 @@ def test_the_defaults_are_those_of_the_papers_and_in_the_help(capsys, command):
     with pytest.raises(SystemExit, match=r"^0$"):
         af.main([*argv, "--help"])
     entries = re.split(r"\n  --", capsys.readouterr().out.split("options:")[1])[1:]
-    entries = {re.match(r"\w+", entry)[0]: "".join(entry.split()) for entry in entries}
+    names = [re.match(r"[\w-]+", entry)[0].replace("-", "_") for entry in entries]
+    entries = {name: "".join(entry.split()) for name, entry in zip(names, entries)}
     for name in FIELDS - {"method", "model", "task"}:
         is_simple = settings[name] and not isinstance(settings[name], list)
         assert (f"(default:{settings[name]})" if is_simple else "") in entries[name]
@@ -599,6 +600,17 @@ def test_the_help_does_not_describe_a_flag_by_its_opposite(capsys):
     text = capsys.readouterr().out
     assert "--pool-first" in text and "--no-pool-first" not in text
     assert not af.parse_args(["--unit", "sentence", "--no-pool-first"]).pool_first
+
+
+def test_the_help_begins_with_the_description_and_spells_each_flag_once(capsys):
+    with pytest.raises(SystemExit):
+        af.parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {Path(sys.argv[0]).name} [flags]\n\n{af.__doc__[:40]}")
+    flags = re.findall(r"^  --[\w-]+", text, re.M)
+    assert len(flags) == len(FIELDS) + 1 and "train_languages" not in text  # and --help
+    both = [af.parse_args([flag, "de"]) for flag in ("--train_languages", "--train-languages")]
+    assert both[0] == both[1]
 
 
 def test_settings_can_be_changed_without_changing_other_defaults():
