@@ -1747,12 +1747,19 @@ def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
         pairs = [typed_columns(where, slot, type=str, value=str) for slot in slots]
     else:
         tokens, tags = tagged_words(where, row).values()
-        space = "" if base_language(language) in CHARACTERS else " "
-        text, pairs = space.join(tokens), []
+        text, pairs = join_words(tokens, language), []
         for first, last, kind in sorted(entities(np.array(tags))):
             name = NER_TAGS[2 * kind].removeprefix("I-")
-            pairs.append((name, space.join(tokens[first : last + 1])))
+            pairs.append((name, join_words(tokens[first : last + 1], language)))
     return text, [{"type": kind, "value": value} for kind, value in pairs]
+
+
+def join_words(words: list[str], language: str) -> str:
+    """Join words to a text. In Chinese and Japanese, only Latin words have blanks between them."""
+    text = " ".join(words)
+    if base_language(language) in CHARACTERS:
+        text = regex.sub(r"(?<![\p{Latin}\p{M}\d]) | (?![\p{Latin}\d])", "", text)
+    return text
 
 
 def annotated_slots(where: str, text: str, annotated: str) -> tuple[str, list[tuple[str, str]]]:

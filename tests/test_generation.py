@@ -468,6 +468,21 @@ def test_a_text_of_massive_on_the_hub_does_not_show_where_its_slots_are(
     af.tag_slots({"text": read, "slots": found, "language": language})  # finds them in the text
 
 
+@pytest.mark.parametrize("language, tokens, tags, text, name", [
+    ("zh", "她 是 Amy Love 的 朋友 。", "O O B I O O O", "她是Amy Love的朋友。", "Amy Love"),
+    ("zh", "他 在 José María 公司", "O O B I O", "他在José María公司", "José María"),
+    ("zh", "約 3.33 m 長 ， 1990 年", "O O O O O B I", "約3.33 m長，1990年", "1990年"),
+    ("ja", "東京 タワー だ", "B I O", "東京タワーだ", "東京タワー"),
+    ("en", "She is Amy Love .", "O O B I O", "She is Amy Love .", "Amy Love"),
+])  # fmt: skip
+def test_tagged_words_are_joined_as_their_language_is_written(language, tokens, tags, text, name):
+    """Without blanks in Chinese and Japanese, but not between two Latin words."""
+    tags = [{"O": "O"}.get(tag, f"{tag}-PER") for tag in tags.split()]
+    read, slots = af.read_slots("here", {"tokens": tokens.split(), "tags": tags}, language)
+    assert read == text and slots == [{"type": "PER", "value": name}]
+    af.tag_slots({"text": read, "slots": slots, "language": language})  # finds it in the text
+
+
 def test_a_text_of_massive_that_is_not_its_annotated_text_is_not_used():
     row = {"utt": "wake me at 5 am", "annot_utt": "wake me at [time : five am]"}
     assert af.read_slots("here", row, "en")[0] == "wake me at five am"
