@@ -1180,8 +1180,8 @@ def read_links(folder: Path, text: ParallelText) -> list[Links]:
         fits = all(i < len(words[0]) and j < len(words[1]) for i, j in links[-1])
         message = f"a link points beyond {len(words[0])} English or {len(words[1])} other words"
         require(fits, location, message)
-    is_whole = not text.settings.data_dir or next(lines, None) is None
-    require(is_whole, path, f"has {len(links)} lines, but the text has more; align it anew")
+    message = f"has {len(links)} lines, but the text has more; align it anew, or set --limit-links"
+    require(next(lines, None) is None, path, message)
     return links
 
 

@@ -526,14 +526,15 @@ def test_a_folder_without_the_links_of_a_language_is_an_error_that_names_the_fil
         read(linked)
 
 
-def test_links_of_a_part_of_a_text_from_the_hub_are_used_for_that_part(tmp_path, monkeypatch):
-    """Text from the hub is not read to its end, so links may be fewer than its lines."""
+def test_links_of_a_part_of_a_text_from_the_hub_are_used_for_that_part_alone(tmp_path, monkeypatch):
+    """Without the limit, a run would repeat that part, although its record names a longer text."""
     table = [{"translation": {"en": f"cat {k}", "de": f"{k} Katze"}} for k in range(30)]
     monkeypatch.setattr(af.datasets, "load_dataset", lambda **_: table)
     write(tmp_path / "en-de.txt", *["0-1"] * 10)
-    for limit in (100_000, 10, 4):  # of lines
-        count = min(limit, 10)
-        text = af.ParallelText("de", af.Settings(aligner=str(tmp_path), limit_links=limit))
+    with pytest.raises(af.UserError, match=r"en-de\.txt: has 10 lines, .* or set --limit-links"):
+        af.ParallelText("de", af.Settings(aligner=str(tmp_path), limit_links=11))
+    for count in (10, 4):
+        text = af.ParallelText("de", af.Settings(aligner=str(tmp_path), limit_links=count))
         assert list(text.lines()) == [(f"cat {k}", f"{k} Katze") for k in range(count)]
         pairs = list(itertools.islice(text.stream(), 2 * count))
         assert sorted(int(pair.source[1]) for pair in pairs[:count]) == list(range(count))
