@@ -20,11 +20,11 @@ import torch.distributed as dist
 import alignfreeze as af
 
 HERE = Path(__file__).resolve()
-ARCHITECTURES = ("distilbert", "bert", "xlm-roberta", "llama")
+ARCHITECTURES = ("distilbert", "bert", "llama")
 STAGES = ("realign", "before", "during", "alternate")
 VARIANTS = {"accumulate 2": (2, 0), "accumulate 4": (4, 0), "adapters": (2, 2)}
 DROPOUT = {"distilbert": "dropout", "llama": "attention_dropout"}
-EPOCHS = {2: 7, 4: 14}  # of 9 examples in batches of 4: eleven updates, the last one not full
+EPOCHS = {2: 5, 4: 9}  # of 9 examples in batches of 4: 8 or 7 updates, the last one not full
 
 
 def weights_and_losses(architecture: str, stage: str, variant: str) -> tuple[torch.Tensor, dict]:
@@ -47,7 +47,7 @@ def weights_and_losses(architecture: str, stage: str, variant: str) -> tuple[tor
     features = tiny.written(9) if is_decoder else tiny.tagged(9)
     tokenizer = tiny.make_tokenizer()
     if stage == "realign":
-        curves, _ = af.realign(model, tokenizer, pairs, 10, settings)
+        curves, _ = af.realign(model, tokenizer, pairs, 7, settings)
     else:
         curves, _ = af.finetune(model, tokenizer, features, settings, pairs)
     weights = [parameter.detach().flatten() for parameter in model.parameters()]
@@ -116,7 +116,7 @@ def as_in_a_process():
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_two_processes_train_like_one(results, architecture, stage, variant, as_in_a_process):
-    """After ten updates or more, with dropout; the last update of fine-tuning is not full."""
+    """After seven updates or more, with dropout; the last update of fine-tuning is not full."""
     limit = 1e-6 if architecture == "llama" else 1e-9  # its normalisation computes in float32
     expected, curves = weights_and_losses(architecture, stage, variant)
     for result in results:
