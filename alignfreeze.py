@@ -71,7 +71,7 @@ Decay = Literal["constant", "constant_with_warmup", "linear", "inverse_sqrt"]
 
 @dataclasses.dataclass
 class Settings:
-    """All settings of a run. AlignFreeze's defaults for PoS; PRESETS and TASKS hold the others."""
+    """All settings of a run. The defaults are AlignFreeze's for PoS; `parse_args` knows others."""
 
     # What to run.
     method: Literal["alignfreeze", "mid-align"] = setting("alignfreeze", "sets the other defaults")
@@ -353,8 +353,8 @@ def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tupl
 def finetune(model, tokenizer, features: list[dict], settings: Settings, pairs=(), stop=None):
     """Train a model on a task in place, and align it at the same time if the schedule says so.
 
-    features: from `task.encode`. pairs: as in `realign`; a baseline and the schedule `before` need
-    none. stop: called after every update; true ends training. Returns what `optimize` returns.
+    features: from `task.encode`. pairs: as in `realign`; ignored by a baseline and with `before`.
+    stop: called after every update; true ends training. Returns what `optimize` returns.
     """
     schedule = "none" if settings.strategy == "baseline" else settings.schedule
     examples = task_batches(tokenizer, features, settings, model.device)
@@ -509,7 +509,7 @@ def linear_modules(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
     """
     linear = [(name, module) for name, module in layer.named_modules() if type(module) is nn.Linear]
     is_refused = any(isinstance(m, LoraLinear) or hasattr(m, "A_log") for m in layer.modules())
-    message = "not possible: the layers of this model are not made of plain linear layers"
+    message = "not possible: its layers have no plain linear modules, or have adapters already"
     require(linear and not is_refused, "--lora", message)
     return linear
 
@@ -600,7 +600,7 @@ def predict(model, tokenizer, task: Task, features: list[dict]) -> Sequence:
     batch = task_batch(features, tokenizer.pad_token_id, model.device)
     del batch["labels"]
     logits = task_logits(model, batch).float().cpu().numpy()
-    require(not np.isnan(logits).any(), "evaluation", "the model's outputs are not numbers (NaN)")
+    require(not np.isnan(logits).any(), "evaluation", "the logits are NaN; try --precision fp32")
     return logits
 
 
@@ -824,7 +824,7 @@ def encode_pairs(tokenizer, pairs: list[Pair], max_length: int, device="cpu") ->
     for k, pair in enumerate(pairs):
         n, m = len(pair.source), len(pair.target)
         fits = all(0 <= i < n and 0 <= j < m for i, j in pair.links)
-        require(fits, "sentence pairs", "a link points beyond the words, counted from 0")
+        require(fits, "sentence pairs", f"a link of pair {k} points beyond its {n} and {m} words")
         links = [((k, i), (k + len(pairs), j)) for i, j in pair.links]
         links_left = [(s, t) for s, t in links if s in vector_of and t in vector_of]
         kept = [(vector_of[s], vector_of[t]) for s, t in links_left]
@@ -859,7 +859,7 @@ def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> 
     What does not fit is cut off, or goes into further windows if `windows` is true.
     """
     backend = tokenizer.backend_tokenizer
-    frame = tokenizer("a a", return_special_tokens_mask=True)  # such as <s> ▁a ▁a </s>
+    frame = tokenizer("a a", return_special_tokens_mask=True)  # <s> ▁a ▁a </s>; ends truncation
     marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # signs for a blank
     lone_mark = backend.token_to_id(marks[0]) if marks else None
     is_unigram = type(backend.model).__name__ == "Unigram"  # such as XLM-R's
@@ -874,10 +874,10 @@ def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> 
     for k, encoding in enumerate(backend.encode_batch(texts, add_special_tokens=False)):
         ids = np.array(encoding.ids, dtype=np.int64)
         words = words_at(sentences[k], encoding.offsets)
-        is_last = np.diff(words, append=-1) != 0  # another word follows
-        is_visible = (ids != lone_mark) | is_last  # the only subword of a word counts as visible
+        is_last = np.diff(words, append=-1) != 0  # last subword of its word
+        is_visible = (ids != lone_mark) | is_last  # keep a mark that is a whole word
         first = np.zeros_like(is_visible)
-        first[is_visible] = np.diff(words[is_visible], prepend=-1) != 0  # another word precedes
+        first[is_visible] = np.diff(words[is_visible], prepend=-1) != 0  # first of its word
         if is_unigram:  # BPE keeps it: Gemma's has it in front of every number (▁ 5, ▁ 1 0)
             ids, words, first = ids[is_visible], words[is_visible], first[is_visible]
         for at in range(0, max(len(ids), 1) if windows else 1, room):
@@ -1248,7 +1248,7 @@ def fast_align(pairs: Iterable[Words]) -> list[Links]:
     ends = np.cumsum([n * m for n, m in shapes])
     parts = np.split(entries.astype(np.int32), ends[:-1])
     grids = [part.reshape(shape) for part, shape in zip(parts, shapes)]
-    words = table >> 32, table & (2**32 - 1)
+    words = table >> 32, table & (2**32 - 1)  # source and target ids of each entry
     forward = train_and_link([grid[:, 1:] for grid in grids], *words)
     reverse = train_and_link([grid.T[:, 1:] for grid in grids], *words[::-1])
     return [grow_diag_final_and(*both) for both in zip(forward, reverse)]
@@ -1305,7 +1305,7 @@ def fit_tension(shapes: Counter, far: dict, observed: float, tension: float) -> 
 
 
 def exchanged_normaliser(n: int, m: int, tension: float) -> np.ndarray:
-    """Return Z for the derivative of log Z, (m,); here fast_align's C++ code exchanges n and m."""
+    """Return the sum of the weights over i, (m,); like fast_align's C++, it exchanges n and m."""
     i = np.arange(1, m + 1)
     floor = i * m // n
     ratio = math.exp(-tension / max(m, 1))
@@ -1430,7 +1430,7 @@ def load_udpos(language: str, split: str, settings) -> list[dict]:
             is_next = re.fullmatch(rf"{last + 1}(-\d+)?|{last}\.\d+", fields[0])
             message = f"expected CoNLL-U, word {last + 1} or a blank line: {columns}"
             require(is_row and is_next, f"{path}:{number}", f"{message}; found {line[:40]!r}")
-            last += fields[0].isdecimal()
+            last += fields[0].isdecimal()  # not 3-4 or 8.1
             tokens.append(fields[1])
             tags.append(UPOS.index(fields[3]))
     require(examples, path, "the file has no sentence")
@@ -1454,7 +1454,7 @@ def tagged_words(where: str, row: dict) -> dict[str, list]:
     tokens, tags = typed_columns(where, row, tokens=list, **{column: list})
     is_valid = len(tokens) == len(tags) and {str} == set(map(type, tokens))
     is_valid = is_valid and all(type(tag) is type(names[0]) and tag in names for tag in tags)
-    require(is_valid, where, f"expected words with {column} of {names}; found {str(tags)[:60]}")
+    require(is_valid, where, f"{len(tokens)} words need {column} in {names}: {str(tags)[:60]}")
     return {"tokens": tokens, "tags": [names.index(tag) for tag in tags]}
 
 
@@ -1565,8 +1565,8 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
     """
     questions = [example["question"] for example in examples]
     options = {"truncation": True, "max_length": max_length // 2, "add_special_tokens": False}
-    rest = [question.overflowing for question in tokenizer(questions, **options).encodings]
-    for k, parts in enumerate(rest):
+    overflow = [question.overflowing for question in tokenizer(questions, **options).encodings]
+    for k, parts in enumerate(overflow):
         if parts:
             end = parts[0].offsets[0][0]  # the first character that does not fit
             questions[k] = questions[k][:end]
@@ -1585,7 +1585,7 @@ def encode_questions(tokenizer, examples: list, max_length: int, training: bool)
     answered = {feature["example"] for feature in features if feature["labels"].any()}
     for feature in features:
         number = feature["example"]
-        feature["cut"] = bool(rest[number]) or (training and number not in answered)
+        feature["cut"] = bool(overflow[number]) or (training and number not in answered)
     return features
 
 
@@ -1915,7 +1915,7 @@ def score_slots(examples: list, outputs: list, parse: Callable = parse_slots) ->
     """Return F1 over all examples: of (type, place) as MASSIVE counts, and of (type, value).
 
     For `f1`, a value tags every place where its words occur, in any case, and overwrites earlier
-    tags. A value that does not occur is no false positive. Neighbours of one type are one slot.
+    tags. A value whose words do not occur is no false positive. Neighbours of a type are one slot.
     """
     gold_tags, predicted_tags, gold_values, predicted_values = [], [], [], []
     for k, (example, output) in enumerate(zip(examples, outputs)):
@@ -1985,7 +1985,7 @@ SPLITS = ("train", "valid", "dev", "test")  # names of local files
 NLI_TARGETS = "ar bg de el es fr hi ru th tr vi zh".split()
 QA_TARGETS = "ar de el es hi ro ru th tr vi zh".split()
 # The second paper names en and zh (with labels), cy and jv (without); we chose the others.
-# The languages that are aligned are the first ones in the lists of those without labels.
+# Each: languages without labels, of which the first are aligned; then those with labels.
 MASSIVE = "cy jv sw az af bn fa hi hy id ja ka ko th tr".split(), "en ar es ru zh".split()
 XSID = "tr da ja lt no de-ba de-muc gsw id nl".split(), "en de it zh ar".split()
 NAMED = "da hr sk sr".split(), "en pt sv zh".split()
@@ -2001,7 +2001,7 @@ TASKS = {
     "xquad": Task(Answers, load_xquad, encode_questions, score_answers, QA_TARGETS,
                   labels=2, epochs=2, test_length=384),
     "massive": Task(Generator, load_slots, encode_prompts, score_commands,
-                    *MASSIVE, MASSIVE[0][:5], 500, **LONG),
+                    *MASSIVE, MASSIVE[0][:5], limit_links=500, **LONG),
     "xsid": Task(Generator, load_slots, encode_prompts, score_commands,
                  *XSID, XSID[0][:5], **LONG),
     "uner": Task(Generator, load_slots, encode_prompts, score_commands,
@@ -2211,7 +2211,7 @@ def try_evaluation(settings: Settings, model, tokenizer, tests: dict) -> None:
     task = task._replace(new_tokens=min(task.new_tokens, 2))
     examples, features = next(iter(tests.values()))
     features = [feature for feature in features if feature["example"] < 2]
-    with as_user_error(f"--model {settings.model}: this architecture does not run"):
+    with as_user_error(f"--model {settings.model}: two test examples cannot be evaluated"):
         evaluate(model, tokenizer, task, examples[:2], features, settings)
 
 
@@ -2319,7 +2319,7 @@ def record_name(settings: Settings) -> str:
     """
     values = settings_of_run(settings)
     defaults = dataclasses.asdict(default_settings(settings)) | {"precision": "fp32"}
-    defaults["method"] = "mid-align" if is_generative(settings) else "alignfreeze"  # the usual one
+    defaults["method"] = "mid-align" if is_generative(settings) else "alignfreeze"  # not hashed
     changed = {}
     for key, value in values.items():
         if key not in RECORD_KEYS and value not in (None, defaults[key]):
@@ -2386,7 +2386,7 @@ def is_done(path: Path, settings: Settings, content: str) -> bool:
         stored, revision = dict(record["config"]), record["versions"]["alignfreeze.py"]
     expected = json.loads(json.dumps(settings_of_run(settings)))
     default = default_settings(settings)
-    for key in expected.keys() - stored.keys():  # a setting that is newer than the record
+    for key in expected.keys() - stored.keys():  # newer than the record, which had the default
         stored[key] = expected[key] if getattr(settings, key) == getattr(default, key) else None
     changed = [key for key in expected if stored[key] != expected[key]]
     advice = "choose another --out, or add --overwrite"
@@ -2420,7 +2420,7 @@ def validate_effects(settings: Settings) -> None:
     """Raise UserError for a flag that has no effect with these settings."""
     defaults, task = default_settings(settings), TASKS[settings.task]
     is_aligned, is_word = settings.strategy != "baseline", settings.unit == "word"
-    before = not is_aligned or settings.schedule == "before"  # flags may be shared with a baseline
+    before = not is_aligned or settings.schedule == "before"  # a baseline accepts these flags
     decays = {settings.decay} | ({settings.realign_decay} if before and is_aligned else set())
     has_warmup = settings.warmup or "inverse_sqrt" not in decays
     require(has_warmup, "--warmup 0", "with inverse_sqrt, the rate would hardly fall; give more")
@@ -2499,11 +2499,11 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
     require(-depth - 1 <= layer <= depth, f"--layer {layer}", message)
     message = f"{settings.realign_max_length} must be 8 to {longest} subwords with this model"
     require(8 <= settings.realign_max_length <= longest, "--realign-max-length", message)
-    below = {*range(layer % (depth + 1))}  # what alignment can train
-    below |= set() if settings.lora else {"emb"}  # the embeddings get no adapters
+    trainable = {*range(layer % (depth + 1))}  # what alignment can train
+    trainable |= set() if settings.lora else {"emb"}  # the embeddings get no adapters
     message = f"nothing below --layer {layer} trains; align a higher one, or freeze fewer"
-    require(spec == "baseline" or below - frozen_parts, f"--strategy {spec}", message)
-    freezes = spec in ("full", "baseline") or below & frozen_parts
+    require(spec == "baseline" or trainable - frozen_parts, f"--strategy {spec}", message)
+    freezes = spec in ("full", "baseline") or trainable & frozen_parts
     message = f"freezes nothing that alignment trains (below --layer {layer}); use full"
     require(freezes, f"--strategy {spec}", message)
 
@@ -2587,8 +2587,8 @@ def validate_tokenizer(tokenizer, size: int, flag: str) -> None:
     unknown = [tokenizer.unk_token_id in tokenizer(text)["input_ids"] for text in ("ﬁ", "fi")]
     if kind == "Unigram" and unknown == [True, False]:  # DeBERTa's, made from spm.model
         say(f"{flag}: the tokenizer does not normalise text: 'ﬁ' is unknown, 'fi' is known")
-    knows_all = kind == "BPE" or tokenizer.unk_token_id is not None  # BPE: of bytes
-    is_complete = knows_all and tokenizer.pad_token_id is not None
+    reads_all = kind == "BPE" or tokenizer.unk_token_id is not None  # BPE: of bytes
+    is_complete = reads_all and tokenizer.pad_token_id is not None
     require(is_complete, flag, "the tokenizer has no token for padding or for unknown words")
     vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     is_cased = any(re.match("##[A-Z]", subword) for subword in vocab)  # WordPiece
@@ -2795,7 +2795,7 @@ def encode(task: Task, tokenizer, examples: list, max_length: int, training: boo
         require(has_label, name, "there is nothing to learn or to score")
     cut = len({feature["example"] for feature in features if feature["cut"]})
     if cut:
-        say(f"{name}: {cut} examples are incomplete (cut off, or a word has no subword)")
+        say(f"{name}: {cut} examples lose text (over {max_length} subwords) or a word (no subword)")
     return features
 
 
@@ -2936,18 +2936,18 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     parser = Parser(Settings, description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.usage = "%(prog)s [flags]"  # a list of all of them would hide the description
     words = [word for word in argv if word not in ("-h", "--help")]
-    method = parser.parse_known_args(words)[0].method
+    method = parser.parse_known_args(words)[0].method  # first: it sets the default model
     parser.set_defaults(**PRESETS.get(method, {}))
     chosen = parser.parse_known_args(words)[0]
     require(chosen.task in TASKS, f"--task {chosen.task}", f"choose from {', '.join(TASKS)}")
     task = TASKS[chosen.task]
     if Path(chosen.model).name != "mid-align":  # a folder with the name of the method
         parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
-    defaults = {name: value for name, value in task._asdict().items() if name in chosen}
+    defaults = {name: value for name, value in task._asdict().items() if hasattr(chosen, name)}
     parser.set_defaults(**defaults)  # the fields of the task that are settings
     for action in parser._actions:
         count = sum(word.split("=")[0] in action.option_strings for word in argv)
-        message = "given twice; name all its values behind one"
+        message = "given twice; list all its values after one flag"
         require(count < 2 or action.nargs != "+", action.option_strings[-1], message)
         if "--no-pool-first" in action.option_strings:  # its help would be that of --pool-first
             action.help = argparse.SUPPRESS
@@ -2987,7 +2987,7 @@ def main(argv: list[str] | None = None) -> int:
             time.sleep(5)
         if isinstance(error, RuntimeError) and not re.search("out of memory|allocate", str(error)):
             raise
-        print("alignfreeze: out of memory; use smaller batches or lengths", file=sys.stderr)
+        print("alignfreeze: out of memory; lower the batch sizes or lengths", file=sys.stderr)
         return 2
 
 

@@ -445,7 +445,7 @@ def test_a_link_beyond_the_words_is_an_error(link, tokenizer):
     """Such as one that counts words from 1."""
     (pair,) = tiny.word_pairs()[:1]
     pair = pair._replace(links=[*pair.links, link])
-    with pytest.raises(af.UserError, match="a link points beyond the words, counted from 0"):
+    with pytest.raises(af.UserError, match="a link of pair 0 points beyond its 8 and 8 words"):
         af.encode_pairs(tokenizer, [pair], 96)
 
 
