@@ -7,7 +7,7 @@
 #   ./run_all.sh quick       a first look with the hub and a GPU: distilmBERT on PoS with four
 #                            strategies and a fifth of the steps
 #   ./run_all.sh toy         both methods in an invented world, from data to tables; needs no
-#                            network and about 4 minutes
+#                            network and 4 to 7 minutes on two cores
 #   ./run_all.sh test        the tests
 #
 # With --dry-run, only the commands are printed, one on each line and quoted for the shell. Other
