@@ -600,7 +600,7 @@ def predict(model, tokenizer, task: Task, features: list[dict]) -> Sequence:
     batch = task_batch(features, tokenizer.pad_token_id, model.device)
     del batch["labels"]
     logits = task_logits(model, batch).float().cpu().numpy()
-    require(not np.isnan(logits).any(), "evaluation", "the logits are NaN; try --precision fp32")
+    require(not np.isnan(logits).any(), "evaluation", "the model's outputs are not numbers (NaN)")
     return logits
 
 
