@@ -2795,7 +2795,7 @@ def encode(task: Task, tokenizer, examples: list, max_length: int, training: boo
         require(has_label, name, "there is nothing to learn or to score")
     cut = len({feature["example"] for feature in features if feature["cut"]})
     if cut:
-        say(f"{name}: {cut} examples lose text (over {max_length} subwords) or a word (no subword)")
+        say(f"{name}: {cut} examples lose a part (too long, or a word without a subword)")
     return features
 
 
