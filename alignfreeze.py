@@ -1374,7 +1374,6 @@ def awesome_links(encoder, tokenizer, pairs: list, layer=8, threshold=1e-3) -> l
 
 
 # ---- 9. Tasks ------------------------------------------------------------------------------------
-#
 # A task is a row of TASKS, at the end of this section, and three functions:
 # load(language, split, settings): return the examples, a list or an iterator of dicts.
 # encode(tokenizer, examples, max_length, training): return features, dicts of the arrays
@@ -1726,7 +1725,7 @@ def slot_rows(language: str, split: str, settings) -> Iterator:
 
 
 def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, str]]:
-    """Yield (English, translation) of the utterances of MASSIVE with the same `id`."""
+    """Yield (English, translation) by `id`, in a fixed random order: files are sorted by domain."""
     english, other = {}, {}
     for code, texts in ((SOURCE, english), (language, other)):
         for where, row in slot_rows(code, split, settings):
@@ -1734,7 +1733,8 @@ def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, 
             message = "needs a unique 'id', which its translations share"
             require("id" in row and key not in texts, where, message)
             texts[key], _ = read_slots(where, row, code)
-    yield from ((english[key], text) for key, text in other.items() if key in english)
+    translated = [(english[key], text) for key, text in other.items() if key in english]
+    yield from random.Random(language).sample(translated, len(translated))
 
 
 def read_slots(where: str, row: dict, language: str) -> tuple[str, list[dict]]:
