@@ -325,12 +325,12 @@ def realign(model, tokenizer, pairs: Iterable[Pair], steps: int, settings: Setti
 
     The layers named by `settings.strategy` stay frozen. pairs: a list of `Pair`s, repeated as often
     as needed, or an iterator. Returns ({"align": [mean of 20 losses, ...]}, {language: counts}).
-    Raises UserError if an iterator ends before the last update.
+    Raises UserError for a baseline, and if an iterator ends before the last update.
     """
+    require(settings.strategy != "baseline", "realign", "a baseline is not aligned; leave it out")
     aligned = pair_batches(tokenizer, pairs, settings, model.device)
-    batches = ((None, batch) for batch in aligned)  # without batches of the task
     settings = dataclasses.replace(settings, lr=settings.realign_lr, decay=settings.realign_decay)
-    return optimize("realign", model, batches, steps, settings)
+    return optimize("realign", model, zip(itertools.repeat(None), aligned), steps, settings)
 
 
 def scheduled(schedule: str, task: Iterable, aligned: Iterable) -> Iterator[tuple]:

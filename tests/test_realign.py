@@ -377,6 +377,15 @@ def test_realignment_brings_translations_together(tokenizer):
     assert aligned["fr"] == {"sentences": 240, "words": 1920, "cut": 0, "skipped": 0, "readings": 1}
 
 
+def test_a_baseline_is_not_realigned(tokenizer):
+    """A notebook that loops over strategies would train it as `full`."""
+    model = tiny.build("bert")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(af.UserError, match="realign: a baseline is not aligned; leave it out"):
+        realign(model, tokenizer, tiny.word_pairs(), 1, replace(SETTINGS, strategy="baseline"))
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
 def test_the_same_seed_trains_the_same_way_and_another_seed_differently(tokenizer):
     results = []
     for seed in (31, 31, 42):
