@@ -746,26 +746,30 @@ def test_xsid_until_the_validation_loss_stops_falling():
 def test_both_losses_until_the_validation_loss_stops_falling():
     folder = "gemma3-270m-xsid-accumulate-validated"
     text, groups = section(folder), (GROUPS[0], "id nl gsw", GROUPS[2])
-    pair = [by_strategy(folder)[strategy][1] for strategy in ("baseline", "full")]
-    for run, name, accumulate in zip(pair, ("baseline", "alternating"), (2, 4)):
-        assert run["config"]["accumulate"] == accumulate
-        best, every = run["validation"], run["config"]["validate"]
-        kept = f"{best['step']} of {every * len(best['losses'])}"
-        align = run["losses"].get("align", [])
-        fall = f"{align[0]:.2f} to {align[-1]:.2f}" if align else ""
-        cells = [f"{average(run, group.split()):.1f}" for group in groups]
-        assert line(name, kept, f"{best['loss']:.3f}", fall, *cells) in text
-        assert min(best["losses"]) < best["losses"][-1]  # it stopped falling
-    assert f"fell from {fall}." in text
-    losses = [run["validation"]["loss"] for run in reversed(pair)]
-    word = "higher" if losses[0] > losses[1] else "lower"
-    assert "is {} than that of the baseline ({:.3f}, {:.3f})".format(word, *losses) in text
-    changes = [average(pair[1], g.split()) - average(pair[0], g.split()) for g in groups]
-    names = "aligned languages by {:+.1f} F1, the other transfer languages by {:+.1f} and the "
-    assert (names + "supervised ones by {:+.1f}").format(*changes) in text
-    assert ("No gain in this pair" in text) == (changes[0] <= 0)
-    hours = sum(sum(run["seconds"].values()) for run in pair) / 3600
-    assert f"a pair takes {hours:.1f} hours" in text
+    selected, changes, hours, loss, falls = by_strategy(folder), [], [], defaultdict(list), []
+    assert sorted(selected["baseline"]) == sorted(selected["full"]) == [1, 2]
+    for seed, base in sorted(selected["baseline"].items()):
+        full = selected["full"][seed]
+        for run, name, accumulate in ((base, "baseline", 2), (full, "alternating", 4)):
+            assert run["config"]["accumulate"] == accumulate
+            assert run["config"]["precision"] == {1: "bf16", 2: "fp32"}[seed]
+            best = run["validation"]
+            kept = f"{best['step']} of {run['steps']['finetune']}"
+            align = run["losses"].get("align", [])
+            fall = f"{align[0]:.2f} to {align[-1]:.2f}" if align else ""
+            cells = [f"{average(run, group.split()):.1f}" for group in groups]
+            assert line(str(seed), name, kept, f"{best['loss']:.3f}", fall, *cells) in text
+            assert min(best["losses"]) < best["losses"][-1]  # it stopped falling
+            loss[name].append(best["loss"])
+        falls.append(align[-1])
+        changes.append([average(full, g.split()) - average(base, g.split()) for g in groups])
+        hours.append(sum(sum(run["seconds"].values()) for run in (base, full)) / 3600)
+    assert "fell from 2.75 to {:.2f} and {:.2f}".format(*falls) in text
+    for name, group in zip(("aligned", "other transfer", "supervised"), zip(*changes)):
+        assert "{} languages by {:+.1f} and {:+.1f}".format(name, *group) in text
+    assert all(change[0] <= 0 for change in changes) and "No gain in either pair" in text
+    assert all(map(float.__gt__, loss["alternating"], loss["baseline"]))  # "is higher"
+    assert "took {:.1f} and {:.1f} hours".format(*hours) in text
     spread = []
     for group in groups:
         baselines = by_strategy("gemma3-270m-xsid-validated")["baseline"].values()
