@@ -1725,7 +1725,7 @@ def slot_rows(language: str, split: str, settings) -> Iterator:
 
 
 def utterance_pairs(language: str, split: str, settings) -> Iterator[tuple[str, str]]:
-    """Yield (English, translation) by `id`, in a fixed random order: files are sorted by domain."""
+    """Yield (English, translation) of MASSIVE by `id`, shuffled: its files are sorted by domain."""
     english, other = {}, {}
     for code, texts in ((SOURCE, english), (language, other)):
         for where, row in slot_rows(code, split, settings):
