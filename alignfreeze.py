@@ -84,7 +84,7 @@ class Settings:
     train_languages: list[str] = setting(lambda: ["en"], "languages with labels")
     languages: list[str] = setting(lambda: [*TARGETS], "test languages besides those with labels")
     realign_languages: list[str] = setting(lambda: [*TARGETS], "languages to align with English")
-    # Alignment. List a new setting in OF_ALIGNMENT too: the records of baselines omit these.
+    # Alignment. Name a new setting in OF_ALIGNMENT, too: the record of a baseline has none of them.
     unit: Literal["word", "sentence"] = setting("word", "what one vector stands for")
     layer: int = setting(-2, "hidden state to align: 0 is the embeddings, -1 the last")
     temperature: float = setting(0.1, "of the contrastive loss")
@@ -126,7 +126,7 @@ class Settings:
     overwrite: bool = setting(False, "replace a record that exists")
 
 
-PRESETS = {  # order of precedence: flag, task (TASKS), model, method, `Settings`
+PRESETS = {  # defaults; a flag comes first, then the task (TASKS), model, method and `Settings`
     "mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
@@ -219,7 +219,7 @@ class LoraLinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)  # at first, the output is that of W alone
 
     def forward(self, x: Tensor) -> Tensor:
-        low = self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype)))
+        low = self.lora_A(self.dropout(x.to(self.lora_A.weight.dtype)))  # W may be in bfloat16
         return self.base_layer(x) + (self.scale * self.lora_B(low)).to(x.dtype)
 
 
@@ -241,28 +241,15 @@ def hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> T
     """Return `hidden_states[layer]`, (B, T, d), numbered as in transformers.
 
     With 12 layers, 0 is the embeddings, -2 or 11 the input of the last layer, -1 or 12 its output.
-    A hook ends the forward pass there, by an exception, so no layer above is computed or trained.
+    No layer above it is computed or trained. Rows of similar length are computed together.
     """
-    layers = transformer_layers(encoder)
-    depth = len(layers)
-    message = f"the hidden states of this model are {-depth - 1} to {depth}"
-    require(-depth - 1 <= layer <= depth, f"layer {layer}", message)
-    layer %= depth + 1
-    if layer == depth:
-        return encoder(**inputs).last_hidden_state
-
-    class LayerReached(Exception): ...
-
-    def stop(module, args, kwargs):
-        layer_input = args[0] if args else kwargs["hidden_states"]
-        raise LayerReached(layer_input)
-
-    with layers[layer].register_forward_pre_hook(stop, with_kwargs=True):
-        try:
-            encoder(**inputs)
-        except LayerReached as reached:
-            return reached.args[0]  # the layer_input
-    raise UserError(f"{type(encoder).__name__}: its layers cannot be reached by a hook")
+    length = inputs["input_ids"].shape[1]
+    order, states = [], []
+    for rows, group in by_length(encoder, inputs):
+        hidden = run_to_layer(encoder, group, layer)
+        states.append(F.pad(hidden, (0, 0, 0, length - hidden.shape[1])))
+        order.append(rows)
+    return torch.cat(states)[torch.cat(order).argsort()]
 
 
 class PairBatch(NamedTuple):
@@ -284,7 +271,7 @@ class PairBatch(NamedTuple):
     targets: Tensor  # (Q,) vectors of their translations
     candidates: Tensor | None  # (C,) vectors a query is compared with; None: all others
     pairs: list[Pair]  # the text: (language, English, translation, links)
-    cut: list[int]  # (B,) links lost because a sentence was cut off; whole sentences: 1 if one was
+    cut: list[int]  # (B,) for the record: links (whole sentences: 1) lost at the maximum length
 
 
 def vectors_of(hidden: Tensor, batch: PairBatch, pool_first: bool = True) -> Tensor:
@@ -311,8 +298,7 @@ def projection_head(hidden_size: int, unit: str) -> nn.Module:
 
 def alignment_loss(encoder, projection, batch: PairBatch, settings: Settings) -> Tensor:
     """Return the contrastive loss of a batch of sentence pairs at one layer of the encoder."""
-    # The result is that of `hidden_state`; sentences of similar length are computed together.
-    hidden = grouped_hidden_state(encoder, batch.inputs, settings.layer)  # (2B, T, d)
+    hidden = hidden_state(encoder, batch.inputs, settings.layer)  # (2B, T, d)
     require(hidden.requires_grad, f"--layer {settings.layer}", "nothing below it trains")
     vectors = projection(vectors_of(hidden, batch, settings.pool_first)).float()  # (N, d)
     queries, targets = batch.queries, batch.targets
@@ -378,7 +364,6 @@ def optimize(stage: str, model, batches: Iterator, steps: int, settings: Setting
     projection = projection_head(model.config.hidden_size, settings.unit).to(model.device)
     frozen_layers = parameters_of_layers(model, settings.strategy)  # alignment does not train them
     parameters = [p for p in [*model.parameters(), *projection.parameters()] if p.requires_grad]
-    require(parameters, stage, "nothing trains; freeze fewer layers")
     optimizer = torch.optim.Adam(parameters, settings.lr, fused=True)
     rate = learning_rate_schedule(optimizer, settings, steps)
     log = TrainingLog(stage, steps)
@@ -540,8 +525,8 @@ def autocast(device: torch.device, precision: str | None) -> torch.autocast:
 def by_length(model, batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Split a batch into 8 groups of rows of similar length; yield (row numbers, tensors).
 
-    This changes no result and saves half of the time, as hardly any padding is computed. On a GPU
-    a pass takes the same time however short the rows are, so all rows form one group.
+    This saves half of the time, as hardly any padding is computed, and changes no result (but what
+    dropout draws). On a GPU a pass takes the same time however short the rows are: one group.
     """
     lengths = batch["attention_mask"].sum(1)
     if lengths.device.type != "cpu":
@@ -564,18 +549,33 @@ def replace_by(vectors: Tensor) -> Callable:
     return lambda module, inputs, output: vectors if output.shape == vectors.shape else output
 
 
-def grouped_hidden_state(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
-    """Return the `hidden_state` of a batch, (B, T, d), computed in groups of similar length."""
-    length = inputs["input_ids"].shape[1]
-    order, states = [], []
-    for rows, group in by_length(encoder, inputs):
-        hidden = hidden_state(encoder, group, layer)
-        message = "has several hidden states for each subword; choose another model"
-        is_one = hidden.ndim == 3 and hidden.shape[2] <= encoder.config.hidden_size
-        require(is_one, type(encoder).__name__, message)
-        states.append(F.pad(hidden, (0, 0, 0, length - hidden.shape[1])))
-        order.append(rows)
-    return torch.cat(states)[torch.cat(order).argsort()]
+def run_to_layer(encoder: nn.Module, inputs: dict[str, Tensor], layer: int) -> Tensor:
+    """Return `hidden_states[layer]`; a hook ends the forward pass there, by an exception."""
+    layers = transformer_layers(encoder)
+    depth = len(layers)
+    message = f"the hidden states of this model are {-depth - 1} to {depth}"
+    require(-depth - 1 <= layer <= depth, f"layer {layer}", message)
+
+    class LayerReached(Exception): ...
+
+    def stop(module, args, kwargs):
+        layer_input = args[0] if args else kwargs["hidden_states"]
+        raise LayerReached(layer_input)
+
+    if layer in (-1, depth):
+        hidden = encoder(**inputs).last_hidden_state
+    else:
+        hidden = None
+        with layers[layer % (depth + 1)].register_forward_pre_hook(stop, with_kwargs=True):
+            try:
+                encoder(**inputs)
+            except LayerReached as reached:
+                (hidden,) = reached.args
+        require(hidden is not None, type(encoder).__name__, "a hook cannot reach its layers")
+    message = "has several hidden states for each subword: it cannot be aligned or probed"
+    is_one = hidden.ndim == 3 and hidden.shape[2] <= encoder.config.hidden_size
+    require(is_one, type(encoder).__name__, message)
+    return hidden
 
 
 def task_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -1360,7 +1360,7 @@ def awesome_links(encoder, tokenizer, pairs: list, layer=8, threshold=1e-3) -> l
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     ids = [window.ids for window in windows]
     inputs = pad_inputs(ids, tokenizer.pad_token_id, encoder.device)
-    hidden = grouped_hidden_state(encoder, inputs, layer).float()
+    hidden = hidden_state(encoder, inputs, layer).float()
     source, target = hidden.chunk(2)  # (B, T, d)
     source_word, target_word = pad([window.words for window in windows], -1).chunk(2)  # (B, T)
     outside = (source_word < 0)[:, :, None] | (target_word < 0)[:, None]  # padding, special tokens
@@ -2838,12 +2838,11 @@ def retrieval(model: nn.Module, tokenizer, pairs: list[Pair], settings: Settings
     for start in range(0, 2 * len(pairs), 32):
         part = {name: tensor[start : start + 32] for name, tensor in batch.inputs.items()}
         states.append(model.base_model(**part, output_hidden_states=True).hidden_states)
-        embedded = hidden_state(model.base_model, part, 0)  # Mamba leaves it out of its states
+        embedded = run_to_layer(model.base_model, part, 0)  # Mamba leaves it out of its states
         is_first = torch.equal(embedded[:, 0], states[-1][0][:, 0])
-        is_one = embedded.ndim == 3 and embedded.shape[2] <= model.config.hidden_size
-        is_one = is_one and len(states[-1]) == model.config.num_hidden_layers + 1  # of each layer
+        is_complete = len(states[-1]) == model.config.num_hidden_layers + 1
         message = "numbers its hidden states in another way; leave out --probe"
-        require(is_first and is_one, type(model).__name__, message)
+        require(is_first and is_complete, type(model).__name__, message)
     results = defaultdict(list)
     for layer in zip(*states):
         vectors = vectors_of(torch.cat(layer), batch, settings.pool_first).cpu()

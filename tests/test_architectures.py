@@ -208,8 +208,8 @@ def test_hidden_states_are_the_librarys_at_every_layer(name):
     outputs = one_by_one(encoder, rows, output_hidden_states=True)
     batch = af.pad_inputs(rows, tokenizer_of(name).pad_token_id, "cpu")
     for layer in range(-LAYERS - 1, LAYERS + 1):
-        together = af.hidden_state(encoder, batch, layer)
-        grouped = af.grouped_hidden_state(encoder, batch, layer)
+        together = af.run_to_layer(encoder, batch, layer)
+        grouped = af.hidden_state(encoder, batch, layer)
         assert together.shape == grouped.shape == (len(rows), 12, 32)
         for k, output in enumerate(outputs):
             expected = output.hidden_states[layer][0]
@@ -228,7 +228,7 @@ def test_no_layer_above_is_computed(name):
         hooks.append(hook)
     for number in range(LAYERS + 1):
         computed.clear()
-        af.grouped_hidden_state(encoder, batch, number)
+        af.hidden_state(encoder, batch, number)
         assert computed == set(range(number))
     for hook in hooks:
         hook.remove()
@@ -811,7 +811,7 @@ def test_the_probe_refuses_several_hidden_states():
     settings = settings_of(SEVERAL_STREAMS, unit="sentence")
     tokenizer, _ = af.load_tokenizer(settings.model, generates=True)
     model = af.build_model(settings, tokenizer, CPU)
-    with pytest.raises(af.UserError, match="leave out --probe"):
+    with pytest.raises(af.UserError, match="for each subword: it cannot be aligned or probed"):
         af.retrieval(model, tokenizer, [af.Pair("fr", "a cat", "la Ελλάδα")], settings)
 
 

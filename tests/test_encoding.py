@@ -640,7 +640,7 @@ def test_hidden_states_in_groups_are_those_of_each_sentence_alone(architecture, 
     lengths = [9, 3, 14, 3, 7, 20, 11, 5, 8, 6]
     batch = rows_of_length(lengths)
     with torch.no_grad():
-        hidden = af.grouped_hidden_state(encoder, batch, layer)
+        hidden = af.hidden_state(encoder, batch, layer)
         assert hidden.shape == (10, 20, 32)
         for k, length in enumerate(lengths):
             ids = batch["input_ids"][k : k + 1, :length]

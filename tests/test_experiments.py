@@ -826,7 +826,7 @@ def test_tasks_with_one_run():
             "retrieval",
             {"no": "left out of the mean", "yes": "counted"},
             (0, 9, 11, 12, 18),
-        ),
+        )
     ],
 )
 def test_probes_before_training(folder, kind, starts, layers):

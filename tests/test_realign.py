@@ -108,11 +108,11 @@ def test_hidden_states_are_those_of_the_library_and_no_layer_above_is_computed(
     assert len(expected) == tiny.LAYERS + 1
     for layer in range(-len(expected), len(expected)):
         computed.clear()
-        assert torch.equal(af.hidden_state(encoder, inputs, layer), expected[layer])
+        assert torch.equal(af.run_to_layer(encoder, inputs, layer), expected[layer])
         assert computed == list(range(layer % len(expected)))
     for layer in (-len(expected) - 1, len(expected)):
         with pytest.raises(af.UserError, match=f"layer {layer}: .* -5 to 4"):
-            af.hidden_state(encoder, inputs, layer)
+            af.run_to_layer(encoder, inputs, layer)
 
 
 def ungrouped(model: nn.Module, batch: dict) -> Iterator[tuple]:
@@ -136,7 +136,7 @@ def test_hidden_states_in_groups_are_those_of_the_whole_batch(architecture, toke
     for grouping in (af.by_length, ungrouped):
         monkeypatch.setattr(af, "by_length", grouping)
         for layer in range(-len(expected), len(expected)):
-            hidden = af.grouped_hidden_state(encoder, inputs, layer)
+            hidden = af.hidden_state(encoder, inputs, layer)
             assert hidden.shape == expected[layer].shape
             difference = (hidden - expected[layer])[is_text].abs().max()
             assert difference <= 1e-5 * expected[layer].abs().max()

@@ -63,7 +63,7 @@ def test_a_sentence_vector_is_the_mean_of_the_hidden_states(architecture, tokeni
     assert torch.equal(batch.candidates, torch.arange(6))
     for pool_first in (True, False):
         for layer in range(-1, tiny.LAYERS + 1):
-            hidden = af.grouped_hidden_state(model, batch.inputs, layer)
+            hidden = af.hidden_state(model, batch.inputs, layer)
             vectors = af.vectors_of(hidden, batch, pool_first)
             means = torch.stack([state[layer][1 - pool_first :].mean(0) for state in states])
             torch.testing.assert_close(vectors.double(), means, atol=2e-6, rtol=1e-5)
@@ -84,7 +84,7 @@ def test_a_sentence_of_the_first_position_alone_has_a_zero_vector(tokenizer):
     """Without the first position there is nothing to average; this must not divide by zero."""
     pairs = [af.Pair("de", "", "le chat"), af.Pair("de", "the", "chat")]
     batch = af.encode_texts(tokenizer, pairs, 96)
-    hidden = af.grouped_hidden_state(tiny.build("llama").base_model, batch.inputs, 2)
+    hidden = af.hidden_state(tiny.build("llama").base_model, batch.inputs, 2)
     vectors = af.vectors_of(hidden, batch, pool_first=False)
     assert torch.equal(vectors[0], torch.zeros(tiny.HIDDEN))
     assert all(vectors[1:].abs().sum(1) > 0)
