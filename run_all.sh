@@ -20,7 +20,8 @@
 #   MODELS       names on the hub, or folders
 #   TASKS        udpos wikiann xquad xnli; massive uner translation, or xsid. For translation, run
 #                `pip install 'sacrebleu[ja,ko]'` first
-#   STRATEGIES   baseline full front back, or layers such as 0-5 or emb,0-2,11
+#   STRATEGIES   baseline full front back, or layers such as 0-5 or emb,0-2,11. A freezing rule of
+#                your own: add its name to `part` in run_all.sh
 #   SCHEDULES    before during; AlignFreeze only
 #   ALIGNERS     dictionary fastalign awesome, or folders of links; AlignFreeze only. If neither
 #                this nor SCHEDULES is set, tasks other than udpos have the first of both
@@ -99,7 +100,7 @@ check() {
 }
 
 check_settings() {
-  local part="front|back|emb|[0-9]+(-[0-9]+)?"
+  local part="front|back|emb|[0-9]+(-[0-9]+)?"  # of STRATEGIES
   check METHODS "alignfreeze|mid-align" "alignfreeze or mid-align"
   check MODELS ".*" "names of models on the hub, or folders"
   check TASKS "udpos|wikiann|xquad|xnli|massive|uner|translation|xsid" \
