@@ -751,12 +751,14 @@ def test_both_losses_until_the_validation_loss_stops_falling():
     folder = "gemma3-270m-xsid-accumulate-validated"
     text, groups = section(folder), (GROUPS[0], "id nl gsw", GROUPS[2])
     selected, changes, hours, loss, falls = by_strategy(folder), [], [], defaultdict(list), []
-    assert sorted(selected["baseline"]) == sorted(selected["full"]) == [1, 2]
+    assert sorted(selected["baseline"]) == [1, 2, 3] and sorted(selected["full"]) == [1, 2]
     for seed, base in sorted(selected["baseline"].items()):
-        full = selected["full"][seed]
+        full = selected["full"].get(seed)  # "Seed 3 has its baseline only"
         for run, name, accumulate in ((base, "baseline", 2), (full, "alternating", 4)):
+            if not run:
+                continue
             assert run["config"]["accumulate"] == accumulate
-            assert run["config"]["precision"] == {1: "bf16", 2: "fp32"}[seed]
+            assert run["config"]["precision"] == ("bf16" if seed == 1 else "fp32")
             best = run["validation"]
             kept = f"{best['step']} of {run['steps']['finetune']}"
             align = run["losses"].get("align", [])
@@ -765,6 +767,8 @@ def test_both_losses_until_the_validation_loss_stops_falling():
             assert line(str(seed), name, kept, f"{best['loss']:.3f}", fall, *cells) in text
             assert min(best["losses"]) < best["losses"][-1]  # it stopped falling
             loss[name].append(best["loss"])
+        if not full:
+            continue
         falls.append(align[-1])
         changes.append([average(full, g.split()) - average(base, g.split()) for g in groups])
         hours.append(sum(sum(run["seconds"].values()) for run in (base, full)) / 3600)
@@ -772,7 +776,7 @@ def test_both_losses_until_the_validation_loss_stops_falling():
     cells = ["{:+.1f} and {:+.1f}".format(*group) for group in zip(*changes)]
     assert line("both losses, until it stops falling", "2", *cells) in text
     assert all(change[0] <= 0 for change in changes)  # "no gain"
-    assert all(map(float.__gt__, loss["alternating"], loss["baseline"]))
+    assert all(map(float.__gt__, loss["alternating"], loss["baseline"]))  # seeds 1 and 2
     assert "In both seeds, the lowest validation loss of alternating is higher" in text
     assert "took {:.1f} and {:.1f} hours".format(*hours) in text
 
