@@ -2577,6 +2577,7 @@ def validate_architecture(config, generates: bool, flag: str) -> None:
     message = f"padding changes the results of {config.model_type}; choose another model"
     require(config.model_type not in IGNORE_THE_MASK, flag, message)
     require(config.model_type != "mra", flag, "mra computes no attention without its CUDA kernels")
+    require(config.model_type != "xmod", flag, "X-MOD would use one language's modules for all")
 
 
 def validate_tokenizer(tokenizer, size: int, flag: str) -> None:

@@ -611,6 +611,21 @@ def test_an_encoder_without_attention_is_refused(tmp_path):
     refused_when_loaded(config, tokenizer, False, "no attention", tmp_path)
 
 
+def test_an_encoder_with_modules_for_each_language_is_refused(tmp_path):
+    """The library's X-MOD computes a text of any language by the modules of its default one."""
+    options = {"languages": ["en_XX", "ar_AR"], "default_language": "en_XX"}
+    tokenizer = architectures.bert()
+    config = architectures.configuration("xmod", options, tokenizer)
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config).eval()
+    row = torch.tensor([[10, 11, 12]])
+    with torch.no_grad():
+        states = [model(row, lang_ids=torch.tensor([k])).last_hidden_state for k in (0, 1)]
+        assert torch.equal(model(row).last_hidden_state, states[0])
+    assert (states[0] - states[1]).abs().max() > 1e-4
+    refused_when_loaded(config, tokenizer, False, "one language's modules", tmp_path)
+
+
 def test_text_is_split_as_the_tokenizer_s_file_says(tmp_path, capsys):
     """The library's class for GPT-2 splits text in its own way, whatever the file says."""
     config = architectures.configuration("gpt2", {}, architectures.gpt_neox())
