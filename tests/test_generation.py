@@ -864,7 +864,7 @@ def test_how_often_batches_of_massive_hold_an_english_sentence_twice(tmp_path):
     english = [{pair.source for pair in batch} for batch in itertools.islice(batches, 1000)]
     twice = sum(len(sentences) < settings.realign_batch_size for sentences in english)
     assert 25 < twice < 55  # of 1,000; if all five languages had the same 500, it would be 550
-    text = Path(af.__file__).with_name("results").joinpath("README.md").read_text("utf-8")
+    text = Path(af.__file__).with_name("results").joinpath("differences.md").read_text("utf-8")
     assert "MASSIVE: about one batch in 25 has such a sentence" in " ".join(text.split())
 
 
