@@ -739,7 +739,7 @@ def test_xsid_until_the_validation_loss_stops_falling():
         intervals += intervals_of(row, "")
     assert line("one loss, until the validation loss stops falling", "3", *intervals) in text
     aligned = [mean(change[code] for code in GROUPS[0].split()) for change in changes]
-    assert min(aligned) < 0 < max(aligned) and "The seeds disagree on the aligned" in text
+    assert min(aligned) < 0 < max(aligned) and "the seeds disagree on the aligned" in text
     higher = [one - base for one, base in zip(loss["alternating"], loss["baseline"])]
     assert [round(value, 2) for value in sorted(higher)] == [-0.0, 0.02, 0.02]
     assert "lowest validation loss of alternating is higher in two seeds, and about the" in text
