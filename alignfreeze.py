@@ -52,6 +52,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import normalizers
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -863,8 +864,6 @@ def encode_words(tokenizer, sentences: list, max_length: int, windows=False) -> 
     marks = [token[0] for token in frame.tokens() if token[0] in "▁Ġ"]  # signs for a blank
     lone_mark = backend.token_to_id(marks[0]) if marks else None
     is_unigram = type(backend.model).__name__ == "Unigram"  # such as XLM-R's
-    if is_unigram:  # else it drops accents: https://github.com/huggingface/tokenizers/issues/2116
-        sentences = [[nfc(word) for word in words] for words in sentences]
     text_at = np.flatnonzero(np.array(frame["special_tokens_mask"]) == 0)
     start, _, end = np.split(np.array(frame["input_ids"]), [text_at[0], text_at[-1] + 1])
     around = len(start), len(end)  # numbers of special tokens
@@ -1354,8 +1353,6 @@ def awesome_links(encoder, tokenizer, pairs: list, layer=8, threshold=1e-3) -> l
     over the source's subwords and over the target's; two words, if any of their subwords are.
     """
     links: list[Links] = [[] for _ in pairs]
-    if not pairs:
-        return links
     sentences = [source for source, _ in pairs] + [target for _, target in pairs]
     windows = encode_words(tokenizer, sentences, tokenizer.model_max_length)
     ids = [window.ids for window in windows]
@@ -2306,9 +2303,8 @@ def settings_of_run(settings: Settings) -> dict:
         values["aligner"] = "none"
     for name in ("model", "aligner", "data_dir"):
         values[name] = values[name] and Path(os.path.abspath(values[name])).name
-    values["adapter"] = []
-    for name, weight in map(parse_adapter, settings.adapter):
-        values["adapter"].append(f"{Path(os.path.abspath(name)).name}={weight:g}")
+    adapters = map(parse_adapter, settings.adapter)
+    values["adapter"] = [f"{Path(os.path.abspath(name)).name}={w:g}" for name, w in adapters]
     return values
 
 
@@ -2530,6 +2526,10 @@ def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) ->
             tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
         if tokenizer.pad_token_id is None and generates:
             tokenizer.pad_token = tokenizer.eos_token
+        backend = tokenizer.backend_tokenizer
+        if type(backend.model).__name__ == "Unigram":  # else it drops accents of decomposed text:
+            steps = [normalizers.NFC(), backend.normalizer]  # huggingface/tokenizers/issues/2116
+            backend.normalizer = normalizers.Sequence([*filter(None, steps)])
         validate_tokenizer(tokenizer, config.vocab_size, flag)
         positions = getattr(config, "max_position_embeddings", None) or math.inf
         if "roberta" in config.model_type:

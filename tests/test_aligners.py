@@ -357,7 +357,6 @@ def test_a_sentence_pair_gets_the_same_links_alone_and_among_others(encoder, sen
 
 
 def test_empty_sentences_have_no_awesome_links(encoder):
-    assert awesome_links(*encoder, [], 1) == []
     assert awesome_links(*encoder, [([], []), (["a"], []), ([], ["b"])], 1) == [[], [], []]
 
 

@@ -22,6 +22,7 @@ import torch
 from tiny import build
 from tokenizers import (
     Encoding,
+    Regex,
     Tokenizer,
     models,
     normalizers,
@@ -37,6 +38,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     RobertaTokenizer,
+    XLMRobertaConfig,
     XLMRobertaTokenizer,
 )
 
@@ -561,17 +563,36 @@ def test_batches_of_a_list_repeat_it_without_end_and_those_of_an_iterator_end(to
     assert [batch.pairs for batch in whole] == [pairs[:2], pairs[2:4]]  # none with a single pair
 
 
-def test_a_unigram_tokenizer_reads_decomposed_words_as_composed_ones(by_hand):
-    """Its normaliser drops accents of decomposed text, which the links of words do not expect."""
-    composed = ["a", "\u1ebf", "\uac00b"]
+@pytest.mark.parametrize("drops_accents", [True, False])
+def test_a_unigram_tokenizer_reads_decomposed_text_as_composed_text(tmp_path, drops_accents):
+    """Its own normaliser drops accents that are not composed, as XLM-R's does."""
+    pieces = [*SPECIAL["xlmr"], *"\u2581the\u1ebf\uac00"]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=3))
+    if drops_accents:
+        backend.normalizer = normalizers.Replace(Regex(r"\p{M}|[\u1100-\u11ff]"), "")
+    wrapped("xlmr", with_special_tokens("xlmr", backend)).save_pretrained(tmp_path)
+    XLMRobertaConfig(vocab_size=len(pieces), num_hidden_layers=2).save_pretrained(tmp_path)
+    tokenizer, _ = af.load_tokenizer(str(tmp_path))
+    composed = ["the", "t\u1ebf", "\uac00t"]
     decomposed = [unicodedata.normalize("NFD", word) for word in composed]
     assert decomposed != composed
-    tokenizer, ids = by_hand["xlmr"], []
+    read = []
     for words in (composed, decomposed):
+        text = " ".join(words)
         (window,) = af.encode_words(tokenizer, [words], 20)
         assert window.words[window.first].tolist() == [0, 1, 2]
-        ids.append(window.ids.tolist())
-    assert ids[0] == ids[1]
+        pair = af.encode_texts(tokenizer, [af.Pair("vi", "the", text)], 20)
+        (nli,) = af.encode_sentences(
+            tokenizer, [{"premise": "the", "hypothesis": text, "label": 0}], 20, True
+        )
+        answer = {"texts": words[1:2], "starts": [text.index(words[1])]}
+        (qa,) = af.encode_questions(
+            tokenizer, [{"question": text, "context": text, **answer}], 60, True
+        )
+        inputs = [window.ids, pair.inputs["input_ids"][1], nli["input_ids"], qa["input_ids"]]
+        read.append([list(map(int, row)) for row in [*inputs, qa["labels"]]])
+    assert read[0] == read[1]
+    assert tokenizer.convert_ids_to_tokens(read[0][0][1:-1])[-3:] == ["\u1ebf", "\uac00", "t"]
 
 
 @pytest.mark.parametrize("normalizer", [None, normalizers.NFKC()])
