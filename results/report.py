@@ -10,6 +10,7 @@ named on stderr; the exit code is 2 if an argument has no records.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import math
@@ -202,6 +203,7 @@ def averages(summaries: dict[tuple[str, str], SimpleNamespace]) -> list[str]:
     return text
 
 
+@functools.cache
 def markdown(text: str) -> str:
     """Escape the characters that Markdown or HTML would interpret."""
     return re.sub(r"[\\`*\[\]<>|&~#$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
@@ -211,10 +213,10 @@ def escape(data: pd.DataFrame) -> pd.DataFrame:
     """Return the values with all text from the records escaped for Markdown."""
     text = {column: data[column].map(markdown) for column in [*NAMES, "row"]}
     text["strategy"] = data.strategy.cat.rename_categories(markdown)
-    settings = []
-    for original in data.settings:
-        settings.append(frozenset((markdown(flag), markdown(value)) for flag, value in original))
-    return data.assign(**text, settings=settings)
+    settings = {}
+    for original in data.settings.unique():
+        settings[original] = frozenset((markdown(flag), markdown(v)) for flag, v in original)
+    return data.assign(**text, settings=data.settings.map(settings))
 
 
 def report(name: str, data: pd.DataFrame, figures: dict[str, str]) -> str:
