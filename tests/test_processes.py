@@ -20,7 +20,7 @@ import torch.distributed as dist
 import alignfreeze as af
 
 HERE = Path(__file__).resolve()
-ARCHITECTURES = ("distilbert", "bert", "llama")
+ARCHITECTURES = ("distilbert", "llama")
 STAGES = ("realign", "before", "during", "alternate")
 VARIANTS = {"accumulate 2": (2, 0), "accumulate 4": (4, 0), "adapters": (2, 2)}
 DROPOUT = {"distilbert": "dropout", "llama": "attention_dropout"}
