@@ -128,7 +128,7 @@ class Settings:
 
 
 PRESETS = {  # defaults; a flag comes first, then the task (TASKS), model, method and `Settings`
-    "mid-align": {
+    "--method mid-align": {
         "model": "meta-llama/Meta-Llama-3-8B-Instruct", "task": "massive",
         "strategy": "full", "schedule": "alternate", "unit": "sentence", "layer": 16,
         "realign_batch_size": 32, "realign_max_length": 2048, "lora": 8, "accumulate": 4,
@@ -2507,8 +2507,8 @@ def validate_for_model(settings: Settings, config, longest: int) -> None:
 def load_tokenizer(name: str, flag: str = "--model", generates: bool = False) -> tuple[Any, Any]:
     """Load the tokenizer and the configuration of a model.
 
-    generates: whether a decoder is needed instead of an encoder. Raises UserError if the model
-    cannot be used, before anything is computed.
+    generates: whether a decoder is needed instead of an encoder. A Unigram composes text first
+    (NFC). Raises UserError if the model cannot be used, before anything is computed.
     """
     flag = f"{flag} {name}"
     with as_user_error(f"{flag}: cannot be loaded; give a hub id or a folder of a model"):
@@ -2937,12 +2937,12 @@ def parse_args(argv: list[str] | None = None) -> Settings:
     parser.usage = "%(prog)s [flags]"  # a list of all of them would hide the description
     words = [word for word in argv if word not in ("-h", "--help")]
     method = parser.parse_known_args(words)[0].method  # first: it sets the default model
-    parser.set_defaults(**PRESETS.get(method, {}))
+    parser.set_defaults(**PRESETS.get(f"--method {method}", {}))
     chosen = parser.parse_known_args(words)[0]
     require(chosen.task in TASKS, f"--task {chosen.task}", f"choose from {', '.join(TASKS)}")
     task = TASKS[chosen.task]
-    if Path(chosen.model).name != "mid-align":  # a folder with the name of the method
-        parser.set_defaults(**PRESETS.get(Path(chosen.model).name, {}))
+    name = Path(os.path.abspath(chosen.model)).name  # also of `--model .`
+    parser.set_defaults(**PRESETS.get(name, {}))
     defaults = {name: value for name, value in task._asdict().items() if hasattr(chosen, name)}
     parser.set_defaults(**defaults)  # the fields of the task that are settings
     for action in parser._actions:

@@ -630,6 +630,14 @@ def test_the_defaults_of_every_task_pass_the_checks_of_languages(task):
     af.validate_languages(settings)
 
 
+def test_the_defaults_of_a_model_hold_for_its_folder_however_it_is_written(tmp_path, monkeypatch):
+    folder = tmp_path / "xlm-roberta-base"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for model in ("FacebookAI/xlm-roberta-base", str(folder), "."):
+        assert af.parse_args(["--model", model]).lr == 7.5e-6
+
+
 def test_a_model_may_have_the_name_of_a_method():
     settings = af.parse_args(["--model", "models/mid-align"])
     assert settings == dataclasses.replace(af.parse_args([]), model="models/mid-align")
